@@ -1,0 +1,1 @@
+"""Settings of the whole program, and the configuration files that ship with it."""

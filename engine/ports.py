@@ -1,0 +1,320 @@
+"""The small doors between the engine and its stores: `Ledger` (Redis), `EventStore` (Postgres), `Clock`.
+
+Owns the messages that cross them. Knows neither Redis nor Postgres; every adapter, and the fakes in
+`tests/fakes`, pass the contract tests in `tests/contract`. The protocol behind them is told in
+`docs/architecture.md`.
+
+A port raises nothing about the protocol: what can happen is a value. Two kinds of failure matter, and each
+answer is exactly one of them: it *certainly* had no effect, or nobody knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Protocol
+
+from engine.model import Campaign, CampaignId, CampaignSpend, EventId, EventType, Micros, StoredEvent
+
+# Flags of one event in `Reserve.kinds`.
+FREE: Final = 0
+BILLABLE: Final = 1
+COUNTS_FOR_CAP: Final = 2
+
+NO_CAP: Final = -1
+
+
+class Letter(bytes, Enum):  # noqa: SLOT000 - an enum's members are its only instances
+    """What Redis says of one event. The letters are those of `functions.lua`; a test compares the two."""
+
+    PENDING = b"P"  # in flight: reserved by an earlier call, or earlier in this one
+    DUPLICATE = b"D"
+    CAPPED = b"C"
+    TOTAL = b"T"
+    DAILY = b"Y"
+    PACED = b"W"
+    ACCEPTED = b"A"
+
+
+# --- Ledger: what goes to Redis, and what comes back ---------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Reserve money, cap and ids for up to 1,000 events of one campaign; all or nothing is written.
+
+    `kinds` has a byte an event (flags above), `ids` 16 bytes an event, `users` a string an event.
+    `committed` are tags of earlier reservations that are durable: their pending records are dropped.
+    """
+
+    campaign_id: CampaignId
+    generation: int
+    tag: int
+    plan_version: int
+    day: int
+    turn: int
+    total_budget_micros: int
+    daily_budget_micros: int
+    allowance_micros: int
+    cap: int
+    cost_micros: int
+    kinds: bytes
+    ids: bytes
+    users: Sequence[str]
+    committed: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """Settle one reservation: `commit` makes it durable, otherwise it is undone. Repeatable at will."""
+
+    campaign_id: CampaignId
+    generation: int
+    tag: int
+    commit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """One letter an event, and the sums afterwards (micros, reservations included)."""
+
+    letters: bytes
+    total_micros: int
+    today_micros: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The call did what it says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Redis knows nothing of this campaign, or it is another memory image than the one that wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """Redis holds another generation."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The campaign is being recovered (or, for a recoverer, is open already)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanBehind:
+    """Another engine knows a newer plan."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class DayBehind:
+    """Another engine has reached a later spend day."""
+
+    day: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """`ready` found sums that differ from the ledger's."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotRun:
+    """The store said no, or could not be reached: the call certainly had no effect."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """No answer: the call may have run, or may still run."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A pending reservation that `begin` found: its tag, and the first of its ids."""
+
+    tag: int
+    first_id: EventId
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """`begin` closed a state that can be trusted; these reservations have to be settled."""
+
+    pending: Sequence[Pending]
+
+
+@dataclass(frozen=True, slots=True)
+class Emptied:
+    """`begin` dropped the state: rebuild it from Postgres."""
+
+
+ReserveReply = Reserved | Lost | Stale | Closed | PlanBehind | DayBehind | NotRun | Unknown
+ResolveReply = Done | Lost | Stale | Closed | NotRun | Unknown
+BeginReply = Kept | Emptied | Stale | NotRun | Unknown
+LoadReply = Done | Lost | Stale | Closed | NotRun | Unknown
+ReadyReply = Done | Mismatch | Lost | Stale | Closed | NotRun | Unknown
+
+
+class Ledger(Protocol):
+    """Fast reservations. Nothing here raises but `Cancelled`."""
+
+    async def round(self, calls: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:
+        """All calls in one pipelined round trip, in order; one reply a call."""
+        ...
+
+    async def begin(self, campaign_id: CampaignId, generation: int) -> BeginReply:
+        """Close the campaign under a new generation, keeping its state only if it can be trusted."""
+        ...
+
+    async def settle(self, campaign_id: CampaignId, generation: int, tag: int, *, commit: bool) -> LoadReply:
+        """`Resolve` for a recoverer: works while the campaign is closed."""
+        ...
+
+    async def load_users(
+        self, campaign_id: CampaignId, generation: int, users: Sequence[tuple[str, int]]
+    ) -> LoadReply:
+        """One chunk (at most 1,000) of users and their impressions of the ledger's day."""
+        ...
+
+    async def load_ids(
+        self, campaign_id: CampaignId, generation: int, turn: int, ids: Sequence[EventId]
+    ) -> LoadReply:
+        """One chunk (at most 1,000) of committed ids, received in that turn of the dedup window."""
+        ...
+
+    async def ready(
+        self, campaign_id: CampaignId, generation: int, spend: CampaignSpend, turn: int, plan_version: int
+    ) -> ReadyReply:
+        """Open the campaign again, if its sums are the ledger's."""
+        ...
+
+    async def pending_tags(self, campaign_ids: Sequence[CampaignId]) -> dict[CampaignId, list[int]] | NotRun:
+        """Tags of all reservations that wait for their commit."""
+        ...
+
+    async def ping(self) -> bool:
+        """Whether Redis answers."""
+        ...
+
+
+# --- EventStore: what goes to Postgres, and what comes back --------------------------------------------------
+
+
+class Row(Protocol):
+    """One accepted event on its way into Postgres (the engine's `Entry` is one)."""
+
+    event_id: bytes
+    user: bytes  # UTF-8
+    ad: bytes | None  # UTF-8
+    event_type: EventType
+    cost_micros: int
+    occurred_us: int
+    received_us: int
+    day: int  # identity day
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """The judge's row of one campaign."""
+
+    campaign_id: CampaignId
+    generation: int
+    spend: CampaignSpend
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Postgres answered `COMMIT`: every row of the flush is durable and counted."""
+
+
+class RefusalCause(Enum):
+    """What the guard or the unique key found wrong with a batch."""
+
+    GENERATION = "generation"
+    BUDGET = "budget"
+    DAY = "day"
+    DUPLICATE = "duplicate"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Rolled back, because of these campaigns."""
+
+    causes: Mapping[CampaignId, RefusalCause]
+
+
+FlushReply = Committed | Refused | NotRun | Unknown
+
+
+class Batch(Protocol):
+    """What a flush needs to know of one reservation's accepted events."""
+
+    @property
+    def campaign_id(self) -> CampaignId: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def tag(self) -> int: ...
+    @property
+    def spend_day(self) -> int: ...
+    @property
+    def amount_micros(self) -> int: ...
+    @property
+    def rows(self) -> Sequence[Row]: ...
+
+
+class EventStore(Protocol):
+    """The judge. `flush` never raises but `Cancelled`; the reads raise `StoreUnavailable`."""
+
+    async def flush(self, batches: Sequence[Batch]) -> FlushReply:
+        """One transaction for all batches; at most one generation and spend day a campaign."""
+        ...
+
+    async def plans(self, campaign_ids: Sequence[CampaignId]) -> dict[CampaignId, tuple[Campaign, LedgerRow]]:
+        """Plan and ledger row of those campaigns that exist."""
+        ...
+
+    async def look_up(
+        self, campaign_id: CampaignId, wanted: Sequence[tuple[bytes, Sequence[int] | None]]
+    ) -> dict[bytes, StoredEvent]:
+        """Committed events by id; each with the identity days to look at, or None for every day."""
+        ...
+
+    async def raise_generation(self, campaign_id: CampaignId) -> LedgerRow | None:
+        """`gen + 1`, committed, after every older batch is in or out for good. None: no such campaign."""
+        ...
+
+    def users_on(
+        self, campaign_id: CampaignId, spend_day: int
+    ) -> AsyncIterator[Sequence[tuple[str, int]]]:
+        """Impressions a user on a spend day, in chunks of at most 1,000 users."""
+        ...
+
+    def ids_received(
+        self, campaign_id: CampaignId, since_us: int
+    ) -> AsyncIterator[Sequence[tuple[EventId, int]]]:
+        """Ids and receive times of what was received since then, in chunks of at most 1,000."""
+        ...
+
+    async def ping(self) -> bool:
+        """Whether Postgres answers."""
+        ...
+
+
+class Clock(Protocol):
+    """Wall time. Monotonic time is trio's own."""
+
+    def now_us(self) -> int:
+        """Microseconds since 1970-01-01 UTC."""
+        ...
