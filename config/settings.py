@@ -51,8 +51,12 @@ class Settings:
         4 << 20, "Bytes of one body, decoded: 5,000 events of 800 bytes, three times a full one.", 1_024, 64 << 20
     )
     string_bytes_max: int = _number(128, "Bytes of user_id, ad_id and name: a UUID is 36, a SHA-512 128.", 1, 1_024)
-    occurred_past_seconds: int = _number(172_800, "Oldest `occurred_at` accepted: 48 h, a weekend's outage.", 60, 604_800)
-    occurred_ahead_seconds: int = _number(300, "How far `occurred_at` may be ahead of us: a bad clock's 5 min.", 0, 3_600)
+    occurred_past_seconds: int = _number(
+        172_800, "Oldest `occurred_at` accepted: 48 h, a weekend's outage.", 60, 604_800
+    )
+    occurred_ahead_seconds: int = _number(
+        300, "How far `occurred_at` may be ahead of us: a bad clock's 5 min.", 0, 3_600
+    )
 
     mailbox_events_max: int = _number(
         20_000, "Events waiting for one campaign: 0.2 s of one campaign at full rate; more is refused.", 1, 1_000_000
@@ -63,17 +67,24 @@ class Settings:
     request_deadline_seconds: float = _number(
         10.0, "What has no verdict by then is answered 503: below the 15 to 30 s most senders wait.", 0.1, 300
     )
-    reserve_events_max: int = _number(1_000, "Events of one reserve call: 3 ms of Redis; Lua's unpack ends at 8,000.", 1, 1_000)
+    reserve_events_max: int = _number(
+        1_000, "Events of one reserve call: 3 ms of Redis; Lua's unpack ends at 8,000.", 1, 1_000
+    )
     round_events_max: int = _number(
         5_000, "Events of one ledger round, all campaigns: 15 ms of Redis, so a lone event waits no longer.", 1, 100_000
     )
     flush_events_max: int = _number(10_000, "Events of one flush: 25 ms of COPY; larger gains nothing.", 1, 100_000)
     flush_connections: int = _number(2, "Flushes in flight: while one commits, the next is sent.", 1, 16)
     flush_queue_events_max: int = _number(
-        40_000, "Events reserved and waiting for a flush: two full flushes a connection; then rounds pause.", 1, 1_000_000
+        40_000,
+        "Events reserved and waiting for a flush: two full flushes a connection; then rounds pause.",
+        1,
+        1_000_000,
     )
     flush_timeout_seconds: float = _number(10.0, "A flush unanswered by then is unknown, and recovered.", 0.1, 300)
-    ledger_timeout_seconds: float = _number(5.0, "A ledger round unanswered by then is unknown, and recovered.", 0.1, 300)
+    ledger_timeout_seconds: float = _number(
+        5.0, "A ledger round unanswered by then is unknown, and recovered.", 0.1, 300
+    )
     query_connections: int = _number(8, "Postgres connections for campaigns, reports, look-ups, recovery.", 2, 100)
     query_timeout_seconds: float = _number(10.0, "A query to Postgres unanswered by then has failed.", 0.1, 300)
 
@@ -94,9 +105,15 @@ class Settings:
     partitions_ahead_days: int = _number(7, "Daily partitions made ahead: a week without a running engine.", 1, 90)
 
     drain_seconds: float = _number(20.0, "SIGTERM to exit at most: a request's deadline twice.", 1, 300)
-    connections_max: int = _number(4_096, "Connections of the intake: 64 KB of buffers each at most, 256 MB.", 1, 65_536)
-    header_bytes_max: int = _number(16_384, "Bytes of a request's head: h11's and nginx's order of size.", 1_024, 1 << 20)
-    read_timeout_seconds: float = _number(30.0, "A request must arrive whole within this: slow senders hold memory.", 1, 600)
+    connections_max: int = _number(
+        4_096, "Connections of the intake: 64 KB of buffers each at most, 256 MB.", 1, 65_536
+    )
+    header_bytes_max: int = _number(
+        16_384, "Bytes of a request's head: h11's and nginx's order of size.", 1_024, 1 << 20
+    )
+    read_timeout_seconds: float = _number(
+        30.0, "A request must arrive whole within this: slow senders hold memory.", 1, 600
+    )
     idle_timeout_seconds: float = _number(75.0, "An idle keep-alive connection is closed: nginx's default.", 1, 3_600)
     redis_memory_mb: int = _number(1_024, "`maxmemory` of the embedded Redis: 10 million ids and users.", 64, 1 << 20)
 

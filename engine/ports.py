@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
-from engine.model import Campaign, CampaignId, CampaignSpend, EventId, EventType, Micros, StoredEvent
+from engine.model import Campaign, CampaignId, CampaignSpend, EventId, EventType, StoredEvent
 
 # Flags of one event in `Reserve.kinds`.
 FREE: Final = 0
@@ -25,7 +25,7 @@ COUNTS_FOR_CAP: Final = 2
 NO_CAP: Final = -1
 
 
-class Letter(bytes, Enum):  # noqa: SLOT000 - an enum's members are its only instances
+class Letter(bytes, Enum):
     """What Redis says of one event. The letters are those of `functions.lua`; a test compares the two."""
 
     PENDING = b"P"  # in flight: reserved by an earlier call, or earlier in this one
@@ -37,7 +37,7 @@ class Letter(bytes, Enum):  # noqa: SLOT000 - an enum's members are its only ins
     ACCEPTED = b"A"
 
 
-# --- Ledger: what goes to Redis, and what comes back ---------------------------------------------------------
+# --- Ledger: what goes to Redis, and what comes back ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,15 +181,11 @@ class Ledger(Protocol):
         """`Resolve` for a recoverer: works while the campaign is closed."""
         ...
 
-    async def load_users(
-        self, campaign_id: CampaignId, generation: int, users: Sequence[tuple[str, int]]
-    ) -> LoadReply:
+    async def load_users(self, campaign_id: CampaignId, generation: int, users: Sequence[tuple[str, int]]) -> LoadReply:
         """One chunk (at most 1,000) of users and their impressions of the ledger's day."""
         ...
 
-    async def load_ids(
-        self, campaign_id: CampaignId, generation: int, turn: int, ids: Sequence[EventId]
-    ) -> LoadReply:
+    async def load_ids(self, campaign_id: CampaignId, generation: int, turn: int, ids: Sequence[EventId]) -> LoadReply:
         """One chunk (at most 1,000) of committed ids, received in that turn of the dedup window."""
         ...
 
@@ -208,7 +204,7 @@ class Ledger(Protocol):
         ...
 
 
-# --- EventStore: what goes to Postgres, and what comes back --------------------------------------------------
+# --- EventStore: what goes to Postgres, and what comes back ---
 
 
 class Row(Protocol):
@@ -260,18 +256,12 @@ FlushReply = Committed | Refused | NotRun | Unknown
 class Batch(Protocol):
     """What a flush needs to know of one reservation's accepted events."""
 
-    @property
-    def campaign_id(self) -> CampaignId: ...
-    @property
-    def generation(self) -> int: ...
-    @property
-    def tag(self) -> int: ...
-    @property
-    def spend_day(self) -> int: ...
-    @property
-    def amount_micros(self) -> int: ...
-    @property
-    def rows(self) -> Sequence[Row]: ...
+    campaign_id: CampaignId
+    generation: int
+    tag: int
+    spend_day: int
+    amount_micros: int
+    rows: Sequence[Row]
 
 
 class EventStore(Protocol):
@@ -295,15 +285,11 @@ class EventStore(Protocol):
         """`gen + 1`, committed, after every older batch is in or out for good. None: no such campaign."""
         ...
 
-    def users_on(
-        self, campaign_id: CampaignId, spend_day: int
-    ) -> AsyncIterator[Sequence[tuple[str, int]]]:
+    def users_on(self, campaign_id: CampaignId, spend_day: int) -> AsyncIterator[Sequence[tuple[str, int]]]:
         """Impressions a user on a spend day, in chunks of at most 1,000 users."""
         ...
 
-    def ids_received(
-        self, campaign_id: CampaignId, since_us: int
-    ) -> AsyncIterator[Sequence[tuple[EventId, int]]]:
+    def ids_received(self, campaign_id: CampaignId, since_us: int) -> AsyncIterator[Sequence[tuple[EventId, int]]]:
         """Ids and receive times of what was received since then, in chunks of at most 1,000."""
         ...
 

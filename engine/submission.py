@@ -43,8 +43,8 @@ class Entry:
 class Submission:
     """The events of one request.
 
-    `entries[i]` is event i, or an `Invalid` that says what is wrong with it. `verdicts` holds every event that was not accepted.
-    `done` is called exactly once, when the last event has its verdict or the deadline has passed.
+    `entries[i]` is event i, or an `Invalid` that says what is wrong with it. `verdicts` holds every
+    event that was not accepted. `done` is called exactly once, when the last event has its verdict or the deadline has passed.
     """
 
     __slots__ = ("deadline_us", "done", "entries", "finished", "open", "received_us", "verdicts")
