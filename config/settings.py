@@ -96,7 +96,7 @@ class Settings:
     restarts_max: int = _number(5, "Restarts of one crashed actor within the window; then it answers 503.", 0, 1_000)
     restart_window_seconds: float = _number(60.0, "The window of `HEADRACE_RESTARTS_MAX`.", 1, 3_600)
     recoveries_max: int = _number(4, "Recoveries at once: half of the query connections, so reports go on.", 1, 64)
-    lookups_max: int = _number(64, "Late look-ups under way at once: each up to a call of events, 64,000.", 1, 10_000)
+    lookup_events_max: int = _number(5_000, "Ids of one look-up in Postgres: 20 ms of index probes.", 1, 100_000)
 
     heartbeat_seconds: float = _number(5.0, "How often an engine process says in Postgres that it is alive.", 0.1, 60)
     engine_dead_seconds: float = _number(15.0, "Silent for so long, an engine is dead: three heartbeats.", 0.3, 600)
@@ -219,8 +219,7 @@ def settings_page() -> str:
     lines += ["", "Checked against each other:", ""]
     lines += [f"- `{variable(a)}` may be at most `{variable(b)}`: {because}." for a, b, because in _ORDERED]
     lines += [
-        "- `HEADRACE_DEDUP_TURN_SECONDS` is at least 30 s longer than `HEADRACE_OCCURRED_AHEAD_SECONDS`:"
-        " ids younger than the difference are not looked up in Postgres.",
+        "- `HEADRACE_DEDUP_TURN_SECONDS` is at least 30 s longer than `HEADRACE_OCCURRED_AHEAD_SECONDS`.",
         "",
     ]
     return "\n".join(lines)

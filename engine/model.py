@@ -154,12 +154,47 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
         return cost_per_event(self.pricing_model, self.unit_price_micros)
 
 
+class NewCampaign(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of a campaign to be created, validated by `engine/plans.py`."""
+
+    name: str
+    pricing_model: PricingModel
+    unit_price_micros: Micros
+    total_budget_micros: Micros
+    daily_budget_micros: Micros
+    freq_cap_impressions_per_day: int | None = None
+    active: bool = True
+    pacing: Pacing = Pacing.ASAP
+    timezone: str = "UTC"
+
+
 class CampaignSpend(msgspec.Struct, frozen=True):
     """What the ledger row of a campaign says: all committed spend, and that of its latest spend day."""
 
     spent_micros: Micros
     day: int
     today_micros: Micros
+
+
+class CampaignView(msgspec.Struct, frozen=True):
+    """A campaign as its owner sees it: the plan, all it has spent, and what it has spent on its own calendar today."""
+
+    campaign: Campaign
+    spent_total_micros: Micros
+    spent_today_micros: Micros
+
+
+class HeartbeatReply(msgspec.Struct, frozen=True):
+    """What Postgres answers to one heartbeat of an engine process.
+
+    `clock_offset_us` is our clock minus Postgres's (half of the round trip counted), positive when ours is ahead.
+    `alive` are the numbers of engines that were heard of lately, `newest` the highest number given out so far: what
+    was reserved by an engine up to `newest` that is not alive may be recovered.
+    """
+
+    clock_offset_us: int
+    alive: frozenset[int]
+    newest: int
 
 
 class Report(msgspec.Struct, frozen=True):

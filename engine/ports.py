@@ -10,12 +10,22 @@ answer is exactly one of them: it *certainly* had no effect, or nobody knows.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
-from engine.model import Campaign, CampaignId, CampaignSpend, EventId, EventType, StoredEvent
+from engine.model import (
+    Campaign,
+    CampaignId,
+    CampaignSpend,
+    EventId,
+    EventType,
+    HeartbeatReply,
+    NewCampaign,
+    Report,
+    StoredEvent,
+)
 
 # Flags of one event in `Reserve.kinds`.
 FREE: Final = 0
@@ -127,9 +137,14 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class NotRun:
-    """The store said no, or could not be reached: the call certainly had no effect."""
+    """The store said no, or could not be reached: the call certainly had no effect.
+
+    `data` is true when a flush was refused because of what it carried (not because Postgres is away), and
+    nobody can say which of its campaigns is the culprit: the caller halves it.
+    """
 
     detail: str
+    data: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +276,20 @@ class Batch(Protocol):
     tag: int
     spend_day: int
     amount_micros: int
-    rows: Sequence[Row]
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """Its accepted events."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An event to look up: by its id, on these identity days, or on every day there is (None)."""
+
+    campaign_id: CampaignId
+    event_id: bytes
+    days: Sequence[int] | None
 
 
 class EventStore(Protocol):
@@ -275,26 +303,68 @@ class EventStore(Protocol):
         """Plan and ledger row of those campaigns that exist."""
         ...
 
-    async def look_up(
-        self, campaign_id: CampaignId, wanted: Sequence[tuple[bytes, Sequence[int] | None]]
-    ) -> dict[bytes, StoredEvent]:
-        """Committed events by id; each with the identity days to look at, or None for every day."""
+    async def look_up(self, wanted: Sequence[Wanted]) -> dict[tuple[CampaignId, bytes], StoredEvent]:
+        """Those of the wanted events that are committed, of any number of campaigns, in one query."""
         ...
 
     async def raise_generation(self, campaign_id: CampaignId) -> LedgerRow | None:
         """`gen + 1`, committed, after every older batch is in or out for good. None: no such campaign."""
         ...
 
-    def users_on(self, campaign_id: CampaignId, spend_day: int) -> AsyncIterator[Sequence[tuple[str, int]]]:
-        """Impressions a user on a spend day, in chunks of at most 1,000 users."""
+    def users_on(self, campaign_id: CampaignId, spend_day: int) -> AsyncGenerator[Sequence[tuple[str, int]], None]:
+        """Impressions a user on a spend day, in chunks of at most 1,000 users. Close it (`aclosing`): it holds a connection."""
         ...
 
-    def ids_received(self, campaign_id: CampaignId, since_us: int) -> AsyncIterator[Sequence[tuple[EventId, int]]]:
-        """Ids and receive times of what was received since then, in chunks of at most 1,000."""
+    def ids_received(
+        self, campaign_id: CampaignId, since_us: int
+    ) -> AsyncGenerator[Sequence[tuple[EventId, int]], None]:
+        """Ids and receive times of what was received since then, in chunks of at most 1,000. Close it, too."""
         ...
 
     async def ping(self) -> bool:
         """Whether Postgres answers."""
+        ...
+
+
+class CampaignStore(Protocol):
+    """Campaigns and reports. Everything here raises `StoreUnavailable` when Postgres can't be asked."""
+
+    async def create_campaign(self, new: NewCampaign) -> tuple[Campaign, CampaignSpend]:
+        """Write a campaign and its ledger row in one transaction."""
+        ...
+
+    async def campaign(self, campaign_id: CampaignId) -> tuple[Campaign, CampaignSpend] | None:
+        """A campaign and its spend, or None."""
+        ...
+
+    async def page_campaigns(self, after: int, limit: int) -> list[tuple[Campaign, CampaignSpend]]:
+        """Up to `limit` campaigns with numbers above `after`, in order."""
+        ...
+
+    async def update_campaign(
+        self, campaign_id: CampaignId, changes: Mapping[str, object]
+    ) -> tuple[Campaign, CampaignSpend] | None:
+        """Change the named fields of `Campaign`; `version + 1`, ledger and NOTIFY in the same transaction."""
+        ...
+
+    async def report(self, campaign_id: CampaignId, start_us: int | None, end_us: int | None) -> Report | None:
+        """Counts and spend of events that occurred from start up to end, exact; None bounds are open."""
+        ...
+
+    async def ping(self) -> bool:
+        """Whether Postgres answers."""
+        ...
+
+
+class Roster(Protocol):
+    """Engine processes and housekeeping. Raises `StoreUnavailable`."""
+
+    async def heartbeat(self, number: int) -> HeartbeatReply:
+        """Say that this engine lives; hear who else does, and how far our clock is off."""
+        ...
+
+    async def make_partitions(self) -> None:
+        """Make the daily partitions from three days ago to `partitions_ahead_days`."""
         ...
 
 

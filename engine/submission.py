@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.model import CampaignId, EventType, Invalid, Verdict
+from engine.model import CampaignId, EventId, EventType, Invalid, Micros, StoredEvent, Verdict
 
 
 class Entry:
     """One event inside the engine: checked, encoded once, and bound to the request that brought it."""
 
     __slots__ = (
-        "ad", "campaign_id", "cost_micros", "day", "event_id", "event_type", "index", "looked_up",
-        "occurred_us", "received_us", "repeats", "submission", "told_us", "user", "user_id",
+        "ad", "attempts", "campaign_id", "cost_micros", "day", "event_id", "event_type", "index", "looked_up",
+        "occurred_us", "received_us", "repeats", "settled", "submission", "told_us", "user", "user_id",
     )  # fmt: skip
 
     def __init__(
@@ -36,24 +36,77 @@ class Entry:
         self.told_us = told_us  # what the event itself says of its time; None: nothing
         self.day = day  # identity day
         self.cost_micros = 0  # set when it is reserved
-        self.looked_up = False  # Postgres was asked, and did not have it
+        self.attempts = 0  # calls of reserve that carried it
+        self.looked_up = False  # Postgres was asked since the last call, and did not have it
+        self.settled = False  # it has its verdict
         self.repeats: list[Entry] | None = None  # the same id again, while this one is under way
+
+    def settle(self, verdict: Verdict | None) -> None:
+        """Give the event its verdict, None for accepted. What comes after the deadline's is dropped."""
+        if self.settled:
+            return
+        self.settled = True
+        submission = self.submission
+        if verdict is not None:
+            submission.verdicts[self.index] = verdict
+        submission.open -= 1
+        if submission.open == 0:
+            submission.done(submission)
+
+    def same_event(self, stored: StoredEvent) -> bool:
+        """Whether a stored event with this id is this one: same user, ad and type.
+
+        Times are left out: a sender that replays a log may well shift them.
+        """
+        ad = None if self.ad is None else self.ad.decode()
+        return stored.user_id == self.user_id and stored.ad_id == ad and stored.event_type == self.event_type
+
+    def as_stored(self, batch: int) -> StoredEvent:
+        """What its row says, once it is committed under this tag."""
+        return StoredEvent(
+            EventId(self.event_id),
+            self.campaign_id,
+            None if self.ad is None else self.ad.decode(),
+            self.user_id,
+            self.event_type,
+            Micros(self.cost_micros),
+            self.occurred_us,
+            batch,
+        )
 
 
 class Submission:
     """The events of one request.
 
     `entries[i]` is event i, or an `Invalid` that says what is wrong with it. `verdicts` holds every
-    event that was not accepted. `done` is called exactly once, when the last event has its verdict or the deadline has passed.
+    event that was not accepted. `answer` is the listener's: it is called exactly once, when all have a verdict.
     """
 
-    __slots__ = ("deadline_us", "done", "entries", "finished", "open", "received_us", "verdicts")
+    __slots__ = ("answer", "deadline_us", "done", "entries", "open", "received_us", "verdicts")
 
-    def __init__(self, received_us: int, deadline_us: int, done: Callable[[Submission], None]) -> None:
+    def __init__(
+        self,
+        received_us: int,
+        deadline_us: int,
+        done: Callable[[Submission], None],
+        answer: Callable[[Submission], None],
+    ) -> None:
         self.received_us = received_us
         self.deadline_us = deadline_us
-        self.done = done
+        self.done = done  # the engine's, which ends in `answer`
+        self.answer = answer
         self.entries: list[Entry | Invalid] = []
         self.verdicts: dict[int, Verdict] = {}
-        self.open = 0
-        self.finished = False
+        self.open = 1  # events without a verdict, and one more until all of them have been handed on
+
+    def handed_on(self) -> None:
+        """Every event is with its actor or has its verdict."""
+        self.open -= 1
+        if self.open == 0:
+            self.done(self)
+
+    def expire(self, verdict: Verdict) -> None:
+        """Give every event that has no verdict yet this one."""
+        for entry in self.entries:
+            if isinstance(entry, Entry):
+                entry.settle(verdict)

@@ -1,0 +1,1 @@
+"""Tests: unit (pure), contract (ports, fake and real), integration (real stores), e2e (the whole program)."""

@@ -1,0 +1,55 @@
+# Headrace. `make` lists what there is. Everything is installed into .venv, from requirements.lock.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+CODE := config engine api bench tests
+
+# No byte code of ours is needed, and an alias of the shell must not matter.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help run test check demo settings lock fmt clean setup
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+
+run: setup ## set up what is missing and serve: api on 127.0.0.1:8000, intake on 127.0.0.1:8001
+	@exec $(BIN)/headrace serve
+
+test: check ## set up what is missing and run every check and test that a change must pass
+	@$(BIN)/python -m pytest
+
+check: setup ## formatting, lint and types
+	@$(BIN)/ruff format --check --quiet $(CODE) || { echo "make fmt puts that right."; exit 1; }
+	@$(BIN)/ruff check --quiet $(CODE)
+	@$(BIN)/mypy
+
+demo: setup ## start it, send a large generated load, print rate, verdicts, reports and audit
+	@$(BIN)/python -m bench.demo
+
+settings: setup ## write docs/settings.md anew from config/settings.py
+	@$(BIN)/python -c 'from config.settings import settings_page; print(settings_page(), end="")' > docs/settings.md
+
+# The newest versions that pyproject.toml allows, for every platform, with hashes, from whatever index is set up.
+lock: setup ## write requirements.lock anew from pyproject.toml
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --fork-strategy fewest \
+		--generate-hashes --upgrade --no-emit-index-url --no-emit-find-links --no-header --quiet -o requirements.lock
+
+fmt: setup ## format, and mend what lint can mend
+	@$(BIN)/ruff format --quiet $(CODE)
+	@$(BIN)/ruff check --fix --quiet $(CODE)
+
+clean: ## remove what make made; the data in .data stays
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build headrace.egg-info
+	@find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Headrace needs Python 3.11 or newer, and \
+	$(PYTHON) is $$($(PYTHON) --version 2>&1). With a newer one beside it: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Setting up .venv: a minute, once." >&2
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
+	@touch $@

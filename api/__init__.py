@@ -1,0 +1,1 @@
+"""The front end: listeners, command line. Knows no Redis and no Postgres."""

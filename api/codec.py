@@ -1,0 +1,400 @@
+"""Bytes to events, and verdicts to answers: the event contract of HTTP, shared by both listeners.
+
+Owns content types, encodings, JSON and its limits, and the bodies of answers about events. Knows no framework,
+no socket and no store. What a typed decode can't check (bytes, NUL, times) is the engine's.
+
+One bad event costs only itself: it becomes an `Invalid` in its place. What can't be read at all raises
+`BadRequest`, and then nothing is accepted. A key that stands twice in one object counts with its last value.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import msgspec
+import orjson
+import zstandard
+
+from api.errors import STATUS_OF, Answer, BadRequest, problem
+from config.settings import Settings
+from engine import Event, Invalid, Status, StoredEvent, Submission
+from engine.model import EVENT_TYPE_NAMES, EventId, datetime_from_us, decimal_text
+
+__all__ = ["JSON", "batch_answer", "event_answer", "read_events"]
+
+JSON: Final = "application/json"
+NDJSON: Final = "application/x-ndjson"
+RETRY_AFTER_SECONDS: Final = 1
+
+# A chunk of encoded body that is decoded before the limit is looked at again: zstd can make 128 KiB of 4 bytes,
+# so one chunk makes 8 MiB at most, whatever the body claims.
+CHUNK_BYTES: Final = 256
+# Members of one gzip or frames of one zstd body: 4 MiB in the 64 KiB blocks of bgzip are 65; each costs a decoder.
+MEMBERS_MAX: Final = 100
+ZSTD_WINDOW_BYTES_MAX: Final = 8 << 20  # RFC 9659: what every decoder of HTTP bodies must take, and no more
+NAME_CHARACTERS_MAX: Final = 64  # of an unknown field, in the answer
+
+_EVENT: Final = msgspec.json.Decoder(Event)
+_EVENTS: Final = msgspec.json.Decoder(list[Event])
+_RAW: Final = msgspec.json.Decoder(msgspec.Raw)
+_RAW_ARRAY: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_RAW_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class _Named(msgspec.Struct):
+    """What can still be read of a bad event: the id that its sender will look for."""
+
+    event_id: uuid.UUID | None = None
+
+
+_NAMED: Final = msgspec.json.Decoder(_Named)
+
+_MUST_BE: Final = {
+    "campaign_id": "must be a whole number from 1 to 9223372036854775807",
+    "user_id": "must be a string",
+    "event_type": f"must be one of {', '.join(EVENT_TYPE_NAMES)}",
+    "ad_id": "must be a string or null",
+    "event_id": "must be a UUID or null",
+    "occurred_at": "must be an RFC 3339 time with its zone, such as 2026-01-31T12:00:00Z, or null",
+}
+_NESTED: Final = "nested far too deep for an event"
+
+
+# --- Reading ------------------------------------------------------------------------------------------------
+
+
+def read_events(
+    body: bytes, *, content_type: str, content_encoding: str, batch: bool, limits: Settings
+) -> Sequence[Event | Invalid]:
+    """The events of one request's body, in order; an empty batch has none.
+
+    `content_type` and `content_encoding` are the headers' values, "" when absent; an absent type is JSON, as
+    plain HTTP libraries send none. Raises `BadRequest` (400, 413, 415) when the body as a whole can't be taken.
+    """
+    media_type = content_type.partition(";")[0].strip().lower() or JSON
+    if media_type != JSON and not (batch and media_type == NDJSON):
+        raise _bad(415, "unsupported_content_type", _explain_media_type(media_type, batch))
+    if len(body) > limits.request_bytes_max:
+        raise BadRequest(too_large(limits))
+    body = _decode_body(body, content_encoding.strip().lower(), limits)
+    if not batch:
+        return [_read_single(body)]
+    if media_type == NDJSON:
+        return _read_lines(body, limits)
+    return _read_array(body, limits)
+
+
+def too_large(limits: Settings) -> Answer:
+    """The answer to a body over the limit; listeners give it as soon as they know."""
+    return problem(413, "body_too_large", f"the body has more than {limits.request_bytes_max} bytes, decoded")
+
+
+def _bad(status: int, code: str, detail: str) -> BadRequest:
+    return BadRequest(problem(status, code, detail))
+
+
+def _explain_media_type(media_type: str, batch: bool) -> str:
+    allowed = f"{JSON} or {NDJSON}" if batch else JSON
+    hint = f"; with curl: -H 'Content-Type: {JSON}'" if media_type.endswith("form-urlencoded") else ""
+    return f"Content-Type is {media_type[:NAME_CHARACTERS_MAX]!r}, it must be {allowed}{hint}"
+
+
+def _read_single(body: bytes) -> Event | Invalid:
+    try:
+        return _EVENT.decode(body)
+    except (ValueError, RecursionError):
+        return _explain_single(_mark_lone_surrogates(body))
+
+
+def _explain_single(body: bytes) -> Event | Invalid:
+    """A body that is no event: is it JSON, at least?"""
+    try:
+        _RAW.decode(body)
+    except RecursionError:
+        return Invalid(_NESTED)
+    except ValueError as error:
+        raise _malformed(error) from None
+    return _read_one(body)
+
+
+def _read_array(body: bytes, limits: Settings) -> Sequence[Event | Invalid]:
+    try:
+        events = _EVENTS.decode(body)
+    except (ValueError, RecursionError):
+        elements = _split_array(_mark_lone_surrogates(body))
+        _check_count(len(elements), limits)
+        return [_read_one(bytes(element)) for element in elements]
+    _check_count(len(events), limits)
+    return events
+
+
+def _split_array(body: bytes) -> list[msgspec.Raw]:
+    try:
+        return _RAW_ARRAY.decode(body)
+    except RecursionError:
+        raise _bad(400, "malformed_json", f"the body is {_NESTED}") from None
+    except msgspec.ValidationError:
+        raise _bad(
+            400, "not_an_array", f"the body must be a JSON array of events, or one event a line as {NDJSON}"
+        ) from None
+    except ValueError as error:
+        raise _malformed(error) from None
+
+
+def _read_lines(body: bytes, limits: Settings) -> Sequence[Event | Invalid]:
+    """One event a line; the line is the frame, so whatever stands in it costs no other. Blank lines are skipped."""
+    lines = [line for line in body.split(b"\n") if line.strip()]
+    _check_count(len(lines), limits)
+    return [_read_line(line) for line in lines]
+
+
+def _read_line(line: bytes) -> Event | Invalid:
+    try:
+        return _EVENT.decode(line)
+    except (ValueError, RecursionError):
+        return _read_one(_mark_lone_surrogates(line))
+
+
+def _malformed(error: ValueError) -> BadRequest:
+    return _bad(400, "malformed_json", f"the body is not JSON: {_why_not_json(error)}")
+
+
+def _why_not_json(error: ValueError) -> str:
+    message = str(error)
+    return "it ends too early" if "truncated" in message else message.removeprefix("JSON is malformed: ")
+
+
+def _check_count(count: int, limits: Settings) -> None:
+    if count > limits.request_events_max:
+        raise _bad(
+            413, "too_many_events", f"the batch has {count} events, at most {limits.request_events_max} are allowed"
+        )
+
+
+def _read_one(raw: bytes) -> Event | Invalid:
+    """One event, or what is wrong with it. Lone surrogates are marked already."""
+    try:
+        return _EVENT.decode(raw)
+    except msgspec.ValidationError as error:
+        detail = _explain(str(error))
+    except UnicodeDecodeError:
+        detail = f"{_field_not_unicode(raw)}: must be Unicode text without lone surrogates"
+    except RecursionError:
+        detail = _NESTED
+    except ValueError as error:
+        detail = f"not JSON: {_why_not_json(error)}"
+    return Invalid(detail, _id_of(raw))
+
+
+_EXPLANATIONS: Final = re.compile(
+    r"Object contains unknown field `(?P<unknown>.*)`$"
+    r"|Object missing required field `(?P<missing>.*)`$"
+    r"|.* - at `\$\.(?P<wrong>\w+)`$",
+    re.DOTALL,
+)
+
+
+def _explain(message: str) -> str:
+    """msgspec's message in our words: which field, and what is allowed there."""
+    match = _EXPLANATIONS.match(message)
+    if match is None:
+        return "an event must be a JSON object"
+    if match["unknown"] is not None:
+        return f"{match['unknown'][:NAME_CHARACTERS_MAX]}: no such field in an event"
+    if match["missing"]:
+        return f"{match['missing']}: is missing"
+    return f"{match['wrong']}: {_MUST_BE[match['wrong']]}"
+
+
+def _field_not_unicode(raw: bytes) -> str:
+    try:
+        fields = _RAW_OBJECT.decode(raw)
+    except (ValueError, RecursionError):
+        return "the name of a field"
+    for name, value in fields.items():
+        try:
+            bytes(value).decode()
+        except UnicodeDecodeError:
+            return name
+    return "a field that stands there twice"
+
+
+def _id_of(raw: bytes) -> EventId | None:
+    try:
+        event_id = _NAMED.decode(raw).event_id
+    except (ValueError, RecursionError):
+        return None
+    return None if event_id is None else EventId(event_id.bytes)
+
+
+# Backslashes go in pairs; what is left begins an escape. A pair of surrogates is one character, a lone one is none.
+_SURROGATES: Final = re.compile(
+    rb"(?:\\\\)+|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
+
+
+def _mark_lone_surrogates(body: bytes) -> bytes:
+    r"""Make escapes such as "\ud800" bytes that are no UTF-8.
+
+    They are well-formed JSON, but msgspec takes them for an end of the text: one would cost the whole batch. The
+    byte in its place costs the string that it stands in.
+    """
+    return _SURROGATES.sub(lambda match: b"\xff" if match["lone"] else match[0], body)
+
+
+# --- Encodings ----------------------------------------------------------------------------------------------
+
+
+class _Decoder(Protocol):
+    """The part that zlib's and zstandard's decoders share."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+def _gzip_decoder() -> _Decoder:
+    return zlib.decompressobj(wbits=31)
+
+
+def _zstd_decoder() -> _Decoder:
+    return zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX).decompressobj()
+
+
+_DECODERS: Final[dict[str, Callable[[], _Decoder]]] = {
+    "gzip": _gzip_decoder,
+    "x-gzip": _gzip_decoder,
+    "zstd": _zstd_decoder,
+}
+
+
+def _decode_body(body: bytes, encoding: str, limits: Settings) -> bytes:
+    if encoding in ("", "identity"):
+        return body
+    new_decoder = _DECODERS.get(encoding)
+    if new_decoder is None:
+        raise _bad(
+            415,
+            "unsupported_encoding",
+            f"Content-Encoding is {encoding[:NAME_CHARACTERS_MAX]!r}, it must be gzip, zstd or identity",
+        )
+    try:
+        return _decompress(body, new_decoder, limits)
+    except (zlib.error, zstandard.ZstdError) as error:
+        raise _bad(400, "malformed_encoding", f"the body is not {encoding}: {error}") from None
+    except EOFError:
+        raise _bad(400, "malformed_encoding", f"the body is not whole: its {encoding} ends too early") from None
+
+
+def _decompress(body: bytes, new_decoder: Callable[[], _Decoder], limits: Settings) -> bytes:
+    """All members of an encoded body; raises `EOFError` when the last one is cut off."""
+    parts: list[bytes] = []
+    size = members = 0
+    decoder: _Decoder | None = None
+    for start in range(0, len(body), CHUNK_BYTES):
+        chunk = body[start : start + CHUNK_BYTES]
+        while chunk:
+            if decoder is None:
+                decoder = new_decoder()
+                members += 1
+            part = decoder.decompress(chunk)
+            parts.append(part)
+            size += len(part)
+            if size > limits.request_bytes_max:
+                raise BadRequest(too_large(limits))
+            if members > MEMBERS_MAX:
+                raise _bad(400, "malformed_encoding", f"the body has more than {MEMBERS_MAX} parts")
+            chunk = decoder.unused_data
+            if decoder.eof:
+                decoder = None
+    if decoder is not None or not members:
+        raise EOFError
+    return b"".join(parts)
+
+
+# --- Answering ----------------------------------------------------------------------------------------------
+
+_JSON_HEADERS: Final = [(b"content-type", b"application/json")]
+
+
+def event_answer(submission: Submission) -> Answer:
+    """The answer to a single event: the event as it is stored, or a problem whose code is the reason."""
+    entry, verdict = submission.entries[0], submission.verdicts.get(0)
+    if verdict is None:
+        assert not isinstance(entry, Invalid)
+        return _stored_answer(entry.as_stored(0), Status.ACCEPTED)
+    if verdict.status is Status.DUPLICATE:
+        assert verdict.event is not None, "the stored event comes with a single duplicate"
+        return _stored_answer(verdict.event, Status.DUPLICATE)
+    assert verdict.reason is not None
+    status = STATUS_OF[verdict.reason]
+    retry_after_seconds = verdict.retry_after_seconds
+    if retry_after_seconds is None and status in (429, 503):
+        retry_after_seconds = RETRY_AFTER_SECONDS
+    return problem(
+        status,
+        verdict.reason,
+        verdict.detail or verdict.reason,
+        retry_after_seconds=retry_after_seconds,
+        event_id=_uuid_text(entry.event_id),
+    )
+
+
+def batch_answer(submission: Submission) -> Answer:
+    """The answer to a batch: counts, and one result for every event that is not accepted."""
+    received = len(submission.entries)
+    if not submission.verdicts:
+        return Answer(
+            200,
+            _JSON_HEADERS,
+            b'{"received":%d,"accepted":%d,"duplicate":0,"rejected":0,"retry":0,"results":[]}' % (received, received),
+        )
+    counts = {Status.DUPLICATE.value: 0, Status.REJECTED.value: 0, Status.RETRY.value: 0}
+    results: list[dict[str, object]] = []
+    retry_after_seconds = 0
+    for index, verdict in sorted(submission.verdicts.items()):
+        counts[verdict.status.value] += 1
+        result: dict[str, object] = {
+            "index": index,
+            "event_id": _uuid_text(submission.entries[index].event_id),
+            "status": verdict.status,
+            "reason": verdict.reason,
+        }
+        if verdict.detail is not None:
+            result["detail"] = verdict.detail
+        results.append(result)
+        if verdict.status is Status.RETRY:
+            retry_after_seconds = max(retry_after_seconds, verdict.retry_after_seconds or RETRY_AFTER_SECONDS)
+    body = {"received": received, "accepted": received - len(results), **counts, "results": results}
+    headers = _JSON_HEADERS
+    if retry_after_seconds:
+        headers = [*_JSON_HEADERS, (b"retry-after", b"%d" % retry_after_seconds)]
+    return Answer(200, headers, orjson.dumps(body))
+
+
+def _stored_answer(event: StoredEvent, status: Status) -> Answer:
+    body = {
+        "event_id": _uuid_text(event.event_id),
+        "campaign_id": event.campaign_id,
+        "ad_id": event.ad_id,
+        "user_id": event.user_id,
+        "event_type": EVENT_TYPE_NAMES[event.event_type],
+        "cost": decimal_text(event.cost_micros),
+        "ts": datetime_from_us(event.occurred_us).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "status": status,
+    }
+    return Answer(200, _JSON_HEADERS, orjson.dumps(body))
+
+
+def _uuid_text(event_id: bytes | None) -> str | None:
+    """As `str(uuid.UUID(bytes=…))`, at a third of its price."""
+    if event_id is None:
+        return None
+    text = event_id.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -1,0 +1,161 @@
+"""The bytes of one connection to whole HTTP/1.1 requests: limits, conflicts and what is refused on the way.
+
+Owns what may stand in a request's head and how large head and body may be. Knows no socket, no clock and no
+engine. llhttp (through httptools) does the parsing, strictly: two lengths, a length beside a transfer coding,
+folded headers and the like are errors.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import httptools
+
+from api.codec import too_large
+from api.errors import Answer, problem
+from config.settings import Settings
+
+__all__ = ["Request", "RequestReader"]
+
+LINE_BYTES: Final = 4  # ": " and the end of a header's line
+
+
+class Request(NamedTuple):
+    """A whole request. Names of headers are lower case; a header that came twice is joined with ", "."""
+
+    method: bytes
+    path: bytes
+    headers: dict[bytes, bytes]
+    body: bytes
+    keep_alive: bool
+
+
+class RequestReader:
+    """Feed it what arrives; take whole requests from `requests`, in order.
+
+    `refusal`, once set, is the answer to what came after those requests; nothing is read any more.
+    `awaits_continue` says that the sender waits for "100 Continue"; who sends it sets it back.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.requests: list[Request] = []
+        self.refusal: Answer | None = None
+        self.awaits_continue = False
+        self.partial = False  # a request has begun, and is not whole
+        self.body_bytes = 0  # of the request that is arriving
+        self._settings = settings
+        self._parser = httptools.HttpRequestParser(self)
+        self._begin()
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Read on. Whatever the sender may write, this does not raise."""
+        in_head = self.partial and not self._head_done
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(bytes(data[upgrade.args[0] :]))
+        except httptools.HttpParserCallbackError:
+            raise  # ours, not the sender's
+        except httptools.HttpParserError as error:
+            self.refuse(problem(400, "malformed_http", f"not a request of HTTP/1.1: {error}"))
+        if in_head and not self._head_done:
+            # Whole headers are counted one by one; this also counts one that never ends.
+            self._head_wire_bytes += len(data)
+            self._check_head(self._head_wire_bytes)
+
+    def refuse(self, answer: Answer) -> None:
+        """Read nothing more; the first reason stands."""
+        if self.refusal is None:
+            self.refusal = answer
+            self.partial = False
+            self._drop_body()
+
+    def _begin(self) -> None:
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._head_bytes = self._head_wire_bytes = 0
+        self._head_done = self._upgrading = False
+        self._drop_body()
+
+    def _drop_body(self) -> None:
+        self._chunks: list[bytes] = []
+        self.body_bytes = 0
+
+    def _check_head(self, size: int) -> None:
+        if size > self._settings.header_bytes_max:
+            self.refuse(
+                problem(
+                    431, "head_too_large", f"the request's head has more than {self._settings.header_bytes_max} bytes"
+                )
+            )
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Stay with HTTP/1.1, as RFC 9110 (7.8) lets a server do.
+
+        Some clients offer h2c with every request (Java's does). llhttp then takes the body for another
+        protocol, so the head goes through once more, without the offer.
+        """
+        if self.refusal is not None:
+            return
+        headers = [b"%b: %b\r\n" % pair for pair in self._headers.items() if pair[0] != b"upgrade"]
+        head = b"%b %b HTTP/1.1\r\n%b\r\n" % (self._parser.get_method(), self._url, b"".join(headers))
+        self._parser = httptools.HttpRequestParser(self)
+        self.feed(head + rest)
+
+    # --- what the parser calls ------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        if self.refusal is None:
+            self._begin()
+            self.partial = True
+
+    def on_url(self, part: bytes) -> None:
+        """The target, maybe in parts."""
+        self._url += part
+        self._head_bytes += len(part)
+        self._check_head(self._head_bytes)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; or a trailer, which nobody asked for."""
+        self._head_bytes += len(name) + len(value) + LINE_BYTES
+        self._check_head(self._head_bytes)
+        if self.refusal is None and not self._head_done:
+            name = name.lower()
+            known = self._headers.get(name)
+            self._headers[name] = value if known is None else b"%b, %b" % (known, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: is the body one to wait for?"""
+        if self.refusal is not None:
+            return
+        self._head_done = True
+        if self._parser.get_method() == b"CONNECT":
+            self.refuse(problem(405, "method_not_allowed", "this is no proxy"))
+        elif self._parser.should_upgrade():
+            self._upgrading = True
+        elif int(self._headers.get(b"content-length", b"0")) > self._settings.request_bytes_max:
+            self.refuse(too_large(self._settings))
+        elif self._headers.get(b"expect", b"").lower() == b"100-continue":
+            self.awaits_continue = self._parser.get_http_version() == "1.1"
+
+    def on_body(self, part: bytes) -> None:
+        """Some of the body."""
+        if self.refusal is not None:
+            return
+        self.body_bytes += len(part)
+        if self.body_bytes > self._settings.request_bytes_max:
+            self.refuse(too_large(self._settings))
+        else:
+            self._chunks.append(part)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        if self.refusal is not None or self._upgrading:
+            return
+        self.partial = self.awaits_continue = False
+        path = self._url.partition(b"?")[0]
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        keep_alive = self._parser.should_keep_alive()
+        self.requests.append(Request(self._parser.get_method(), path, self._headers, body, keep_alive))
+        self._drop_body()

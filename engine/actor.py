@@ -1,0 +1,401 @@
+"""One campaign's actor: a mailbox, a pure state, and a place in the run queue.
+
+Owns what happens to each message: it asks `CampaignState` what to do and hands the work on through `Services`.
+It is no task and never waits; each method runs to its end on the trio thread, one message after the other.
+Knows no Redis and no Postgres, and no other actor. A fault in here closes this actor only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final
+
+from engine.campaign import (
+    IN_FLIGHT,
+    OVERLOADED,
+    UNAVAILABLE,
+    UNKNOWN_CAMPAIGN,
+    CampaignState,
+    Phase,
+    Reservation,
+    ReserveRequest,
+    Signal,
+)
+from engine.mailbox import Mailbox
+from engine.model import Campaign, StoredEvent, Verdict
+from engine.ports import (
+    Closed,
+    Committed,
+    DayBehind,
+    Done,
+    FlushReply,
+    LedgerRow,
+    Letter,
+    Lost,
+    NotRun,
+    PlanBehind,
+    RefusalCause,
+    Refused,
+    Reserve,
+    Reserved,
+    ReserveReply,
+    Resolve,
+    ResolveReply,
+    Stale,
+    Unknown,
+)
+from engine.services import Absent, LookUp, Services
+from engine.submission import Entry
+
+log = logging.getLogger(__name__)
+
+# Resolves that one round carries for one campaign: as many as a busy second leaves behind; the rest follows.
+RESOLVES_MAX: Final = 100
+# CLOSED means that somebody recovers this campaign: look again after 20, 40, … ms, 2.5 s in all, then recover.
+CLOSED_PAUSES_SECONDS: Final = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
+# A tag that Redis could not be told is repeated after this pause, for as long as it takes.
+REPEAT_PAUSE_SECONDS: Final = 0.5
+
+
+class Actor:
+    """The actor of one campaign. Made by the registry, on first use."""
+
+    __slots__ = (
+        "_closed_count", "_request", "_unknown", "boundary", "distrusts", "flushing", "loading", "mailbox",
+        "reserve_events_max", "resting", "services", "state", "used_at",
+    )  # fmt: skip
+
+    def __init__(
+        self, state: CampaignState, mailbox: Mailbox, services: Services, *, reserve_events_max: int, used_at: float
+    ) -> None:
+        self.state = state
+        self.mailbox = mailbox
+        self.services = services
+        self.reserve_events_max = reserve_events_max
+        self.used_at = used_at  # trio's time of the latest mail
+        self.boundary = FaultBoundary(self)
+        self.loading = False  # the loader has been asked
+        self.resting = False  # a pause is under way
+        self.flushing = 0  # reservations at the flusher
+        self.distrusts = 0  # version of a plan under which Postgres refused what Redis had room for
+        self._request: ReserveRequest | None = None
+        self._unknown: list[Reservation] = []  # their COMMIT got no answer
+        self._closed_count = 0
+
+    # --- mail -----------------------------------------------------------------------------------------------
+
+    def post(self, entries: Sequence[Entry], now: float) -> None:
+        """Take mail, or refuse it at once when the mailbox is full."""
+        self.used_at = now
+        if not self.mailbox.put(entries):
+            for entry in entries:
+                entry.settle(OVERLOADED)
+        elif self.state.phase is Phase.LOADING:
+            self.load()
+        else:
+            self.services.run_soon(self)
+
+    @property
+    def wants_round(self) -> bool:
+        """Whether the next ledger round should carry a call of this actor."""
+        state = self.state
+        if state.phase is not Phase.OPEN:
+            return False
+        if self.mailbox and not (self.resting and self._closed_count):
+            return True
+        return not self.resting and (bool(state.committed) or bool(state.voids))
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits and nothing is under way: it may be passivated."""
+        return (
+            self.state.phase is Phase.OPEN
+            and not self.mailbox
+            and self.state.quiet
+            and self.flushing == 0
+            and not self.resting
+            and not self._unknown
+        )
+
+    def load(self) -> None:
+        """Ask for the plan and the ledger row, once."""
+        if not self.loading:
+            self.loading = True
+            self.services.load(self)
+
+    def loaded(self, plan: Campaign, row: LedgerRow, now_us: int) -> None:
+        """The plan and the ledger row are here."""
+        with self.boundary:
+            self.loading = False
+            state = self.state
+            state.adopt_plan(plan, now_us)
+            state.adopt_ledger(row)
+            if state.phase is Phase.STOPPED:
+                return
+            state.signal(Signal.PLAN)
+            if self.distrusts >= plan.version:
+                # Same plan, and yet Redis had room where Postgres had none: Redis is wrong.
+                self.doubt()
+            self.distrusts = 0
+            self._generation_seen()
+            self.services.run_soon(self)
+
+    def load_failed(self, verdict: Verdict) -> None:
+        """The plan can't be read now (or there is none): answer what waits; the next mail asks again."""
+        self.loading = False
+        self.refuse_mail(verdict)
+        if verdict is UNKNOWN_CAMPAIGN:
+            self.state.signal(Signal.STOP)
+
+    def refuse_mail(self, verdict: Verdict) -> None:
+        """Answer everything that waits in the mailbox with one verdict."""
+        for entry in self.mailbox.take(len(self.mailbox)):
+            self._refuse(entry, verdict)
+
+    def _refuse(self, entry: Entry, verdict: Verdict) -> None:
+        if self.state.in_flight.get(entry.event_id) is entry:
+            self.state.settle(entry, verdict)
+        else:
+            entry.settle(verdict)
+
+    # --- the ledger round -----------------------------------------------------------------------------------
+
+    def calls(self, now_us: int) -> list[Reserve | Resolve]:
+        """What the next round carries: undo first, then one reserve, else the tags that Redis must learn."""
+        state = self.state
+        calls: list[Reserve | Resolve] = [
+            Resolve(state.campaign_id, generation, tag, commit=False) for generation, tag in state.voids[:RESOLVES_MAX]
+        ]
+        if self.mailbox:
+            admitted = state.admit(self.mailbox.take(self.reserve_events_max), self.services.next_tag(), now_us)
+            if admitted.late:
+                self.services.look_up([LookUp(self, entry, Absent.AGAIN) for entry in admitted.late])
+            if admitted.request is not None:
+                self._request = admitted.request
+                state.signal(Signal.CALL)
+                return [*calls, admitted.request.call]
+        generation = state.generation
+        return calls + [
+            Resolve(state.campaign_id, generation, tag, commit=True) for tag in state.committed[:RESOLVES_MAX]
+        ]
+
+    def replied(self, call: Reserve | Resolve, reply: ReserveReply | ResolveReply, now_us: int) -> None:
+        """Redis's reply to one of those calls."""
+        if self.state.phase is Phase.STOPPED:
+            return
+        if isinstance(call, Resolve):
+            self._resolved(call, reply)
+            return
+        request, self._request = self._request, None
+        assert request is not None
+        assert request.call is call
+        state = self.state
+        discarded = state.phase is not Phase.RESERVING or call.generation < state.generation_seen
+        if state.phase is Phase.RESERVING:
+            state.signal(Signal.REPLY)
+        if isinstance(reply, Reserved) and not discarded:
+            self._closed_count = 0
+            self._apply(request, reply, now_us)
+        elif isinstance(reply, NotRun) and not discarded:
+            for entry in request.entries:
+                state.settle(entry, UNAVAILABLE)
+        else:
+            self.mailbox.put_back(request.entries)
+            self._heed(reply)
+        state.check_invariants()
+        self.services.run_soon(self)
+
+    def _apply(self, request: ReserveRequest, reply: Reserved, now_us: int) -> None:
+        applied = self.state.apply(request, reply, now_us)
+        if applied.reservation is not None:
+            self.flushing += 1
+            self.services.flush(self, applied.reservation)
+        if applied.known:
+            absent = {Letter.DUPLICATE: Absent.CONTRADICTION, Letter.PENDING: Absent.IN_FLIGHT}
+            self.services.look_up([LookUp(self, entry, absent[letter]) for entry, letter in applied.known])
+
+    def _heed(self, reply: ReserveReply | ResolveReply) -> None:
+        """Do what a reply asks for that reserved nothing (or under a generation that no longer counts)."""
+        state = self.state
+        match reply:
+            case Lost() | Unknown():
+                self.doubt()
+            case Stale(generation) if generation < state.generation:
+                self.doubt()
+            case Stale(generation):
+                state.generation = generation
+            case PlanBehind():
+                self._read_again()
+            case DayBehind(day):
+                state.reach_day(day)
+            case Closed():
+                self._closed_count += 1
+                if self._closed_count > len(CLOSED_PAUSES_SECONDS):
+                    self._closed_count = 0
+                    self.doubt()
+                else:
+                    self._rest(CLOSED_PAUSES_SECONDS[self._closed_count - 1])
+            case Reserved() | NotRun() | Done():
+                pass  # decided under a generation that no longer counts: thrown away
+
+    def _resolved(self, call: Resolve, reply: ReserveReply | ResolveReply) -> None:
+        """A tag was told, or Redis has moved on and a recovery settles it; else it is repeated."""
+        state = self.state
+        if isinstance(reply, NotRun | Unknown | Closed):
+            self._rest(REPEAT_PAUSE_SECONDS)
+        elif call.commit:
+            if call.tag in state.committed:
+                state.committed.remove(call.tag)
+        elif (call.generation, call.tag) in state.voids:
+            state.voids.remove((call.generation, call.tag))
+        self.services.run_soon(self)
+
+    def _rest(self, seconds: float) -> None:
+        if not self.resting:
+            self.resting = True
+            self.services.rest(self, seconds)
+
+    def rested(self) -> None:
+        """The pause is over."""
+        self.resting = False
+        self.services.run_soon(self)
+
+    # --- the flush ------------------------------------------------------------------------------------------
+
+    def flushed(self, reservation: Reservation, reply: FlushReply) -> None:
+        """What Postgres said of one reservation (the table in protocol.md, section 3)."""
+        with self.boundary:
+            self.flushing -= 1
+            state = self.state
+            if state.phase is Phase.STOPPED:
+                return
+            match reply:
+                case Committed():
+                    state.settle_committed(reservation)
+                case Refused(causes):
+                    self._refused(reservation, causes[reservation.campaign_id])
+                case NotRun():
+                    state.voids.append((reservation.generation, reservation.tag))
+                    for entry in reservation.rows:
+                        state.settle(entry, UNAVAILABLE)
+                case Unknown():
+                    # Never void what may have committed: first fence it, then look.
+                    self._unknown.append(reservation)
+                    self._generation_seen()
+                    if self._unknown:
+                        self.doubt()
+            self.services.run_soon(self)
+
+    def _refused(self, reservation: Reservation, cause: RefusalCause) -> None:
+        state = self.state
+        entries = reservation.rows
+        if cause is not RefusalCause.GENERATION:
+            # (Under an older generation its record belongs to the recovery that raised it.)
+            state.voids.append((reservation.generation, reservation.tag))
+        if cause is RefusalCause.DUPLICATE:
+            self.services.look_up([LookUp(self, entry, Absent.AGAIN) for entry in entries])
+            return
+        if cause is RefusalCause.BUDGET and state.plan is not None:
+            self.distrusts = state.plan.version
+        self.mailbox.put_back(entries)
+        self._read_again()
+
+    def _read_again(self) -> None:
+        if self.state.phase in (Phase.OPEN, Phase.RESERVING):
+            self.state.signal(Signal.PLAN_BEHIND)
+        self.load()
+
+    # --- look-ups and recovery ------------------------------------------------------------------------------
+
+    def looked_up(self, look_up: LookUp, stored: StoredEvent | None) -> None:
+        """Postgres has this event, or has it not."""
+        with self.boundary:
+            state, entry = self.state, look_up.entry
+            if state.in_flight.get(entry.event_id) is not entry:
+                return  # the actor was stopped meanwhile
+            if stored is not None:
+                state.settle_found(entry, stored, look_up.tag)
+            elif look_up.absent is Absent.AGAIN:
+                entry.looked_up = True
+                self.mailbox.put_back([entry])
+                self.services.run_soon(self)
+            elif look_up.absent is Absent.IN_FLIGHT:
+                state.settle(entry, IN_FLIGHT)
+            else:
+                log.error(
+                    "campaign %s: Redis calls event %s committed, Postgres does not have it",
+                    state.campaign_id,
+                    entry.event_id.hex(),
+                )
+                state.settle(entry, UNAVAILABLE)
+
+    def look_up_failed(self, look_up: LookUp) -> None:
+        """Postgres could not be asked: nothing is known, a retry is safe."""
+        with self.boundary:
+            if self.state.in_flight.get(look_up.entry.event_id) is look_up.entry:
+                self.state.settle(look_up.entry, UNAVAILABLE)
+
+    def doubt(self) -> None:
+        """Redis or an outcome can't be trusted: close, and recover."""
+        if self.state.phase is not Phase.CLOSED and self.state.phase is not Phase.STOPPED:
+            self.state.signal(Signal.DOUBT)
+            self.services.recover(self)
+
+    def generation_raised(self, generation: int) -> None:
+        """Postgres has a new generation for this campaign."""
+        with self.boundary:
+            self.state.see_generation(generation)
+            self._generation_seen()
+
+    def _generation_seen(self) -> None:
+        """Unknown reservations of older generations are in or out for good by now: look."""
+        seen = self.state.generation_seen
+        settled = [reservation for reservation in self._unknown if reservation.generation < seen]
+        if settled:
+            self._unknown = [reservation for reservation in self._unknown if reservation.generation >= seen]
+        for reservation in settled:
+            self.services.look_up([LookUp(self, entry, Absent.AGAIN, reservation.tag) for entry in reservation.rows])
+
+    def recovered(self, generation: int) -> None:
+        """The recovery is over; go on under this generation."""
+        with self.boundary:
+            if self.state.phase is Phase.CLOSED:
+                self.state.recovered(generation)
+                self.services.run_soon(self)
+
+    def stop(self) -> None:
+        """Passivate: the registry forgets this actor."""
+        self.state.signal(Signal.STOP)
+
+    def fail(self) -> None:
+        """After a fault: answer everything 503 and stop. What was reserved is settled by the next actor's recovery."""
+        log.exception("campaign %s: its actor failed and is rebuilt", self.state.campaign_id)
+        self.state.phase = Phase.STOPPED  # from any phase: this is no transition of a healthy life
+        for entry in self.mailbox.take(len(self.mailbox)) + list(self.state.in_flight.values()):
+            entry.settle(UNAVAILABLE)
+            for repeat in entry.repeats or ():
+                repeat.settle(UNAVAILABLE)
+        self.state.in_flight.clear()
+        self.services.crashed(self)
+
+
+class FaultBoundary:
+    """`with actor.boundary:` - an exception inside fails this actor, and nobody else."""
+
+    __slots__ = ("_actor",)
+
+    def __init__(self, actor: Actor) -> None:
+        self._actor = actor
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._actor.fail()
+        return True

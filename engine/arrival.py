@@ -1,0 +1,127 @@
+"""What a sender wrote, checked and made ready: an `Event` becomes an `Entry`, or an `Invalid`.
+
+Owns the checks that a typed decode can't make (bytes, times) and the identity of an event: its id and its
+identity day. Pure; knows no campaign. Each event passes here once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Final, NamedTuple
+
+from config.settings import Settings
+from engine.model import (
+    DAY_US,
+    EVENT_TYPES,
+    SECOND_US,
+    CampaignId,
+    Event,
+    EventId,
+    Invalid,
+    new_event_id,
+    us_from_datetime,
+    uuid7_us,
+)
+from engine.submission import Entry, Submission
+
+_RANDOM_BYTES: Final = 10  # of a UUIDv7
+
+
+class ArrivalLimits(NamedTuple):
+    """The settings that an arriving event is held to."""
+
+    string_bytes_max: int
+    past_us: int
+    ahead_us: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> ArrivalLimits:
+        """The limits, in the units that are compared."""
+        return cls(
+            settings.string_bytes_max,
+            settings.occurred_past_seconds * SECOND_US,
+            settings.occurred_ahead_seconds * SECOND_US,
+        )
+
+
+def arrive(
+    event: Event, submission: Submission, index: int, idempotency_key: str | None, limits: ArrivalLimits
+) -> Entry | Invalid:
+    """Check one decoded event and make its entry.
+
+    The identity day is the UTC date of `occurred_at`, else of the time inside a UUIDv7, else of receipt. It
+    picks the partition, so a retry meets the same unique key.
+    """
+    now_us = submission.received_us
+    sent_id = None if event.event_id is None else EventId(event.event_id.bytes)
+    try:
+        user = _text("user_id", event.user_id, limits)
+        ad = None if event.ad_id is None else _text("ad_id", event.ad_id, limits)
+        told_us = occurred_us = None if event.occurred_at is None else us_from_datetime(event.occurred_at)
+        if occurred_us is not None:
+            _check_occurred(occurred_us, now_us, limits)
+        elif sent_id is not None:
+            told_us = uuid7_us(sent_id)
+            if told_us is not None and told_us > now_us + limits.ahead_us:
+                raise ValueError(
+                    f"event_id: a UUIDv7 whose time is {(told_us - now_us) // SECOND_US} s ahead of the server, "
+                    f"at most {limits.ahead_us // SECOND_US} s are allowed: correct the clock, or send occurred_at"
+                )
+    except ValueError as wrong:
+        return Invalid(str(wrong), sent_id)
+    day = (now_us if told_us is None else told_us) // DAY_US
+    if sent_id is not None:
+        event_id = sent_id
+    elif idempotency_key is not None:
+        event_id = derived_event_id(idempotency_key, index)
+    else:
+        # Nobody else can have this id, so it is never looked up: its time is the receipt's.
+        event_id, told_us = new_event_id(now_us, os.urandom(_RANDOM_BYTES)), now_us
+    return Entry(
+        submission,
+        index,
+        CampaignId(event.campaign_id),
+        event_id,
+        EVENT_TYPES[event.event_type],
+        event.user_id,
+        user,
+        ad,
+        now_us if occurred_us is None else occurred_us,
+        now_us,
+        told_us,
+        day,
+    )
+
+
+def derived_event_id(idempotency_key: str, index: int) -> EventId:
+    """The id of event `index` of a request: a UUIDv8 (RFC 9562, section 5.8) from the key, so a repeat is a repeat."""
+    digest = bytearray(hashlib.sha256(f"{index}:{idempotency_key}".encode()).digest()[:16])
+    digest[6] = 0x80 | digest[6] & 0x0F
+    digest[8] = 0x80 | digest[8] & 0x3F
+    return EventId(bytes(digest))
+
+
+def _text(field: str, text: str, limits: ArrivalLimits) -> bytes:
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{field}: must be Unicode text without lone surrogates") from None
+    if not 0 < len(encoded) <= limits.string_bytes_max:
+        raise ValueError(f"{field}: must have 1 to {limits.string_bytes_max} bytes, not {len(encoded)}")
+    if b"\0" in encoded:
+        raise ValueError(f"{field}: must not hold a NUL")
+    return encoded
+
+
+def _check_occurred(occurred_us: int, now_us: int, limits: ArrivalLimits) -> None:
+    if occurred_us < now_us - limits.past_us:
+        raise ValueError(
+            f"occurred_at: {(now_us - occurred_us) // SECOND_US} s old, "
+            f"at most {limits.past_us // SECOND_US} s are allowed"
+        )
+    if occurred_us > now_us + limits.ahead_us:
+        raise ValueError(
+            f"occurred_at: {(occurred_us - now_us) // SECOND_US} s ahead of the server, "
+            f"at most {limits.ahead_us // SECOND_US} s are allowed"
+        )

@@ -1,0 +1,401 @@
+"""The decisions of one campaign. Pure and synchronous: no clock, no store, no trio.
+
+Theory of operation
+-------------------
+A `CampaignState` is owned by one actor. The actor feeds it what arrives and does what it returns:
+
+    entries --admit--> ReserveRequest --Redis--> apply --> Reservation --Postgres--> committed | again | ...
+
+- `admit` takes waiting entries. An id that is already under way here joins that entry (`repeats`) and shares
+  its fate. An entry whose own time lies before the dedup window is *late*: Postgres is asked first. The rest
+  becomes one `ReserveRequest`.
+- `apply` reads the letters of the reply. Accepted entries become a `Reservation`, which a flush makes durable.
+  Ids that Redis knows (D, P) are looked up in Postgres: only what is there is a duplicate.
+- `settle` is the only way out: it gives an entry, and those that joined it, their verdict.
+
+`in_flight` holds every id between `admit` and `settle`, so the engine never reserves an id twice at once.
+Money is decided in Redis and judged in Postgres; nothing here adds up spend.
+
+Life cycle (`TRANSITIONS`): only OPEN may reserve, and only one call at a time (RESERVING). LOADING waits for
+the plan, CLOSED for a recovery. What happens while a call is under way (a doubt, a newer plan) moves the state
+on at once; the reply then finds the state changed and is thrown away, and its entries go again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from typing import Final, NamedTuple
+
+from engine.model import (
+    BILLABLE,
+    SECOND_US,
+    Campaign,
+    CampaignId,
+    EventType,
+    Micros,
+    Reason,
+    Status,
+    StoredEvent,
+    Verdict,
+)
+from engine.pacing import SpendDay, allowance_micros, day_of_number, seconds_between, seconds_until_room, spend_day
+from engine.ports import BILLABLE as BILLABLE_FLAG
+from engine.ports import COUNTS_FOR_CAP, FREE, NO_CAP, LedgerRow, Letter, Reserve, Reserved
+from engine.submission import Entry
+
+# An entry is reserved at most so often: each time, a cause has been dealt with (a newer plan, a recovery);
+# who is still refused then is told to come again.
+ATTEMPTS_MAX: Final = 8
+# Tags of committed reservations that one call carries: Lua's `unpack` holds far more, a round seldom brings more.
+COMMITTED_TAGS_MAX: Final = 500
+
+DUPLICATE: Final = Verdict(Status.DUPLICATE)
+INACTIVE: Final = Verdict(Status.REJECTED, Reason.INACTIVE, "the campaign is not active")
+ID_REUSED: Final = Verdict(
+    Status.REJECTED, Reason.ID_REUSED, "event_id: was used for another event of this campaign (other user, ad or type)"
+)
+TOTAL_BUDGET: Final = Verdict(Status.REJECTED, Reason.TOTAL_BUDGET, "the total budget has no room for this event")
+DAILY_BUDGET: Final = Verdict(Status.REJECTED, Reason.DAILY_BUDGET, "today's budget has no room for this event")
+UNKNOWN_CAMPAIGN: Final = Verdict(Status.REJECTED, Reason.UNKNOWN_CAMPAIGN, "there is no campaign with this id")
+IN_FLIGHT: Final = Verdict(Status.RETRY, Reason.IN_FLIGHT, "an event with this id is under way elsewhere", 1)
+UNAVAILABLE: Final = Verdict(Status.RETRY, Reason.UNAVAILABLE, "a store gave no certain answer; a retry is safe", 1)
+OVERLOADED: Final = Verdict(Status.RETRY, Reason.OVERLOADED, "more events are waiting than may wait", 1)
+
+
+class Phase(Enum):
+    """Where a campaign's actor is in its life."""
+
+    LOADING = "loading"
+    OPEN = "open"
+    RESERVING = "reserving"
+    CLOSED = "closed"
+    STOPPED = "stopped"
+
+
+class Signal(Enum):
+    """What moves it on."""
+
+    PLAN = "plan"  # the plan is here
+    CALL = "call"  # a reserve call is sent
+    REPLY = "reply"  # its reply is here
+    PLAN_BEHIND = "plan behind"  # somebody knows a newer plan
+    DOUBT = "doubt"  # Redis or an outcome can't be trusted: recover
+    RECOVERED = "recovered"
+    STOP = "stop"
+
+
+TRANSITIONS: Final[dict[Phase, dict[Signal, Phase]]] = {
+    Phase.LOADING: {Signal.PLAN: Phase.OPEN, Signal.DOUBT: Phase.CLOSED, Signal.STOP: Phase.STOPPED},
+    Phase.OPEN: {
+        Signal.PLAN: Phase.OPEN,
+        Signal.CALL: Phase.RESERVING,
+        Signal.PLAN_BEHIND: Phase.LOADING,
+        Signal.DOUBT: Phase.CLOSED,
+        Signal.STOP: Phase.STOPPED,
+    },
+    Phase.RESERVING: {
+        Signal.PLAN: Phase.RESERVING,
+        Signal.REPLY: Phase.OPEN,
+        Signal.PLAN_BEHIND: Phase.LOADING,
+        Signal.DOUBT: Phase.CLOSED,
+        Signal.STOP: Phase.STOPPED,
+    },
+    Phase.CLOSED: {
+        Signal.PLAN: Phase.CLOSED,
+        Signal.DOUBT: Phase.CLOSED,
+        Signal.RECOVERED: Phase.OPEN,
+        Signal.STOP: Phase.STOPPED,
+    },
+    Phase.STOPPED: {},
+}
+
+
+class IllegalTransition(AssertionError):
+    """A signal came in a phase that has no place for it: a bug, and the actor is rebuilt."""
+
+
+class ReserveRequest(NamedTuple):
+    """One call of reserve, and the entries that its letters are about."""
+
+    call: Reserve
+    entries: Sequence[Entry]
+    today: SpendDay
+    inactive: bool
+
+
+class Reservation:
+    """The accepted entries of one call, on their way to Postgres (`ports.Batch`)."""
+
+    __slots__ = ("amount_micros", "campaign_id", "generation", "rows", "spend_day", "tag")
+
+    def __init__(self, call: Reserve, rows: Sequence[Entry], amount_micros: int) -> None:
+        self.campaign_id = call.campaign_id
+        self.generation = call.generation
+        self.tag = call.tag
+        self.spend_day = call.day
+        self.amount_micros = amount_micros
+        self.rows = rows
+
+
+class Admitted(NamedTuple):
+    """What `admit` decided: a call to send, and entries to look up first."""
+
+    request: ReserveRequest | None
+    late: Sequence[Entry]
+
+
+class Applied(NamedTuple):
+    """What `apply` decided: a reservation to flush, and entries whose ids Redis knows."""
+
+    reservation: Reservation | None
+    known: Sequence[tuple[Entry, Letter]]
+
+
+class CampaignState:
+    """Plan, generation, spend day and what is under way, of one campaign in one engine process."""
+
+    __slots__ = (
+        "campaign_id", "committed", "fresh_us", "generation", "generation_seen", "in_flight", "phase", "plan",
+        "today", "turn_us", "voids",
+    )  # fmt: skip
+
+    def __init__(self, campaign_id: CampaignId, *, turn_seconds: int, fresh_seconds: int) -> None:
+        self.campaign_id = campaign_id
+        self.turn_us = turn_seconds * SECOND_US
+        self.fresh_us = fresh_seconds * SECOND_US
+        self.phase = Phase.LOADING
+        self.plan: Campaign | None = None
+        self.today: SpendDay | None = None
+        self.generation = 0  # the one that the next call names
+        self.generation_seen = 0  # the highest one seen in Postgres: no older one is used
+        self.in_flight: dict[bytes, Entry] = {}
+        self.committed: list[int] = []  # tags that are durable; Redis does not know it yet
+        self.voids: list[tuple[int, int]] = []  # (generation, tag) to undo; Redis does not know it yet
+
+    # --- life cycle -----------------------------------------------------------------------------------------
+
+    def signal(self, signal: Signal) -> None:
+        """Move to the next phase. Raises `IllegalTransition`."""
+        after = TRANSITIONS[self.phase].get(signal)
+        if after is None:
+            raise IllegalTransition(f"campaign {self.campaign_id}: {signal.name} while {self.phase.name}")
+        self.phase = after
+
+    def adopt_plan(self, plan: Campaign, now_us: int) -> bool:
+        """Take a plan if it is newer than ours; True when it was."""
+        assert plan.id == self.campaign_id
+        if self.plan is not None and plan.version <= self.plan.version:
+            return False
+        self.plan = plan
+        if self.today is None:
+            self.today = spend_day(now_us, plan.timezone)
+        return True
+
+    def adopt_ledger(self, row: LedgerRow) -> None:
+        """Learn what the judge's row says: its generation and its day are never gone below."""
+        self.see_generation(row.generation)
+        self.reach_day(row.spend.day)
+
+    def see_generation(self, generation: int) -> None:
+        """A generation was seen in Postgres: older ones, and what was decided under them, no longer count."""
+        if generation > self.generation_seen:
+            self.generation_seen = generation
+            self.generation = max(self.generation, generation)
+
+    def reach_day(self, day: int) -> None:
+        """A later spend day was seen somewhere: ours moves forward, never back."""
+        assert self.plan is not None
+        assert self.today is not None
+        if day > self.today.day:
+            self.today = day_of_number(day, self.plan.timezone)
+
+    def recovered(self, generation: int) -> None:
+        """Redis was made to follow this generation: what it was still to be told is settled."""
+        self.generation = max(generation, self.generation_seen)
+        self.committed.clear()
+        self.voids.clear()
+        self.signal(Signal.RECOVERED)
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing is under way and nothing is left to tell Redis."""
+        return not self.in_flight and not self.committed and not self.voids
+
+    # --- the way of an event --------------------------------------------------------------------------------
+
+    def admit(self, waiting: Iterable[Entry], tag: int, now_us: int) -> Admitted:
+        """Decide what to do with waiting entries: join, look up first, or reserve under this tag."""
+        assert self.phase is Phase.OPEN
+        assert self.plan is not None
+        assert self.today is not None
+        fresh: list[Entry] = []
+        late: list[Entry] = []
+        oldest_us = now_us - self.fresh_us
+        for entry in waiting:
+            first = self.in_flight.setdefault(entry.event_id, entry)
+            if first is not entry:
+                if first.repeats is None:
+                    first.repeats = []
+                first.repeats.append(entry)
+            elif entry.settled and not entry.repeats:
+                del self.in_flight[entry.event_id]  # its deadline passed before anything was reserved
+            elif not entry.looked_up and (entry.told_us is None or entry.told_us < oldest_us):
+                late.append(entry)
+            elif entry.attempts >= ATTEMPTS_MAX:
+                self.settle(entry, UNAVAILABLE)
+            else:
+                entry.attempts += 1
+                entry.looked_up = False
+                fresh.append(entry)
+        return Admitted(self._request(fresh, tag, now_us) if fresh else None, late)
+
+    def _request(self, entries: list[Entry], tag: int, now_us: int) -> ReserveRequest:
+        plan, today = self.plan, self.today
+        assert plan is not None
+        assert today is not None
+        if now_us >= today.end_us:
+            self.reach_day(spend_day(now_us, plan.timezone).day)
+            today = self.today
+            assert today is not None
+        if plan.active:
+            flags = _flags(plan)
+            kinds = bytes([flags[entry.event_type] for entry in entries])
+            total_micros, cost_micros = plan.total_budget_micros, plan.cost_micros
+            cap = NO_CAP if plan.freq_cap_impressions_per_day is None else plan.freq_cap_impressions_per_day
+        else:
+            # No budget at all, for billable and free alike: Redis still tells duplicates from new events.
+            kinds = bytes([BILLABLE_FLAG]) * len(entries)
+            total_micros, cost_micros, cap = Micros(-1), Micros(0), NO_CAP
+        call = Reserve(
+            campaign_id=self.campaign_id,
+            generation=self.generation,
+            tag=tag,
+            plan_version=plan.version,
+            day=today.day,
+            turn=now_us // self.turn_us,
+            total_budget_micros=total_micros,
+            daily_budget_micros=plan.daily_budget_micros,
+            allowance_micros=allowance_micros(plan, today, now_us),
+            cap=cap,
+            cost_micros=cost_micros,
+            kinds=kinds,
+            ids=b"".join([entry.event_id for entry in entries]),
+            users=[entry.user_id for entry in entries],
+            committed=self.committed[:COMMITTED_TAGS_MAX],
+        )
+        return ReserveRequest(call, entries, today, not plan.active)
+
+    def apply(self, request: ReserveRequest, reply: Reserved, now_us: int) -> Applied:
+        """Read the letters: settle what is refused, and return what is accepted or known."""
+        call, letters = request.call, reply.letters
+        assert len(letters) == len(request.entries)
+        self.committed = self.committed[len(call.committed) :]
+        accepted: list[Entry] = []
+        known: list[tuple[Entry, Letter]] = []
+        amount_micros = 0
+        for entry, letter, kind in zip(request.entries, letters, call.kinds, strict=True):
+            if letter == _ACCEPTED:
+                entry.cost_micros = call.cost_micros if kind & BILLABLE_FLAG else 0
+                amount_micros += entry.cost_micros
+                accepted.append(entry)
+            elif letter in _KNOWN:
+                known.append((entry, _KNOWN[letter]))
+            else:
+                self.settle(entry, _refusal(letter, request, self.plan, reply.today_micros, now_us))
+        if not accepted:
+            return Applied(None, known)
+        assert not request.inactive, "nothing is accepted for an inactive campaign"
+        assert reply.total_micros <= call.total_budget_micros or amount_micros == 0
+        return Applied(Reservation(call, accepted, amount_micros), known)
+
+    def settle_committed(self, reservation: Reservation) -> None:
+        """Postgres has them all: accepted. Redis is told with the next call."""
+        self.committed.append(reservation.tag)
+        in_flight = self.in_flight
+        for entry in reservation.rows:
+            del in_flight[entry.event_id]
+            entry.settle(None)
+            if entry.repeats is not None:
+                _settle_repeats(entry, entry.as_stored(reservation.tag), None)
+
+    def settle_found(self, entry: Entry, stored: StoredEvent, tag: int | None = None) -> None:
+        """Postgres has an event with this id: a duplicate, unless it is another event (or this very row)."""
+        del self.in_flight[entry.event_id]
+        if stored.batch == tag:
+            entry.settle(None)
+        else:
+            entry.settle(_as_duplicate(entry, stored))
+        if entry.repeats is not None:
+            _settle_repeats(entry, stored, None)
+
+    def settle(self, entry: Entry, verdict: Verdict) -> None:
+        """Give a verdict that is neither accepted nor duplicate, to the entry and those that joined it."""
+        del self.in_flight[entry.event_id]
+        entry.settle(verdict)
+        if entry.repeats is not None:
+            _settle_repeats(entry, None, verdict)
+
+    def check_invariants(self) -> None:
+        """What must hold between any two messages; asserted in production too."""
+        assert self.generation >= self.generation_seen, "a generation older than one seen in Postgres"
+        assert self.phase is Phase.LOADING or self.phase is Phase.STOPPED or self.plan is not None
+        assert all(entry.event_id == event_id for event_id, entry in list(self.in_flight.items())[:1])
+
+
+_ACCEPTED: Final = Letter.ACCEPTED.value[0]
+_KNOWN: Final = {Letter.DUPLICATE.value[0]: Letter.DUPLICATE, Letter.PENDING.value[0]: Letter.PENDING}
+
+
+def _flags(plan: Campaign) -> tuple[int, ...]:
+    """The kind of each event type under a plan."""
+    billable = BILLABLE[plan.pricing_model]
+    capped = plan.freq_cap_impressions_per_day is not None
+    return tuple(
+        (BILLABLE_FLAG if event_type is billable else FREE)
+        | (COUNTS_FOR_CAP if capped and event_type is EventType.IMPRESSION else FREE)
+        for event_type in EventType
+    )
+
+
+def _refusal(letter: int, request: ReserveRequest, plan: Campaign | None, today_micros: int, now_us: int) -> Verdict:
+    """The verdict behind a letter that is neither accepted nor known."""
+    assert plan is not None
+    if request.inactive:
+        return INACTIVE
+    match Letter(bytes([letter])):
+        case Letter.CAPPED:
+            return Verdict(
+                Status.REJECTED,
+                Reason.FREQUENCY_CAPPED,
+                f"the user has had {request.call.cap} impressions today, as many as the campaign allows",
+                seconds_between(now_us, request.today.end_us),
+            )
+        case Letter.PACED:
+            wait_seconds = seconds_until_room(plan, request.today, now_us, today_micros)
+            return Verdict(
+                Status.REJECTED, Reason.PACED, "the day has not reached this part of its budget", wait_seconds
+            )
+        case Letter.TOTAL:
+            return TOTAL_BUDGET
+        case Letter.DAILY:
+            return DAILY_BUDGET
+    raise AssertionError(f"unknown letter {letter!r}")
+
+
+def _as_duplicate(entry: Entry, stored: StoredEvent) -> Verdict:
+    if not entry.same_event(stored):
+        return ID_REUSED
+    return Verdict(Status.DUPLICATE, event=stored)
+
+
+def _settle_repeats(first: Entry, stored: StoredEvent | None, verdict: Verdict | None) -> None:
+    """Those that joined share the fate of the first: its row, or its refusal if they are the same event."""
+    repeats, first.repeats = first.repeats or [], None
+    for entry in repeats:
+        if stored is not None:
+            entry.settle(_as_duplicate(entry, stored))
+        elif entry.same_event(first.as_stored(0)):
+            entry.settle(verdict)
+        else:
+            entry.settle(IN_FLIGHT)  # another event under the same id: on its own it may fare otherwise

@@ -1,0 +1,120 @@
+"""One embedded store as a process: started once, found again, stopped by the last who uses it.
+
+Owns locks, signals and waiting. Knows neither Postgres nor Redis.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Final
+
+from engine.embedded.home import Home, as_user
+from engine.errors import EngineError
+
+START_SECONDS: Final = 120.0  # Postgres replays up to 4 GB of log after a crash: at most a minute, twice
+STOP_SECONDS: Final = 60.0  # a fast shutdown writes 512 MB of buffers
+POLL_SECONDS: Final = 0.02
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def only_one(data: Path) -> Iterator[None]:
+    """Starts and stops of all engines on this data folder, one after the other."""
+    with (data / "start.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def locked(file: IO[str]) -> bool:
+    """Whether the file could be locked for us alone, at once."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _alive(home: Home, name: str) -> bool:
+    with (home.path / f"{name}.lock").open("a") as file:
+        return not locked(file)
+
+
+def start_daemon(home: Home, name: str, command: list[str], left_over: list[Path], answers: Callable[[], bool]) -> None:
+    """Start a store unless it is alive, and wait until it answers. `left_over` files of a dead one are removed."""
+    log = home.path / f"{name}.log"
+    deadline = time.monotonic() + START_SECONDS
+    launched = False
+    while not answers():
+        with (home.path / f"{name}.lock").open("a") as lock:
+            if locked(lock):  # nobody is alive
+                if launched:
+                    raise EngineError(f"the embedded {name} could not start. The end of {log}:\n{_tail(log)}")
+                for path in left_over:
+                    path.unlink(missing_ok=True)
+                if log.exists():
+                    log.replace(log.with_suffix(".log.1"))  # the last run's log is kept, and no older one
+                _detach(home, command, log, lock.fileno())
+                launched = True
+        if time.monotonic() > deadline:
+            raise EngineError(f"the embedded {name} is running, but gives no answer. See {log}.")
+        time.sleep(POLL_SECONDS)
+
+
+def _detach(home: Home, command: list[str], log: Path, lock: int) -> None:
+    """Run a program in a session of its own, as nobody's child, so that it outlives us."""
+    environment = {"PATH": os.defpath, "LC_ALL": "C"}
+    with log.open("ab") as output:
+        subprocess.run(
+            ["/bin/sh", "-c", '"$@" &', "sh", *command],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(lock,), cwd="/", env=environment,
+            start_new_session=True, check=True, **as_user(home.account),
+        )  # fmt: skip
+
+
+def stop_daemon(home: Home, name: str, path: Path, signals: tuple[signal.Signals, signal.Signals]) -> None:
+    """Stop the store that listens on `path`: ask it, and after `STOP_SECONDS` force it."""
+    if not _alive(home, name):
+        return
+    try:
+        pid = _listener(path)
+        for sign in signals:
+            os.kill(pid, sign)
+            deadline = time.monotonic() + STOP_SECONDS
+            while time.monotonic() < deadline:
+                if not _alive(home, name):
+                    return
+                time.sleep(POLL_SECONDS)
+    except OSError as error:
+        _log.error("the embedded %s can't be stopped: %s", name, error)
+    else:
+        _log.error("the embedded %s (process %d) does not stop", name, pid)
+
+
+def _listener(path: Path) -> int:
+    """The process that listens on a unix socket. Raises `OSError` if none does, or none that we can see."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        client.connect(str(path))
+        if sys.platform == "darwin":
+            pid = int(client.getsockopt(0, 2))  # SOL_LOCAL, LOCAL_PEERPID
+        else:
+            pid = int(struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+    if pid <= 0:
+        raise ProcessLookupError(f"whoever listens on {path} runs in another container")
+    return pid
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])

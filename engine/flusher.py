@@ -1,0 +1,113 @@
+"""Carries reservations into Postgres: one transaction for all campaigns of the moment.
+
+Owns the queue between the ledger round and Postgres, and what a refused transaction means for the others in
+it. Knows of Postgres only `EventStore.flush`. While a flush is under way, the next one gathers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import trio
+
+from engine import metrics
+from engine.actor import Actor
+from engine.campaign import Reservation
+from engine.model import CampaignId
+from engine.ports import EventStore, FlushReply, NotRun, Refused
+
+_Waiting = tuple[Actor, Reservation]
+
+
+class Flusher:
+    """`put` reservations; `run` one worker a connection."""
+
+    def __init__(self, store: EventStore, *, flush_events_max: int, queue_events_max: int) -> None:
+        self._store = store
+        self._flush_events_max = flush_events_max
+        self._queue_events_max = queue_events_max
+        self._queue: deque[_Waiting] = deque()
+        self._events = 0
+        self._work = trio.Event()
+        self._room = trio.Event()
+        self._room.set()
+
+    @property
+    def events_waiting(self) -> int:
+        """Events that wait for a flush."""
+        return self._events
+
+    def put(self, actor: Actor, reservation: Reservation) -> None:
+        """Queue one reservation. Never refuses: the ledger round waits for `room` before it reserves more."""
+        self._queue.append((actor, reservation))
+        self._added(len(reservation.rows))
+
+    def _added(self, events: int) -> None:
+        self._events += events
+        self._work.set()
+        if self._events >= self._queue_events_max and self._room.is_set():
+            self._room = trio.Event()
+
+    async def room(self) -> None:
+        """Wait until the queue is below its bound."""
+        if not self._room.is_set():
+            await self._room.wait()
+
+    async def run(self) -> None:
+        """One worker: flush after flush, for ever."""
+        while True:
+            await self._work.wait()
+            waiting = self._take()
+            if not waiting:
+                self._work = trio.Event()
+                continue
+            await self._flush(waiting)
+
+    def _take(self) -> list[_Waiting]:
+        """The next flush: in order, within the bound, one generation and spend day a campaign."""
+        taken: list[_Waiting] = []
+        left: list[_Waiting] = []
+        under: dict[CampaignId, tuple[int, int]] = {}
+        events = 0
+        while self._queue:
+            _, reservation = waiting = self._queue.popleft()
+            if events and events + len(reservation.rows) > self._flush_events_max:
+                self._queue.appendleft(waiting)
+                break
+            terms = (reservation.generation, reservation.spend_day)
+            if under.setdefault(reservation.campaign_id, terms) != terms:
+                left.append(waiting)
+                continue
+            taken.append(waiting)
+            events += len(reservation.rows)
+        self._queue.extendleft(reversed(left))
+        self._events -= events
+        if self._events < self._queue_events_max:
+            self._room.set()
+        return taken
+
+    async def _flush(self, waiting: Sequence[_Waiting]) -> None:
+        """One transaction, and another for what a culprit kept out of it; each has fewer reservations."""
+        reservations = [reservation for _, reservation in waiting]
+        started = trio.current_time()
+        reply = await self._store.flush(reservations)
+        metrics.flush_seconds.observe(trio.current_time() - started)
+        metrics.flush_events.observe(sum(len(reservation.rows) for reservation in reservations))
+        if isinstance(reply, Refused):
+            innocent = [each for each in waiting if each[1].campaign_id not in reply.causes]
+            assert len(innocent) < len(waiting), "a refusal names at least one campaign of the flush"
+            self._tell([each for each in waiting if each[1].campaign_id in reply.causes], reply)
+            if innocent:
+                await self._flush(innocent)
+        elif isinstance(reply, NotRun) and reply.data and len(waiting) > 1:
+            half = len(waiting) // 2
+            await self._flush(waiting[:half])
+            await self._flush(waiting[half:])
+        else:
+            self._tell(waiting, reply)
+
+    def _tell(self, waiting: Sequence[_Waiting], reply: FlushReply) -> None:
+        metrics.flushes.labels(type(reply).__name__.lower()).inc()
+        for actor, reservation in waiting:
+            actor.flushed(reservation, reply)

@@ -1,0 +1,75 @@
+"""Asks Postgres for events by id, many campaigns in one query, one query after the other.
+
+Owns the queue of look-ups. Knows nothing of why they are made. While a query is under way, the next gathers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import trio
+
+from engine import metrics
+from engine.errors import StoreUnavailable
+from engine.model import DAY_US
+from engine.ports import EventStore, Wanted
+from engine.services import Absent, LookUp
+from engine.submission import Entry
+
+
+class LookUps:
+    """`put` look-ups; `run` answers them. The queue is bounded by the events that the engine admits at all."""
+
+    def __init__(self, store: EventStore, *, events_max: int) -> None:
+        self._store = store
+        self._events_max = events_max
+        self._queue: deque[LookUp] = deque()
+        self._work = trio.Event()
+
+    def put(self, look_ups: Sequence[LookUp]) -> None:
+        """Queue them; each is answered once, by `looked_up` or `look_up_failed` of its actor."""
+        self._queue.extend(look_ups)
+        self._work.set()
+
+    async def run(self) -> None:
+        """Query after query, for ever."""
+        while True:
+            await self._work.wait()
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._events_max))]
+            if not batch:
+                self._work = trio.Event()
+                continue
+            await self._answer(batch)
+
+    async def _answer(self, batch: Sequence[LookUp]) -> None:
+        started = trio.current_time()
+        try:
+            found = await self._store.look_up(
+                [Wanted(each.entry.campaign_id, each.entry.event_id, days_of(each.entry)) for each in batch]
+            )
+            # Redis may know an id from another identity day: an event whose time was changed by its sender.
+            elsewhere = [
+                Wanted(each.entry.campaign_id, each.entry.event_id, None)
+                for each in batch
+                if each.absent is not Absent.AGAIN and (each.entry.campaign_id, each.entry.event_id) not in found
+            ]
+            if elsewhere:
+                found = {**found, **await self._store.look_up(elsewhere)}
+        except StoreUnavailable:
+            for each in batch:
+                each.actor.look_up_failed(each)
+            return
+        finally:
+            metrics.look_up_seconds.observe(trio.current_time() - started)
+        # Newest first, because each goes back to the front of its mailbox: so they keep their order.
+        for each in reversed(batch):
+            each.actor.looked_up(each, found.get((each.entry.campaign_id, each.entry.event_id)))
+
+
+def days_of(entry: Entry) -> list[int]:
+    """The identity days under which an entry may have been committed: its own, or three if it tells no time."""
+    if entry.told_us is not None:
+        return [entry.day]
+    today = entry.received_us // DAY_US
+    return [today, today - 1, today - 2]

@@ -1,0 +1,51 @@
+"""What the engine counts and times, in Prometheus's terms.
+
+Owns names and buckets. Knows nothing of how they are served. Everything is counted a batch at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from engine.submission import Submission
+
+_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_EVENTS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000)
+
+events = Counter("headrace_events_total", "Events by verdict.", ["status", "reason"])
+request_seconds = Histogram(
+    "headrace_request_seconds", "From receipt of a request to its last verdict.", buckets=_SECONDS
+)
+request_events = Histogram("headrace_request_events", "Events of one request.", buckets=_EVENTS)
+reserve_seconds = Histogram("headrace_reserve_seconds", "One ledger round.", buckets=_SECONDS)
+reserve_events = Histogram("headrace_reserve_events", "Events of one ledger round.", buckets=_EVENTS)
+flush_seconds = Histogram("headrace_flush_seconds", "One transaction: COPY, guard, COMMIT.", buckets=_SECONDS)
+flush_events = Histogram("headrace_flush_events", "Events of one transaction.", buckets=_EVENTS)
+flushes = Counter("headrace_flushes_total", "Transactions by outcome.", ["outcome"])
+look_up_seconds = Histogram("headrace_look_up_seconds", "One look-up of ids in Postgres.", buckets=_SECONDS)
+recovery_seconds = Histogram("headrace_recovery_seconds", "One recovery of a campaign.", buckets=_SECONDS)
+recoveries = Counter("headrace_recoveries_total", "Recoveries by outcome.", ["outcome"])
+actor_faults = Counter("headrace_actor_faults_total", "Actors that failed and were rebuilt.")
+events_open = Gauge("headrace_events_open", "Events without a verdict.", multiprocess_mode="livesum")
+flush_queue_events = Gauge("headrace_flush_queue_events", "Events waiting for a flush.", multiprocess_mode="livesum")
+actors = Gauge("headrace_actors", "Live campaigns.", multiprocess_mode="livesum")
+clock_offset_seconds = Gauge(
+    "headrace_clock_offset_seconds", "Our clock less that of Postgres.", multiprocess_mode="livemostrecent"
+)
+
+
+def count_submission(submission: Submission, now_us: int) -> None:
+    """Count one finished request and its events by verdict."""
+    request_seconds.observe((now_us - submission.received_us) / 1_000_000)
+    total = len(submission.entries)
+    request_events.observe(total)
+    accepted = total - len(submission.verdicts)
+    if accepted:
+        _accepted.inc(accepted)
+    for verdict in submission.verdicts.values():
+        events.labels(verdict.status, verdict.reason or "").inc()
+
+
+_accepted: Final = events.labels("accepted", "")

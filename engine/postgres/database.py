@@ -1,0 +1,217 @@
+"""Everything but the flush goes through here: an asyncpg pool, asyncpg's loop being a guest of trio.
+
+Owns the loop, the pool, the forms in which values cross (instants as `_us` integers, days as integers, ids as
+16 bytes), and the mapping of asyncpg's errors. Knows no table.
+
+Any task may call, whatever nursery it lives in: each call names the loop itself. Errors come out as
+`StoreUnavailable`, with `certain` true when the statement certainly had no effect; what is wrong with the statement
+itself, and a lock not got in time, come out as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeAlias, TypeVar
+
+import asyncpg
+import trio
+import trio_asyncio  # type: ignore[import-untyped]
+from asyncpg.pool import PoolConnectionProxy
+
+from engine.errors import StoreUnavailable
+from engine.postgres.copy import DAYS_TO_2000, TO_2000_US
+
+T = TypeVar("T")
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+
+# A transaction that its engine left open (frozen, or cut off) is ended after so long, and its locks with it.
+_ABANDONED_MS: Final = 60_000
+
+# Answers that say nothing of what happened to the statement: the session ended.
+_UNCERTAIN: Final = ("08", "57P", "40003")
+# Mistakes in the statement or its values (trying again won't help), and a lock that was asked for with a limit.
+_AS_THEY_ARE: Final = ("22", "23", "42", "55P03")
+
+_CONNECTION_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)  # TimeoutError is an OSError
+
+
+class Database:
+    """A pool of connections. Get one with `open_database`."""
+
+    def __init__(self, loop: trio_asyncio.TrioEventLoop, pool: asyncpg.Pool[asyncpg.Record], timeout: float) -> None:
+        self._loop = loop
+        self._pool = pool
+        self._timeout_seconds = timeout
+
+    async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
+        """All rows of one statement, which is a transaction of its own."""
+        return await self.run(lambda connection: connection.fetch(query, *args))
+
+    async def execute(self, query: str, *args: object) -> None:
+        """One statement whose rows don't matter."""
+        await self.run(lambda connection: connection.execute(query, *args))
+
+    async def transaction(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Run asyncio code on one connection inside one transaction."""
+
+        async def within(connection: Connection) -> T:
+            async with connection.transaction():
+                return await work(connection)
+
+        return await self.run(within)
+
+    async def run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Run asyncio code on one connection of the pool. Raises `StoreUnavailable`."""
+
+        async def borrow() -> T:
+            connection = await self._acquire()
+            try:
+                with mapped_errors(certain=False):
+                    return await work(connection)
+            finally:
+                await self._pool.release(connection)
+
+        return await on_loop(self._loop, borrow)
+
+    @asynccontextmanager
+    async def cursor(
+        self, query: str, *args: object, timeout_seconds: float
+    ) -> AsyncIterator[Callable[[int], Awaitable[list[asyncpg.Record]]]]:
+        """One statement's rows, fetched n at a time by calling what this yields; one snapshot for all of them."""
+        connection = await on_loop(self._loop, self._acquire)
+        transaction = connection.transaction(readonly=True)
+
+        async def start() -> Any:
+            await transaction.start()
+            await connection.execute(f"SET LOCAL statement_timeout = {int(timeout_seconds * 1_000)}")
+            return await connection.cursor(query, *args, timeout=timeout_seconds)
+
+        async def finish() -> None:
+            try:
+                if not connection.is_closed():
+                    await transaction.rollback()
+            finally:
+                await self._pool.release(connection)
+
+        try:
+            with mapped_errors(certain=True):
+                rows = await on_loop(self._loop, start)
+
+                async def fetch(n: int) -> list[asyncpg.Record]:
+                    with mapped_errors(certain=True):
+                        return list(await on_loop(self._loop, lambda: rows.fetch(n, timeout=timeout_seconds)))
+
+            yield fetch
+        finally:
+            # Shielded, or a cancelled reader would leave the connection lent for ever; asyncpg's own timeouts bound it.
+            with trio.CancelScope(shield=True), contextlib.suppress(*_CONNECTION_ERRORS):
+                await on_loop(self._loop, finish)
+
+    async def _acquire(self) -> PoolConnectionProxy[asyncpg.Record]:
+        with mapped_errors(certain=True):
+            return await self._pool.acquire(timeout=self._timeout_seconds)
+
+
+@asynccontextmanager
+async def open_database(
+    loop: trio_asyncio.TrioEventLoop, db_url: str, connections: int, timeout_seconds: float
+) -> AsyncIterator[Database]:
+    """A database on a running loop, whose connections are opened as they are needed."""
+    pool = asyncpg.create_pool(
+        db_url,
+        min_size=0,
+        max_size=connections,
+        command_timeout=timeout_seconds,
+        timeout=timeout_seconds,
+        init=teach_forms,
+        server_settings=session_settings(timeout_seconds),
+    )
+
+    async def close() -> None:
+        pool.terminate()  # nothing is under way that would be worth waiting for: the callers are gone
+
+    await on_loop(loop, lambda: _started(pool))
+    try:
+        yield Database(loop, pool, timeout_seconds)
+    finally:
+        await on_loop(loop, close)
+
+
+async def _started(pool: asyncpg.Pool[asyncpg.Record]) -> None:
+    await pool
+
+
+@asynccontextmanager
+async def open_connection(db_url: str, timeout_seconds: float, **settings: str) -> AsyncIterator[Connection]:
+    """One connection of its own (asyncio side: use it inside `on_loop`)."""
+    with mapped_errors(certain=True):
+        connection = await asyncpg.connect(db_url, timeout=timeout_seconds, server_settings=settings)
+    try:
+        await teach_forms(connection)
+        yield connection
+    finally:
+        connection.terminate()
+
+
+async def on_loop(loop: trio_asyncio.TrioEventLoop, work: Callable[[], Awaitable[T]]) -> T:
+    """Run asyncio code from any trio task, cancellation included."""
+    token = trio_asyncio.current_loop.set(loop)
+    try:
+        result: T = await trio_asyncio.aio_as_trio(work, loop=loop)()
+        return result
+    finally:
+        trio_asyncio.current_loop.reset(token)
+
+
+@contextlib.contextmanager
+def mapped_errors(*, certain: bool) -> Iterator[None]:
+    """Turn asyncpg's errors into `StoreUnavailable`. `certain`: what a connection's own failure means here."""
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        sqlstate = error.sqlstate or ""
+        if sqlstate.startswith(_AS_THEY_ARE):
+            raise
+        told = certain or not sqlstate.startswith(_UNCERTAIN)
+        raise StoreUnavailable(f"Postgres: {sqlstate} {error}", certain=told) from error
+    except _CONNECTION_ERRORS as error:
+        raise StoreUnavailable(f"Postgres: {error or type(error).__name__}", certain=certain) from error
+
+
+def session_settings(timeout_seconds: float) -> dict[str, str]:
+    """What every session relies on, whatever the database's defaults are."""
+    return {
+        "application_name": "headrace",
+        "synchronous_commit": "on",
+        "default_transaction_isolation": "read committed",
+        # Postgres gives up a little before we do: its refusal is certain, our timeout is not.
+        "statement_timeout": str(max(1, int(timeout_seconds * 900))),
+        "idle_in_transaction_session_timeout": str(_ABANDONED_MS),
+    }
+
+
+def normal_url(db_url: str) -> str:
+    """The URL in the form that libpq and asyncpg both read."""
+    scheme, separator, rest = db_url.partition("://")
+    return f"postgresql{separator}{rest}" if scheme in ("postgres", "postgresql+psycopg") else db_url
+
+
+async def teach_forms(connection: Any) -> None:
+    """Let instants cross as microseconds since 1970, days as days since 1970, ids as 16 bytes: exact and cheap."""
+    await connection.set_type_codec(
+        "timestamptz",
+        schema="pg_catalog",
+        format="tuple",
+        encoder=lambda instant_us: (instant_us - TO_2000_US,),
+        decoder=lambda value: value[0] + TO_2000_US,
+    )
+    await connection.set_type_codec(
+        "date",
+        schema="pg_catalog",
+        format="tuple",
+        encoder=lambda day: (day - DAYS_TO_2000,),
+        decoder=lambda value: value[0] + DAYS_TO_2000,
+    )
+    await connection.set_type_codec("uuid", schema="pg_catalog", format="binary", encoder=bytes, decoder=bytes)

@@ -1,0 +1,112 @@
+"""What recovery and late look-ups ask the judge.
+
+Owns the SQL behind the remedy: raise a generation, find committed events by id, and stream what a rebuild of Redis
+loads. All of it is true after `raise_generation` has returned: every older batch is then in or out for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Final
+
+import asyncpg
+
+from engine.model import DAY_US, CampaignId, EventId, EventType, Micros, StoredEvent
+from engine.ports import LedgerRow, Wanted
+from engine.postgres.campaigns import ledger_row
+from engine.postgres.database import Database
+
+CHUNK: Final = 1_000  # the ledger's load takes so many at once
+_FETCH: Final = 5 * CHUNK  # rows a round trip: 0.5 MB
+
+# A rebuild may read a campaign of many millions: ten times the time of any other query.
+_STREAM_PATIENCE: Final = 10
+
+# LIMIT makes each wanted id a probe of its own (never a join over whole partitions): one partition's unique key when
+# the day is given, each partition's when it is not. The same id on two days: the one received last.
+_LOOK_UP: Final = """
+    SELECT e.event_id, e.campaign_id, e.ad_id, e.user_id, e.event_type, e.cost_micros, e.occurred_at, e.batch
+      FROM unnest($1::bigint[], $2::uuid[], $3::date[]) AS w (campaign_id, event_id, day)
+     CROSS JOIN LATERAL (SELECT * FROM events AS e WHERE e.campaign_id = w.campaign_id
+                            AND e.event_id = w.event_id AND e.day = w.day LIMIT 1) AS e
+     UNION ALL
+    SELECT e.event_id, e.campaign_id, e.ad_id, e.user_id, e.event_type, e.cost_micros, e.occurred_at, e.batch
+      FROM unnest($4::bigint[], $5::uuid[]) AS w (campaign_id, event_id)
+     CROSS JOIN LATERAL (SELECT * FROM events AS e WHERE e.campaign_id = w.campaign_id
+                            AND e.event_id = w.event_id ORDER BY e.received_at DESC LIMIT 1) AS e
+"""
+
+
+async def look_up(database: Database, wanted: Sequence[Wanted]) -> dict[tuple[CampaignId, bytes], StoredEvent]:
+    """Those of the wanted events that are committed."""
+    dated = [(each.campaign_id, each.event_id, day) for each in wanted if each.days is not None for day in each.days]
+    undated = [(each.campaign_id, each.event_id) for each in wanted if each.days is None]
+    rows = await database.fetch(
+        _LOOK_UP,
+        [campaign for campaign, _, _ in dated],
+        [event_id for _, event_id, _ in dated],
+        [day for _, _, day in dated],
+        [campaign for campaign, _ in undated],
+        [event_id for _, event_id in undated],
+    )
+    return {(CampaignId(row["campaign_id"]), row["event_id"]): _stored(row) for row in rows}
+
+
+async def raise_generation(database: Database, campaign_id: CampaignId) -> LedgerRow | None:
+    """Raise the generation and tell every engine; waits for a flush that holds the row."""
+    rows = await database.fetch(
+        """
+        WITH raised AS (UPDATE ledger SET gen = gen + 1 WHERE campaign_id = $1
+                        RETURNING campaign_id AS id, gen, spent, day, today)
+        SELECT *, pg_notify('headrace_generation', id || ' ' || gen) FROM raised
+        """,
+        campaign_id,
+    )
+    return ledger_row(rows[0]) if rows else None
+
+
+def users_on(
+    database: Database, campaign_id: CampaignId, spend_day: int, timeout_seconds: float
+) -> AsyncGenerator[Sequence[tuple[str, int]], None]:
+    """Impressions a user on a spend day, in chunks.
+
+    No event of a spend day was received more than two days before that date in UTC (zones reach 14 h ahead), which
+    lets BRIN leave out older partitions.
+    """
+    query = """
+        SELECT user_id, count(*) AS impressions FROM events
+         WHERE campaign_id = $1 AND spend_day = $2 AND event_type = 0 AND received_at >= $3 GROUP BY user_id
+    """
+    since_us = max(0, spend_day - 2) * DAY_US
+    return _pairs(database, timeout_seconds, query, campaign_id, spend_day, since_us)
+
+
+def ids_received(
+    database: Database, campaign_id: CampaignId, since_us: int, timeout_seconds: float
+) -> AsyncGenerator[Sequence[tuple[EventId, int]], None]:
+    """Ids and receive times since then, in chunks."""
+    query = "SELECT event_id, received_at FROM events WHERE campaign_id = $1 AND received_at >= $2"
+    return _pairs(database, timeout_seconds, query, campaign_id, since_us)
+
+
+async def _pairs(
+    database: Database, timeout_seconds: float, query: str, *args: object
+) -> AsyncGenerator[list[Any], None]:
+    """The two columns of each row, a chunk at a time, from one snapshot."""
+    async with database.cursor(query, *args, timeout_seconds=_STREAM_PATIENCE * timeout_seconds) as fetch:
+        while rows := await fetch(_FETCH):
+            for start in range(0, len(rows), CHUNK):
+                yield [tuple(row) for row in rows[start : start + CHUNK]]
+
+
+def _stored(row: asyncpg.Record) -> StoredEvent:
+    return StoredEvent(
+        EventId(row["event_id"]),
+        CampaignId(row["campaign_id"]),
+        row["ad_id"],
+        row["user_id"],
+        EventType(row["event_type"]),
+        Micros(row["cost_micros"]),
+        row["occurred_at"],
+        row["batch"],
+    )

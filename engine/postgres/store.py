@@ -1,0 +1,186 @@
+"""The door to Postgres: one object that is the engine's `EventStore`, `CampaignStore` and `Roster`.
+
+Owns the order in which connections are opened and checked, and nothing else: each topic has its module. A 200 rests
+on `flush` (flush.py, and the guard in migrations/0002_guard.sql).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+import trio_asyncio  # type: ignore[import-untyped]
+
+from config.settings import Settings
+from engine.errors import StoreUnavailable
+from engine.model import (
+    Campaign,
+    CampaignId,
+    CampaignSpend,
+    EventId,
+    HeartbeatReply,
+    NewCampaign,
+    Report,
+    StoredEvent,
+)
+from engine.ports import Batch, FlushReply, LedgerRow, Wanted
+from engine.postgres import campaigns, engines, recovery, reports
+from engine.postgres.database import Database, normal_url, on_loop, open_connection, open_database
+from engine.postgres.flush import FlushPool, open_flush_pool
+from engine.postgres.listen import Listener, listen
+from engine.postgres.migrate import migrate
+from engine.postgres.partitions import make_partitions
+from engine.postgres.safety import check_server
+
+
+class PostgresStore:
+    """Postgres as the engine sees it. Get one with `open_store`."""
+
+    def __init__(
+        self,
+        db_url: str,
+        settings: Settings,
+        loop: trio_asyncio.TrioEventLoop,
+        database: Database,
+        flushes: FlushPool,
+        now_us: Callable[[], int],
+    ) -> None:
+        self.database = database
+        self._db_url = db_url
+        self._settings = settings
+        self._loop = loop
+        self._flushes = flushes
+        self._now_us = now_us
+
+    # --- EventStore ---
+
+    async def flush(self, batches: Sequence[Batch]) -> FlushReply:
+        """One transaction for all batches; at most one generation and spend day a campaign."""
+        return await self._flushes.flush(batches)
+
+    async def plans(self, campaign_ids: Sequence[CampaignId]) -> dict[CampaignId, tuple[Campaign, LedgerRow]]:
+        """Plan and ledger row of those campaigns that exist."""
+        return await campaigns.read_plans(self.database, campaign_ids)
+
+    async def look_up(self, wanted: Sequence[Wanted]) -> dict[tuple[CampaignId, bytes], StoredEvent]:
+        """Those of the wanted events that are committed, of any number of campaigns, in one query."""
+        return await recovery.look_up(self.database, wanted)
+
+    async def raise_generation(self, campaign_id: CampaignId) -> LedgerRow | None:
+        """`gen + 1`, committed, after every older batch is in or out for good. None: no such campaign."""
+        return await recovery.raise_generation(self.database, campaign_id)
+
+    def users_on(self, campaign_id: CampaignId, spend_day: int) -> AsyncGenerator[Sequence[tuple[str, int]], None]:
+        """Impressions a user on a spend day, in chunks of at most 1,000 users."""
+        return recovery.users_on(self.database, campaign_id, spend_day, self._settings.query_timeout_seconds)
+
+    def ids_received(
+        self, campaign_id: CampaignId, since_us: int
+    ) -> AsyncGenerator[Sequence[tuple[EventId, int]], None]:
+        """Ids and receive times of what was received since then, in chunks of at most 1,000."""
+        return recovery.ids_received(self.database, campaign_id, since_us, self._settings.query_timeout_seconds)
+
+    # --- CampaignStore ---
+
+    async def create_campaign(self, new: NewCampaign) -> tuple[Campaign, CampaignSpend]:
+        """Write a campaign and its ledger row in one transaction."""
+        return await campaigns.create_campaign(self.database, new)
+
+    async def campaign(self, campaign_id: CampaignId) -> tuple[Campaign, CampaignSpend] | None:
+        """A campaign and its spend, or None."""
+        return await campaigns.read_campaign(self.database, campaign_id)
+
+    async def page_campaigns(self, after: int, limit: int) -> list[tuple[Campaign, CampaignSpend]]:
+        """Up to `limit` campaigns with numbers above `after`, in order."""
+        return await campaigns.page_campaigns(self.database, after, limit)
+
+    async def update_campaign(
+        self, campaign_id: CampaignId, changes: Mapping[str, object]
+    ) -> tuple[Campaign, CampaignSpend] | None:
+        """Change the named fields of `Campaign`; `version + 1`, ledger and NOTIFY in the same transaction."""
+        return await campaigns.update_campaign(self.database, campaign_id, changes)
+
+    async def report(self, campaign_id: CampaignId, start_us: int | None, end_us: int | None) -> Report | None:
+        """Counts and spend of events that occurred from start up to end, exact; None bounds are open."""
+        return await reports.read_report(self.database, campaign_id, start_us, end_us)
+
+    async def ping(self) -> bool:
+        """Whether Postgres answers."""
+        try:
+            await self.database.fetch("SELECT 1")
+        except StoreUnavailable:
+            return False
+        return True
+
+    # --- Roster ---
+
+    async def register_engine(self) -> int:
+        """A number for this process, never given before."""
+        return await engines.register_engine(self.database)
+
+    async def heartbeat(self, number: int) -> HeartbeatReply:
+        """Say that this engine lives; hear who else does, and how far our clock is off."""
+        return await engines.heartbeat(self.database, number, self._settings.engine_dead_seconds, self._now_us)
+
+    async def retire_engine(self, number: int) -> None:
+        """Say goodbye: a clean stop leaves nothing to recover."""
+        await engines.retire_engine(self.database, number)
+
+    async def make_partitions(self) -> None:
+        """Make the daily partitions from three days ago to `partitions_ahead_days`."""
+        await make_partitions(self.database, self._settings.partitions_ahead_days)
+
+    @asynccontextmanager
+    async def listening(
+        self,
+        plan_changed: Callable[[CampaignId, int], None],
+        generation_raised: Callable[[CampaignId, int], None],
+        lost: Callable[[], None],
+    ) -> AsyncIterator[None]:
+        """Tell these of news while the block runs: listen.py says when each is called."""
+        listener = Listener(plan_changed, generation_raised, lost)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._listen, listener)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def _listen(
+        self, listener: Listener, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        await listen(
+            self._loop,
+            self._db_url,
+            listener,
+            probe_seconds=self._settings.heartbeat_seconds,
+            timeout_seconds=self._settings.query_timeout_seconds,
+            task_status=task_status,
+        )
+
+
+@asynccontextmanager
+async def open_store(
+    db_url: str, settings: Settings, *, now_us: Callable[[], int] = lambda: time.time_ns() // 1_000
+) -> AsyncIterator[PostgresStore]:
+    """Postgres, checked, migrated, and with partitions for the days ahead.
+
+    Raises `StoreUnavailable` when it can't be reached, `ConfigurationUnsafe` when it can't be trusted with a 200.
+    """
+    url = normal_url(db_url)
+    async with trio_asyncio.open_loop() as loop:
+        await on_loop(loop, lambda: _prepare(url, settings.query_timeout_seconds))
+        async with (
+            open_database(loop, url, settings.query_connections, settings.query_timeout_seconds) as database,
+            open_flush_pool(url, settings) as flushes,
+        ):
+            store = PostgresStore(url, settings, loop, database, flushes, now_us)
+            await store.make_partitions()
+            yield store
+
+
+async def _prepare(db_url: str, timeout_seconds: float) -> None:
+    """Check and migrate on a connection of its own: a migration may take longer than a query (asyncio side)."""
+    async with open_connection(db_url, timeout_seconds, application_name="headrace migrate") as connection:
+        await check_server(connection)
+        await migrate(connection)

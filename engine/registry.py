@@ -1,0 +1,325 @@
+"""Campaign id -> live actor: started on first use, passivated when idle, rebuilt after a fault.
+
+Owns the actors' lives: loading their plans (many in one query), their recoveries, pauses and restarts. Runs in
+the engine's nursery; knows the stores only through the ports.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+
+import trio
+
+from config.settings import Settings
+from engine import metrics
+from engine.actor import Actor
+from engine.campaign import OVERLOADED, UNAVAILABLE, UNKNOWN_CAMPAIGN, CampaignState, Phase
+from engine.errors import StoreUnavailable
+from engine.flusher import Flusher
+from engine.lookups import LookUps
+from engine.mailbox import Mailbox
+from engine.model import Campaign, CampaignId, HeartbeatReply, Verdict
+from engine.ports import Clock, EventStore, Ledger, NotRun
+from engine.recovery import Recovery, RecoveryFailed
+from engine.rounds import Rounds
+from engine.services import Services
+from engine.submission import Entry
+
+log = logging.getLogger(__name__)
+
+# Plans read in one query: what a round of many new campaigns asks for.
+_LOADS_MAX = 1_000
+# Pauses between attempts to recover while a store is away. The last one goes on until the store is back:
+# there is no other way back, and it costs one small query.
+_RECOVERY_PAUSES_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6, 2.0)
+_PASSIVATION_SECONDS = 5.0
+
+
+class Engines:
+    """Which engine processes live, as Postgres told us last. Only recovery asks; safety never does."""
+
+    def __init__(self, own: int) -> None:
+        self.own = own
+        self.alive: frozenset[int] = frozenset([own])
+        self.newest = own
+        self._tags = 0
+
+    def heard(self, reply: HeartbeatReply) -> None:
+        """Take the news of a heartbeat."""
+        self.alive = reply.alive | {self.own}
+        self.newest = max(self.newest, reply.newest)
+
+    def next_tag(self) -> int:
+        """A number unique for ever: that of this process, and a counter."""
+        self._tags += 1
+        assert self._tags < 1 << 32
+        return self.own << 32 | self._tags
+
+    def orphaned(self, tag: int) -> bool:
+        """Whether the engine that made this tag is dead. One that is newer than our news of it is not."""
+        return tag >> 32 <= self.newest and tag >> 32 not in self.alive
+
+
+class Registry:
+    """All live actors of this process, and the loops that carry their work."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        store: EventStore,
+        clock: Clock,
+        engines: Engines,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._store = store
+        self._clock = clock
+        self._engines = engines
+        self._nursery = nursery
+        self.flusher = Flusher(
+            store, flush_events_max=settings.flush_events_max, queue_events_max=settings.flush_queue_events_max
+        )
+        self._rounds = Rounds(ledger, self.flusher, clock, events_max=settings.round_events_max)
+        self._look_ups = LookUps(store, events_max=settings.lookup_events_max)
+        self._recovery = Recovery(ledger, store, clock, settings.dedup_turn_seconds * 1_000_000)
+        self._recoveries = trio.CapacityLimiter(settings.recoveries_max)
+        self._actors: dict[CampaignId, Actor] = {}
+        self._loads: deque[Actor] = deque()
+        self._load_work = trio.Event()
+        self._suspect: set[CampaignId] = set()  # their actor failed: the next one recovers first
+        self._faults: dict[CampaignId, deque[float]] = {}
+        self._services = Services(
+            next_tag=engines.next_tag,
+            run_soon=self._rounds.run_soon,
+            flush=self.flusher.put,
+            look_up=self._look_ups.put,
+            load=self._load,
+            recover=self._recover,
+            rest=self._rest,
+            crashed=self._crashed,
+        )
+
+    def __len__(self) -> int:
+        return len(self._actors)
+
+    def start(self) -> None:
+        """Start the loops in the nursery."""
+        self._nursery.start_soon(self._rounds.run)
+        self._nursery.start_soon(self._look_ups.run)
+        self._nursery.start_soon(self._load_loop)
+        self._nursery.start_soon(self._passivation_loop)
+        for _ in range(self._settings.flush_connections):
+            self._nursery.start_soon(self.flusher.run)
+
+    # --- mail -----------------------------------------------------------------------------------------------
+
+    def post(self, campaign_id: CampaignId, entries: Sequence[Entry]) -> None:
+        """Hand entries to their campaign's actor."""
+        actor = self._actors.get(campaign_id)
+        if actor is None:
+            refusal = self._refuse_new(campaign_id)
+            if refusal is not None:
+                for entry in entries:
+                    entry.settle(refusal)
+                return
+            actor = self._actors[campaign_id] = self._new_actor(campaign_id)
+        with actor.boundary:
+            actor.post(entries, trio.current_time())
+
+    def _refuse_new(self, campaign_id: CampaignId) -> Verdict | None:
+        if len(self._actors) >= self._settings.actors_max:
+            self._passivate(older_than_seconds=0.0)
+            if len(self._actors) >= self._settings.actors_max:
+                return OVERLOADED
+        if self._failing(campaign_id):
+            return UNAVAILABLE
+        return None
+
+    def _new_actor(self, campaign_id: CampaignId) -> Actor:
+        settings = self._settings
+        state = CampaignState(
+            campaign_id, turn_seconds=settings.dedup_turn_seconds, fresh_seconds=settings.fresh_seconds
+        )
+        return Actor(
+            state,
+            Mailbox(settings.mailbox_events_max),
+            self._services,
+            reserve_events_max=settings.reserve_events_max,
+            used_at=trio.current_time(),
+        )
+
+    # --- plans ----------------------------------------------------------------------------------------------
+
+    def adopt(self, plan: Campaign) -> None:
+        """A plan was changed here: a live actor takes it at once."""
+        actor = self._actors.get(plan.id)
+        if actor is not None and actor.state.plan is not None:
+            actor.state.adopt_plan(plan, self._clock.now_us())
+
+    def plan_changed(self, campaign_id: CampaignId, version: int) -> None:
+        """Postgres says that there is a newer plan: a live actor reads it, and goes on meanwhile."""
+        actor = self._actors.get(campaign_id)
+        if actor is not None and actor.state.plan is not None and actor.state.plan.version < version:
+            actor.load()
+
+    def generation_raised(self, campaign_id: CampaignId, generation: int) -> None:
+        """Postgres says that somebody recovers this campaign."""
+        actor = self._actors.get(campaign_id)
+        if actor is not None:
+            actor.generation_raised(generation)
+
+    def read_all_again(self) -> None:
+        """The news from Postgres was interrupted: every live actor reads its plan and generation again."""
+        for actor in self._actors.values():
+            actor.load()
+
+    def _load(self, actor: Actor) -> None:
+        self._loads.append(actor)
+        self._load_work.set()
+
+    async def _load_loop(self) -> None:
+        while True:
+            await self._load_work.wait()
+            loads = [self._loads.popleft() for _ in range(min(len(self._loads), _LOADS_MAX))]
+            if not loads:
+                self._load_work = trio.Event()
+                continue
+            await self._load_batch(loads)
+
+    async def _load_batch(self, loads: Sequence[Actor]) -> None:
+        try:
+            plans = await self._store.plans([actor.state.campaign_id for actor in loads])
+        except StoreUnavailable as away:
+            log.warning("plans can't be read: %s", away)
+            for actor in loads:
+                self._load_failed(actor)
+            return
+        new = {actor.state.campaign_id for actor in loads if actor.state.plan is None} & plans.keys()
+        doubtful = self._suspect & new | await self._orphaned(list(new))
+        now_us = self._clock.now_us()
+        for actor in loads:
+            campaign_id = actor.state.campaign_id
+            if campaign_id not in plans:
+                actor.load_failed(UNKNOWN_CAMPAIGN)
+                self._forget(actor)
+                continue
+            actor.loaded(*plans[campaign_id], now_us)
+            if campaign_id in doubtful:
+                actor.doubt()
+
+    def _load_failed(self, actor: Actor) -> None:
+        actor.load_failed(UNAVAILABLE)
+        if actor.state.plan is None:
+            self._forget(actor)
+        elif actor.state.phase is Phase.LOADING:
+            self._nursery.start_soon(self._load_later, actor)
+
+    async def _load_later(self, actor: Actor) -> None:
+        await trio.sleep(_RECOVERY_PAUSES_SECONDS[-1])
+        if actor.state.phase is Phase.LOADING:
+            actor.load()
+
+    async def _orphaned(self, campaign_ids: Sequence[CampaignId]) -> set[CampaignId]:
+        """Those that hold reservations of dead engines."""
+        if not campaign_ids:
+            return set()
+        pending = await self._ledger.pending_tags(campaign_ids)
+        if isinstance(pending, NotRun):
+            return set()  # the reserve will meet the same trouble, and say so
+        return {campaign_id for campaign_id, tags in pending.items() if any(map(self._engines.orphaned, tags))}
+
+    async def recover_orphans(self) -> None:
+        """Recover live campaigns that hold reservations of dead engines."""
+        ids = [campaign_id for campaign_id, actor in self._actors.items() if actor.state.plan is not None]
+        for start in range(0, len(ids), _LOADS_MAX):
+            for campaign_id in await self._orphaned(ids[start : start + _LOADS_MAX]):
+                actor = self._actors.get(campaign_id)
+                if actor is not None and actor.state.phase is not Phase.LOADING:
+                    with actor.boundary:
+                        actor.doubt()
+
+    # --- recovery, pauses, faults ---------------------------------------------------------------------------
+
+    def _recover(self, actor: Actor) -> None:
+        self._nursery.start_soon(self._bring_back, actor)
+
+    async def _bring_back(self, actor: Actor) -> None:
+        """Recover until it succeeds. What waits is answered after each failure, so nobody waits for a dead store."""
+        state = actor.state
+        attempt = 0
+        while state.phase is Phase.CLOSED:
+            assert state.plan is not None
+            started = trio.current_time()
+            try:
+                async with self._recoveries:
+                    generation = await self._recovery.recover(
+                        state.campaign_id, state.plan.version, actor.generation_raised
+                    )
+            except RecoveryFailed as failed:
+                log.warning("campaign %s: not recovered yet: %s", state.campaign_id, failed)
+                metrics.recoveries.labels("failed").inc()
+                with actor.boundary:
+                    actor.refuse_mail(UNAVAILABLE)
+                await trio.sleep(_RECOVERY_PAUSES_SECONDS[min(attempt, len(_RECOVERY_PAUSES_SECONDS) - 1)])
+                attempt += 1
+            else:
+                log.info("campaign %s: recovered, generation %s", state.campaign_id, generation)
+                metrics.recoveries.labels("done").inc()
+                metrics.recovery_seconds.observe(trio.current_time() - started)
+                self._suspect.discard(state.campaign_id)
+                actor.recovered(generation)
+
+    def _rest(self, actor: Actor, seconds: float) -> None:
+        self._nursery.start_soon(self._wake_later, actor, seconds)
+
+    async def _wake_later(self, actor: Actor, seconds: float) -> None:
+        await trio.sleep(seconds)
+        with actor.boundary:
+            actor.rested()
+
+    def _crashed(self, actor: Actor) -> None:
+        campaign_id = actor.state.campaign_id
+        metrics.actor_faults.inc()
+        self._suspect.add(campaign_id)
+        self._forget(actor)
+        faults = self._faults.setdefault(campaign_id, deque(maxlen=self._settings.restarts_max + 1))
+        faults.append(trio.current_time())
+
+    def _failing(self, campaign_id: CampaignId) -> bool:
+        """Whether an actor of this campaign failed more often than it may be restarted within the window."""
+        faults = self._faults.get(campaign_id)
+        if faults is None:
+            return False
+        oldest = trio.current_time() - self._settings.restart_window_seconds
+        while faults and faults[0] < oldest:
+            faults.popleft()
+        if not faults:
+            del self._faults[campaign_id]
+        return len(faults) > self._settings.restarts_max
+
+    # --- passivation ----------------------------------------------------------------------------------------
+
+    async def _passivation_loop(self) -> None:
+        while True:
+            await trio.sleep(_PASSIVATION_SECONDS)
+            self._passivate(self._settings.actor_idle_seconds)
+
+    def _passivate(self, older_than_seconds: float) -> None:
+        """Forget actors without mail for so long; what they knew is in the stores."""
+        oldest = trio.current_time() - older_than_seconds
+        for actor in [actor for actor in self._actors.values() if actor.used_at <= oldest and actor.idle]:
+            actor.stop()
+            self._forget(actor)
+
+    def _forget(self, actor: Actor) -> None:
+        if self._actors.get(actor.state.campaign_id) is actor:
+            del self._actors[actor.state.campaign_id]
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing is under way in any actor."""
+        return all(actor.state.quiet and actor.flushing == 0 and not actor.mailbox for actor in self._actors.values())

@@ -1,0 +1,76 @@
+"""The ledger round: every actor that has mail, one pipelined round trip to Redis, again and again.
+
+Owns the run queue. Knows of Redis only `Ledger.round`. While a round trip is under way, the next gathers, so
+batches grow with the load and a lone event waits for nobody.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import trio
+
+from engine import metrics
+from engine.actor import Actor
+from engine.flusher import Flusher
+from engine.ports import Clock, Ledger, Reserve, Resolve
+
+
+class Rounds:
+    """`run_soon` puts an actor in the queue; `run` carries their calls."""
+
+    def __init__(self, ledger: Ledger, flusher: Flusher, clock: Clock, *, events_max: int) -> None:
+        self._ledger = ledger
+        self._flusher = flusher
+        self._clock = clock
+        self._events_max = events_max
+        self._queue: deque[Actor] = deque()
+        self._queued: set[Actor] = set()
+        self._work = trio.Event()
+
+    def run_soon(self, actor: Actor) -> None:
+        """Let the next round have this actor, if it has anything to say."""
+        if actor not in self._queued and actor.wants_round:
+            self._queued.add(actor)
+            self._queue.append(actor)
+            self._work.set()
+
+    async def run(self) -> None:
+        """Round after round, for ever."""
+        while True:
+            await self._work.wait()
+            await self._flusher.room()
+            asked = self._ask()
+            if not asked:
+                if not self._queue:
+                    self._work = trio.Event()
+                continue
+            started = trio.current_time()
+            replies = await self._ledger.round([call for _, call in asked])
+            metrics.reserve_seconds.observe(trio.current_time() - started)
+            now_us = self._clock.now_us()
+            for (actor, call), reply in zip(asked, replies, strict=True):
+                with actor.boundary:
+                    actor.replied(call, reply, now_us)
+
+    def _ask(self) -> list[tuple[Actor, Reserve | Resolve]]:
+        """The calls of the next round: actors in turn, until the round is full."""
+        now_us = self._clock.now_us()
+        asked: list[tuple[Actor, Reserve | Resolve]] = []
+        events = 0
+        while self._queue and events < self._events_max:
+            actor = self._queue.popleft()
+            self._queued.discard(actor)
+            if not actor.wants_round:
+                continue
+            with actor.boundary:
+                calls = actor.calls(now_us)
+                if not calls:
+                    self.run_soon(actor)  # all of its mail is looked up first; there may be more
+                for call in calls:
+                    asked.append((actor, call))
+                    if isinstance(call, Reserve):
+                        events += len(call.kinds)
+        if events:
+            metrics.reserve_events.observe(events)
+        return asked

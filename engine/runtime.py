@@ -1,0 +1,106 @@
+"""The composition root: settings -> a running engine.
+
+Owns the order in which things are opened and closed. The only module that imports both stores' adapters.
+Opening: Postgres, Redis, registration, actors. Closing is the other way round: take nothing more, drain, say
+goodbye to the other engines, close Redis, close Postgres.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from config.settings import Settings
+from engine import metrics
+from engine.engine import Engine
+from engine.errors import StoreUnavailable
+from engine.model import DAY_US, SECOND_US
+from engine.ports import Clock, Roster
+from engine.postgres.store import open_store
+from engine.redis.ledger import open_ledger
+from engine.registry import Engines, Registry
+
+log = logging.getLogger(__name__)
+
+# Every engine looks for reservations of dead engines when one dies, and so often besides.
+_ORPHANS_SECONDS = 60.0
+
+
+class WallClock:
+    """The machine's clock."""
+
+    def now_us(self) -> int:
+        """Microseconds since 1970-01-01 UTC."""
+        return time.time_ns() // 1_000
+
+
+@asynccontextmanager
+async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> AsyncIterator[Engine]:
+    """A running engine on these stores; it drains and stops when the block ends.
+
+    Raises `StoreUnavailable` when a store can't be reached, and `ConfigurationUnsafe` when one is set up so that
+    a 200 could be wrong.
+    """
+    clock = WallClock()
+    async with open_store(db_url, settings) as store, open_ledger(redis_url, settings) as ledger:
+        engines = Engines(await store.register_engine())
+        engines.heard(await store.heartbeat(engines.own))  # so that a living engine is not taken for a dead one
+        async with trio.open_nursery() as nursery:
+            registry = Registry(settings, ledger, store, clock, engines, nursery)
+            engine = Engine(settings, registry, store, ledger, clock)
+            registry.start()
+            nursery.start_soon(engine.tick)
+            nursery.start_soon(_heartbeats, settings, engine, registry, engines, store)
+            nursery.start_soon(_housekeeping, store, clock)
+            async with store.listening(registry.plan_changed, registry.generation_raised, registry.read_all_again):
+                try:
+                    yield engine
+                finally:
+                    # Also when we are being cancelled: what was accepted is finished, within a bound.
+                    with trio.CancelScope(shield=True), trio.move_on_after(settings.drain_seconds) as bound:
+                        await engine.drain()
+                    if bound.cancelled_caught:
+                        log.warning("not everything was finished within %s s", settings.drain_seconds)
+            nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True), trio.move_on_after(settings.query_timeout_seconds):
+            await store.retire_engine(engines.own)
+
+
+async def _heartbeats(settings: Settings, engine: Engine, registry: Registry, engines: Engines, roster: Roster) -> None:
+    """Say that we live, for ever; learn who died, and how far our clock is off."""
+    looked_at = trio.current_time()
+    while True:
+        try:
+            reply = await roster.heartbeat(engines.own)
+        except StoreUnavailable as away:
+            log.warning("no heartbeat: %s", away)
+        else:
+            died = engines.alive - reply.alive - {engines.own}
+            engines.heard(reply)
+            _judge_clock(settings, engine, reply.clock_offset_us)
+            if died or trio.current_time() - looked_at > _ORPHANS_SECONDS:
+                looked_at = trio.current_time()
+                await registry.recover_orphans()
+        await trio.sleep(settings.heartbeat_seconds)
+
+
+def _judge_clock(settings: Settings, engine: Engine, offset_us: int) -> None:
+    engine.clock_offset_us = offset_us
+    metrics.clock_offset_seconds.set(offset_us / SECOND_US)
+    if abs(offset_us) > settings.clock_warn_seconds * SECOND_US:
+        log.warning("this machine's clock is %.1f s off from Postgres's", offset_us / SECOND_US)
+
+
+async def _housekeeping(roster: Roster, clock: Clock) -> None:
+    """Make tomorrow's partitions, for ever, shortly after each midnight (UTC)."""
+    while True:
+        await trio.sleep((DAY_US - clock.now_us() % DAY_US) / SECOND_US + 60)
+        try:
+            await roster.make_partitions()
+        except StoreUnavailable as away:
+            # There are a week's partitions ahead, and the default partition after them.
+            log.warning("partitions were not made, tomorrow again: %s", away)

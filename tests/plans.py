@@ -1,0 +1,54 @@
+"""Campaigns and entries that tests start from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.arrival import ArrivalLimits, arrive
+from engine.model import Campaign, CampaignId, Event, Invalid, Micros, Pacing, PricingModel, micros_from_decimal
+from engine.submission import Entry, Submission
+
+NOON_US = 1_767_268_800_000_000  # 2026-01-01T12:00:00Z
+LIMITS = ArrivalLimits(string_bytes_max=128, past_us=172_800_000_000, ahead_us=300_000_000)
+
+
+def plan(**fields: Any) -> Campaign:
+    """A cpm campaign at 1.00 (0.001 an impression) with room for 1,000,000 impressions, changed by `fields`."""
+    values: dict[str, Any] = {
+        "id": CampaignId(7),
+        "name": "spring",
+        "pricing_model": PricingModel.CPM,
+        "unit_price_micros": Micros(1_000_000),
+        "total_budget_micros": Micros(1_000_000_000),
+        "daily_budget_micros": Micros(1_000_000_000),
+        "freq_cap_impressions_per_day": None,
+        "active": True,
+        "pacing": Pacing.ASAP,
+        "timezone": "UTC",
+        "version": 1,
+        "created_us": NOON_US,
+    }
+    return Campaign(**{**values, **fields})
+
+
+def micros(amount: str) -> Micros:
+    """Micros of a decimal text."""
+    from decimal import Decimal
+
+    return micros_from_decimal(Decimal(amount))
+
+
+def submission(now_us: int = NOON_US) -> Submission:
+    """A request received now, whose answer goes nowhere."""
+    return Submission(now_us, now_us + 10_000_000, lambda _: None, lambda _: None)
+
+
+def entry(request: Submission | None = None, *, key: str | None = None, now_us: int = NOON_US, **fields: Any) -> Entry:
+    """One entry of a request, an impression of one user unless `fields` say otherwise."""
+    request = request or submission(now_us)
+    values: dict[str, Any] = {"campaign_id": 7, "user_id": "ada", "event_type": "impression"}
+    made = arrive(Event(**{**values, **fields}), request, len(request.entries), key, LIMITS)
+    assert not isinstance(made, Invalid), made.detail
+    request.entries.append(made)
+    request.open += 1
+    return made

@@ -1,0 +1,104 @@
+"""What a sender wrote becomes an entry, or is refused with a reason."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from engine.arrival import arrive, derived_event_id
+from engine.model import DAY_US, SECOND_US, Event, EventType, Invalid, datetime_from_us, new_event_id, uuid7_us
+from engine.submission import Entry
+from tests.plans import LIMITS, NOON_US, entry, submission
+
+TODAY = NOON_US // DAY_US
+
+
+def arrived(**fields: Any) -> Entry | Invalid:
+    """An impression of ada, changed by `fields`."""
+    values: dict[str, Any] = {"campaign_id": 7, "user_id": "ada", "event_type": "impression"}
+    return arrive(Event(**{**values, **fields}), submission(), 0, None, LIMITS)
+
+
+def seven(offset_us: int = 0) -> uuid.UUID:
+    """A UUIDv7 made so long after noon."""
+    return uuid.UUID(bytes=new_event_id(NOON_US + offset_us, bytes(10)))
+
+
+def test_an_event_is_encoded_once() -> None:
+    """Text becomes the bytes that its row has."""
+    one = entry(user_id="ådä", ad_id="b", event_type="click")
+    assert (one.user, one.ad, one.event_type) == ("ådä".encode(), b"b", EventType.CLICK)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"user_id": ""}, "user_id: must have 1 to 128 bytes"),
+        ({"user_id": "ä" * 65}, "user_id: must have 1 to 128 bytes, not 130"),
+        ({"ad_id": ""}, "ad_id: must have 1 to 128 bytes"),
+        ({"user_id": "a\0b"}, "user_id: must not hold a NUL"),
+        ({"ad_id": "\ud800"}, "ad_id: must be Unicode text"),
+        ({"occurred_at": datetime_from_us(NOON_US - 172_801 * SECOND_US)}, "occurred_at: 172801 s old"),
+        ({"occurred_at": datetime_from_us(NOON_US + 301 * SECOND_US)}, "occurred_at: 301 s ahead"),
+        ({"occurred_at": datetime(1, 1, 1, tzinfo=UTC)}, "occurred_at"),
+        ({"occurred_at": datetime(9999, 12, 31, tzinfo=UTC)}, "occurred_at"),
+        ({"event_id": seven(301 * SECOND_US)}, "event_id: a UUIDv7 whose time is 301 s ahead"),
+    ],
+    ids=str,
+)
+def test_what_types_cannot_say_is_refused_with_the_field(fields: dict[str, Any], told: str) -> None:
+    """The detail names the field and what is allowed."""
+    refused = arrived(**fields)
+    assert isinstance(refused, Invalid)
+    assert told in refused.detail
+
+
+@pytest.mark.parametrize("seconds", [-172_800, 0, 300])
+def test_the_window_of_occurred_at_is_inclusive(seconds: int) -> None:
+    """48 h back to 5 min ahead."""
+    assert isinstance(arrived(occurred_at=datetime_from_us(NOON_US + seconds * SECOND_US)), Entry)
+
+
+@pytest.mark.parametrize(
+    ("fields", "day"),
+    [
+        ({"occurred_at": datetime_from_us(NOON_US - DAY_US), "event_id": seven()}, TODAY - 1),
+        ({"event_id": seven(-3 * DAY_US)}, TODAY - 3),
+        ({"event_id": uuid.uuid4()}, TODAY),
+        ({}, TODAY),
+    ],
+    ids=["occurred_at", "UUIDv7", "receipt", "no id"],
+)
+def test_the_identity_day_is_of_the_first_time_that_is_told(fields: dict[str, Any], day: int) -> None:
+    """`occurred_at`, else the time inside a UUIDv7, else receipt."""
+    one = arrived(**fields)
+    assert isinstance(one, Entry)
+    assert one.day == day
+
+
+def test_the_server_makes_ids_that_tell_their_time() -> None:
+    """UUIDv7, each another."""
+    first, second = entry(), entry()
+    assert first.event_id != second.event_id
+    assert uuid7_us(first.event_id) == NOON_US
+
+
+def test_an_idempotency_key_makes_the_same_ids_again() -> None:
+    """A repeated request is a repeat; each index has its own."""
+    assert entry(key="k").event_id == entry(key="k").event_id == derived_event_id("k", 0)
+    assert derived_event_id("k", 0) != derived_event_id("k", 1) != derived_event_id("1:k", 0)
+    assert uuid.UUID(bytes=derived_event_id("k", 0)).version == 8
+
+
+def test_an_id_of_its_own_goes_before_the_key() -> None:
+    """The key is for events that have none."""
+    own = uuid.uuid4()
+    assert entry(key="k", event_id=own).event_id == own.bytes
+
+
+def test_without_a_time_an_event_occurred_when_it_came() -> None:
+    """The server's receive time."""
+    assert entry().occurred_us == NOON_US

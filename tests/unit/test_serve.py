@@ -1,0 +1,70 @@
+"""The addresses of the serving program."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import closing
+
+import pytest
+
+from api.serve import BACKLOG, address_of, bind
+from config.settings import Settings, SettingsError
+
+FREE = {"api": "127.0.0.1:0", "intake": "127.0.0.1:0"}
+
+
+def test_port_0_becomes_a_real_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """The announcement names the ports that were picked, on two plain lines."""
+    with closing(bind(Settings(**FREE), shared=False)) as listeners:
+        listeners.announce()
+        api, intake = (address_of(listener) for listener in (listeners.api, listeners.intake))
+    assert not api.endswith(":0")
+    assert capsys.readouterr().out == f"api     http://{api}\nintake  http://{intake}\n"
+
+
+def test_a_taken_address_is_refused_by_name() -> None:
+    """The message gives the setting, its value and the reason."""
+    with closing(bind(Settings(**FREE), shared=False)) as first:
+        first.listen()
+        settings = Settings(api="127.0.0.1:0", intake=address_of(first.intake))
+        with pytest.raises(SettingsError, match=r"HEADRACE_INTAKE is '127\.0\.0\.1:\d+', and can't be .*in use"):
+            bind(settings, shared=False)
+        with pytest.raises(SettingsError, match="HEADRACE_INTAKE"):
+            bind(settings, shared=True)
+
+
+def test_a_host_that_is_none_of_ours_is_refused_by_name() -> None:
+    """An address of another machine can't be listened on."""
+    with pytest.raises(SettingsError, match=r"HEADRACE_API is '192\.0\.2\.1:8000'"):
+        bind(Settings(api="192.0.2.1:8000", intake="127.0.0.1:0"), shared=False)
+
+
+def test_workers_share_an_address() -> None:
+    """Each worker listens on a socket of its own at the same address; the supervisor's bound one takes nothing."""
+    with closing(bind(Settings(**FREE), shared=True)) as kept:
+        settings = Settings(api=address_of(kept.api), intake=address_of(kept.intake))
+        with closing(bind(settings, shared=True)) as first, closing(bind(settings, shared=True)) as second:
+            first.listen()
+            second.listen()
+            clients = [socket.create_connection(kept.api.getsockname()[:2]) for _ in range(BACKLOG // 32)]
+            accepted = 0
+            for listeners in (first, second):
+                while True:
+                    try:
+                        listeners.api.accept()[0].close()
+                    except BlockingIOError:
+                        break
+                    accepted += 1
+            for client in clients:
+                client.close()
+    assert accepted == len(clients)
+
+
+def test_ipv6_is_written_in_brackets() -> None:
+    """An address can be pasted into a URL."""
+    try:
+        listeners = bind(Settings(api="[::1]:0", intake="127.0.0.1:0"), shared=False)
+    except SettingsError:
+        pytest.skip("no IPv6 here")
+    with closing(listeners):
+        assert address_of(listeners.api).startswith("[::1]:")

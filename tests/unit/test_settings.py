@@ -1,0 +1,60 @@
+"""Settings are refused with their name, the value and what is allowed."""
+
+from __future__ import annotations
+
+import pytest
+
+from config.settings import Settings, SettingsError, load_settings
+
+
+def test_defaults_are_allowed() -> None:
+    """A fresh clone needs no setting."""
+    assert load_settings({}) == Settings()
+
+
+def test_values_are_read_with_their_types() -> None:
+    """Whole numbers, numbers and text."""
+    settings = load_settings(
+        {
+            "HEADRACE_WORKERS": "2",
+            "HEADRACE_FLUSH_TIMEOUT_SECONDS": "2.5",
+            "REDIS_URL": "unix:///tmp/r.sock",
+            "PATH": "x",
+        }
+    )
+    assert (settings.workers, settings.flush_timeout_seconds) == (2, 2.5)
+    assert settings.redis_url == "unix:///tmp/r.sock"
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"HEADRACE_WORKERS": "two"}, ["HEADRACE_WORKERS", "'two'", "whole number", "from 1 to 64"]),
+        ({"HEADRACE_WORKERS": "0"}, ["HEADRACE_WORKERS", "0", "from 1 to 64"]),
+        ({"HEADRACE_API": "8000"}, ["HEADRACE_API", "'8000'", "host:port"]),
+        ({"HEADRACE_INTAKE": "::1:99999"}, ["HEADRACE_INTAKE", "host:port"]),
+        ({"DB_URL": "mysql://u:secret@h/d"}, ["DB_URL", "'mysql'", "postgresql://"]),
+        ({"REDIS_URL": "http://h"}, ["REDIS_URL", "'http'", "redis://"]),
+        ({"HEADRACE_WORKER": "2"}, ["HEADRACE_WORKER", "docs/settings.md"]),
+        (
+            {"HEADRACE_FLUSH_EVENTS_MAX": "500"},
+            ["HEADRACE_RESERVE_EVENTS_MAX is 1000", "HEADRACE_FLUSH_EVENTS_MAX is 500"],
+        ),
+        ({"HEADRACE_DEDUP_TURN_SECONDS": "310"}, ["HEADRACE_DEDUP_TURN_SECONDS", "310", "30 s"]),
+        ({"HEADRACE_FLUSH_TIMEOUT_SECONDS": "nan"}, ["HEADRACE_FLUSH_TIMEOUT_SECONDS", "nan", "from 0.1 to 300"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_value_is_refused_with_what_is_allowed(environment: dict[str, str], told: list[str]) -> None:
+    """The reader knows what to change."""
+    with pytest.raises(SettingsError) as refused:
+        load_settings(environment)
+    for text in told:
+        assert text in str(refused.value)
+
+
+def test_a_password_is_never_shown() -> None:
+    """Not even in a refusal."""
+    with pytest.raises(SettingsError) as refused:
+        load_settings({"DB_URL": "mysql://u:secret@h/d"})
+    assert "secret" not in str(refused.value)
