@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import re
 import uuid
-import zlib
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 import orjson
-import zstandard
 
+from api.encodings import BodyTooLarge, UnknownEncoding, decode_body
 from api.errors import STATUS_OF, Answer, BadRequest, problem
 from config.settings import Settings
 from engine import Event, Invalid, Status, StoredEvent, Submission
@@ -30,12 +29,6 @@ JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 RETRY_AFTER_SECONDS: Final = 1
 
-# A chunk of encoded body that is decoded before the limit is looked at again: zstd can make 128 KiB of 4 bytes,
-# so one chunk makes 8 MiB at most, whatever the body claims.
-CHUNK_BYTES: Final = 256
-# Members of one gzip or frames of one zstd body: 4 MiB in the 64 KiB blocks of bgzip are 65; each costs a decoder.
-MEMBERS_MAX: Final = 100
-ZSTD_WINDOW_BYTES_MAX: Final = 8 << 20  # RFC 9659: what every decoder of HTTP bodies must take, and no more
 NAME_CHARACTERS_MAX: Final = 64  # of an unknown field, in the answer
 
 _EVENT: Final = msgspec.json.Decoder(Event)
@@ -80,7 +73,7 @@ def read_events(
         raise _bad(415, "unsupported_content_type", _explain_media_type(media_type, batch))
     if len(body) > limits.request_bytes_max:
         raise BadRequest(too_large(limits))
-    body = _decode_body(body, content_encoding.strip().lower(), limits)
+    body = _decode(body, content_encoding.strip().lower(), limits)
     if not batch:
         return [_read_single(body)]
     if media_type == NDJSON:
@@ -91,6 +84,17 @@ def read_events(
 def too_large(limits: Settings) -> Answer:
     """The answer to a body over the limit; listeners give it as soon as they know."""
     return problem(413, "body_too_large", f"the body has more than {limits.request_bytes_max} bytes, decoded")
+
+
+def _decode(body: bytes, encoding: str, limits: Settings) -> bytes:
+    try:
+        return decode_body(body, encoding, limits.request_bytes_max)
+    except UnknownEncoding as error:
+        raise _bad(415, "unsupported_encoding", str(error)) from None
+    except BodyTooLarge:
+        raise BadRequest(too_large(limits)) from None
+    except ValueError as error:
+        raise _bad(400, "malformed_encoding", str(error)) from None
 
 
 def _bad(status: int, code: str, detail: str) -> BadRequest:
@@ -111,7 +115,7 @@ def _read_single(body: bytes) -> Event | Invalid:
 
 
 def _explain_single(body: bytes) -> Event | Invalid:
-    """A body that is no event: is it JSON, at least?"""
+    """A body that is no event: 400 if it is no JSON either."""
     try:
         _RAW.decode(body)
     except RecursionError:
@@ -199,7 +203,7 @@ _EXPLANATIONS: Final = re.compile(
 
 
 def _explain(message: str) -> str:
-    """msgspec's message in our words: which field, and what is allowed there."""
+    """A message of msgspec in our words: which field, and what is allowed there."""
     match = _EXPLANATIONS.match(message)
     if match is None:
         return "an event must be a JSON object"
@@ -238,84 +242,12 @@ _SURROGATES: Final = re.compile(
 
 
 def _mark_lone_surrogates(body: bytes) -> bytes:
-    r"""Make escapes such as "\ud800" bytes that are no UTF-8.
+    """Make each escape of a lone surrogate, such as D800, a byte that is no UTF-8.
 
-    They are well-formed JSON, but msgspec takes them for an end of the text: one would cost the whole batch. The
-    byte in its place costs the string that it stands in.
+    Such escapes are well-formed JSON, but msgspec takes them for an end of the text: one would cost the whole
+    batch. The byte in its place costs the string that it stands in.
     """
     return _SURROGATES.sub(lambda match: b"\xff" if match["lone"] else match[0], body)
-
-
-# --- Encodings ----------------------------------------------------------------------------------------------
-
-
-class _Decoder(Protocol):
-    """The part that zlib's and zstandard's decoders share."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, /) -> bytes: ...
-
-
-def _gzip_decoder() -> _Decoder:
-    return zlib.decompressobj(wbits=31)
-
-
-def _zstd_decoder() -> _Decoder:
-    return zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX).decompressobj()
-
-
-_DECODERS: Final[dict[str, Callable[[], _Decoder]]] = {
-    "gzip": _gzip_decoder,
-    "x-gzip": _gzip_decoder,
-    "zstd": _zstd_decoder,
-}
-
-
-def _decode_body(body: bytes, encoding: str, limits: Settings) -> bytes:
-    if encoding in ("", "identity"):
-        return body
-    new_decoder = _DECODERS.get(encoding)
-    if new_decoder is None:
-        raise _bad(
-            415,
-            "unsupported_encoding",
-            f"Content-Encoding is {encoding[:NAME_CHARACTERS_MAX]!r}, it must be gzip, zstd or identity",
-        )
-    try:
-        return _decompress(body, new_decoder, limits)
-    except (zlib.error, zstandard.ZstdError) as error:
-        raise _bad(400, "malformed_encoding", f"the body is not {encoding}: {error}") from None
-    except EOFError:
-        raise _bad(400, "malformed_encoding", f"the body is not whole: its {encoding} ends too early") from None
-
-
-def _decompress(body: bytes, new_decoder: Callable[[], _Decoder], limits: Settings) -> bytes:
-    """All members of an encoded body; raises `EOFError` when the last one is cut off."""
-    parts: list[bytes] = []
-    size = members = 0
-    decoder: _Decoder | None = None
-    for start in range(0, len(body), CHUNK_BYTES):
-        chunk = body[start : start + CHUNK_BYTES]
-        while chunk:
-            if decoder is None:
-                decoder = new_decoder()
-                members += 1
-            part = decoder.decompress(chunk)
-            parts.append(part)
-            size += len(part)
-            if size > limits.request_bytes_max:
-                raise BadRequest(too_large(limits))
-            if members > MEMBERS_MAX:
-                raise _bad(400, "malformed_encoding", f"the body has more than {MEMBERS_MAX} parts")
-            chunk = decoder.unused_data
-            if decoder.eof:
-                decoder = None
-    if decoder is not None or not members:
-        raise EOFError
-    return b"".join(parts)
 
 
 # --- Answering ----------------------------------------------------------------------------------------------

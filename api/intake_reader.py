@@ -126,7 +126,7 @@ class RequestReader:
             self._headers[name] = value if known is None else b"%b, %b" % (known, value)
 
     def on_headers_complete(self) -> None:
-        """The head is whole: is the body one to wait for?"""
+        """The head is whole. Is the body one to wait for, or refused already."""
         if self.refusal is not None:
             return
         self._head_done = True

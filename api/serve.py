@@ -202,9 +202,11 @@ async def serve(
         serve_api = partial(hypercorn.trio.serve, create_app(engine), config, shutdown_trigger=stop.wait, mode="asgi")
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_api)
-            await nursery.start(serve_intake, engine, listeners.intake, settings, stop)
+            nursery.start_soon(serve_intake, engine, listeners.intake, settings, stop)
             ready()
             await stop.wait()
+            # Requests under way get half of the time, and the engine the other half.
+            nursery.cancel_scope.deadline = trio.current_time() + settings.drain_seconds / 2
             # A drain that hangs (a peer that never reads) must not keep us: the kernel ends us then. Nothing
             # acknowledged is lost by that, and the stores are found again.
             signal.alarm(ceil(settings.drain_seconds) + DRAIN_SLACK_SECONDS)
@@ -220,7 +222,7 @@ def _hypercorn_config(settings: Settings, listener: socket.socket) -> Config:
     config.keep_alive_timeout = settings.idle_timeout_seconds  # also bounds the wait for a whole head
     config.read_timeout = None  # would run while a handler waits, too; the application bounds the body
     config.h11_max_incomplete_size = settings.header_bytes_max
-    config.graceful_timeout = settings.drain_seconds / 2  # the other half is the engine's
+    config.graceful_timeout = settings.drain_seconds / 2
     config.include_server_header = False
     config.errorlog = logging.getLogger("hypercorn")
     config.errorlog.setLevel(logging.WARNING)

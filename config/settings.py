@@ -111,6 +111,15 @@ class Settings:
     header_bytes_max: int = _number(
         16_384, "Bytes of a request's head: h11's and nginx's order of size.", 1_024, 1 << 20
     )
+    intake_bytes_max: int = _number(
+        256 << 20, "Bytes of bodies arriving at the intake at once: 64 full ones; more is 503.", 1 << 20, 64 << 30
+    )
+    pipelined_requests_max: int = _number(
+        32, "Requests of one connection without an answer; then it is read no more: senders pipeline a few.", 1, 1_024
+    )
+    answer_bytes_max: int = _number(
+        65_536, "Bytes of answers that a sender leaves unread; one more and it is closed: 300 singles.", 1_024, 1 << 26
+    )
     read_timeout_seconds: float = _number(
         30.0, "A request must arrive whole within this: slow senders hold memory.", 1, 600
     )
@@ -157,6 +166,7 @@ _ORDERED = (
     ("mailbox_events_max", "engine_events_max", "the mailboxes share the engine's room"),
     ("request_events_max", "mailbox_events_max", "a batch may be all of one campaign"),
     ("recoveries_max", "query_connections", "each recovery uses one connection"),
+    ("request_bytes_max", "intake_bytes_max", "one full body must be able to arrive"),
     ("clock_warn_seconds", "clock_refuse_seconds", "a warning comes before a refusal"),
     ("heartbeat_seconds", "engine_dead_seconds", "a living engine must not look dead"),
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from enum import IntEnum, StrEnum
 from typing import Annotated, Final, Literal, NewType
 
@@ -26,6 +26,7 @@ SECOND_US: Final = 1_000_000
 DAY_US: Final = 86_400 * SECOND_US
 MICROS_MAX: Final = 2**53 - 1  # Lua's numbers are doubles: integers are exact below this
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICRO: Final = Decimal("0.000001")
 
 
 class EventType(IntEnum):
@@ -220,13 +221,13 @@ def micros_from_decimal(amount: Decimal) -> Micros:
         raise ValueError("must be a number")
     if amount.adjusted() > 15:
         raise ValueError("must be below 9007199254.740992")
-    micros = amount.scaleb(6)
-    whole = micros.to_integral_value(rounding=ROUND_HALF_UP)
-    if whole != micros:
+    rounded = amount.quantize(_MICRO)  # at most 22 digits by now; a comparison is exact for any number of them
+    if rounded != amount:
         raise ValueError("must have at most 6 decimals")
-    if abs(whole) > MICROS_MAX:
+    micros = int(rounded.scaleb(6))
+    if abs(micros) > MICROS_MAX:
         raise ValueError("must be below 9007199254.740992")
-    return Micros(int(whole))
+    return Micros(micros)
 
 
 def decimal_text(amount_micros: int) -> str:
@@ -245,6 +246,11 @@ def datetime_from_us(instant_us: int) -> datetime:
     """The UTC datetime of an instant."""
     seconds, microseconds = divmod(instant_us, SECOND_US)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
+
+
+def instant_text(instant_us: int) -> str:
+    """Time at the border: RFC 3339 in UTC with microseconds, such as 2026-01-31T12:00:00.000000Z."""
+    return datetime_from_us(instant_us).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def uuid7_us(event_id: bytes) -> int | None:

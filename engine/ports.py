@@ -312,13 +312,13 @@ class EventStore(Protocol):
         ...
 
     def users_on(self, campaign_id: CampaignId, spend_day: int) -> AsyncGenerator[Sequence[tuple[str, int]], None]:
-        """Impressions a user on a spend day, in chunks of at most 1,000 users. Close it (`aclosing`): it holds a connection."""
+        """Impressions a user on a spend day, in chunks of at most 1,000. It holds a connection: use `aclosing`."""
         ...
 
     def ids_received(
         self, campaign_id: CampaignId, since_us: int
     ) -> AsyncGenerator[Sequence[tuple[EventId, int]], None]:
-        """Ids and receive times of what was received since then, in chunks of at most 1,000. Close it, too."""
+        """Ids and receive times of what was received since then, in chunks of at most 1,000. Use `aclosing`, too."""
         ...
 
     async def ping(self) -> bool:

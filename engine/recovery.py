@@ -6,7 +6,8 @@ through their ports, and no actor: who asks is told each step by `on_raised`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -111,15 +112,20 @@ class Recovery:
 
     async def _rebuild(self, row: LedgerRow, turn: int) -> None:
         """Users of the ledger's day, and ids received in the last two turns; read after the raise."""
-        async for users in self.store.users_on(row.campaign_id, row.spend.day):
-            _check(await self.ledger.load_users(row.campaign_id, row.generation, users))
+        async with aclosing(self.store.users_on(row.campaign_id, row.spend.day)) as chunks:
+            async for users in chunks:
+                _check(await self.ledger.load_users(row.campaign_id, row.generation, users))
         since_us = (turn - 1) * self.turn_us
-        async for received in self.store.ids_received(row.campaign_id, since_us - CLOCK_SLACK_US):
-            by_turn: dict[int, list[EventId]] = {}
-            for event_id, received_us in received:
-                by_turn.setdefault(min(max(received_us // self.turn_us, turn - 1), turn), []).append(event_id)
-            for each, ids in by_turn.items():
-                _check(await self.ledger.load_ids(row.campaign_id, row.generation, each, ids))
+        async with aclosing(self.store.ids_received(row.campaign_id, since_us - CLOCK_SLACK_US)) as received:
+            async for ids in received:
+                await self._load_ids(row, turn, ids)
+
+    async def _load_ids(self, row: LedgerRow, turn: int, received: Sequence[tuple[EventId, int]]) -> None:
+        by_turn: dict[int, list[EventId]] = {}
+        for event_id, received_us in received:
+            by_turn.setdefault(min(max(received_us // self.turn_us, turn - 1), turn), []).append(event_id)
+        for each, ids in by_turn.items():
+            _check(await self.ledger.load_ids(row.campaign_id, row.generation, each, ids))
 
 
 def _check(reply: object) -> None:

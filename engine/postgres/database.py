@@ -186,6 +186,7 @@ def session_settings(timeout_seconds: float) -> dict[str, str]:
         "application_name": "headrace",
         "synchronous_commit": "on",
         "default_transaction_isolation": "read committed",
+        "jit": "off",  # compiling a plan over many partitions costs more than running it
         # Postgres gives up a little before we do: its refusal is certain, our timeout is not.
         "statement_timeout": str(max(1, int(timeout_seconds * 900))),
         "idle_in_transaction_session_timeout": str(_ABANDONED_MS),

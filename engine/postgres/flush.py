@@ -10,6 +10,7 @@ certain, and everything else is `Unknown`.
 
 from __future__ import annotations
 
+import select
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
@@ -112,14 +113,8 @@ class FlushConnection:
 
     async def _ready(self) -> PGconn:
         """The connection, opened again if Postgres has left it meanwhile."""
-        if self._session is not None:
-            try:
-                self._session.pgconn.consume_input()  # an idle connection has nothing to say but its end
-            except psycopg.OperationalError:
-                self.close()
-            else:
-                if self._session.pgconn.status != ConnStatus.OK:
-                    self.close()
+        if self._session is not None and _speaks(self._session.pgconn):
+            self.close()
         if self._session is None:
             self._session = await self._connect()
         self._warnings.clear()
@@ -181,6 +176,13 @@ class FlushConnection:
             else:
                 tag = (result.command_status or b"").decode()
         return Answer(tag, failure, self._warnings[0] if self._warnings else None)
+
+
+def _speaks(pgconn: PGconn) -> bool:
+    """Whether the server has said something unasked. On an idle connection that is most often its end."""
+    poll = select.poll()
+    poll.register(pgconn.socket, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def _roll_back(pgconn: PGconn) -> None:

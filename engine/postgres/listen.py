@@ -76,7 +76,11 @@ async def _session(
     closed = asyncio.Event()
 
     def hear(_connection: Any, _pid: int, channel: str, payload: object) -> None:
-        campaign, number = (int(word) for word in str(payload).split())
+        try:
+            campaign, number = (int(word) for word in str(payload).split())
+        except ValueError:
+            log.warning("not news of ours on %s: %r", channel, payload)
+            return
         tell = listener.plan_changed if channel == PLAN else listener.generation_raised
         tell(CampaignId(campaign), number)
 

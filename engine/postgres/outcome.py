@@ -23,8 +23,8 @@ UNIQUE_VIOLATION: Final = "23505"
 
 # The session's end: connection exceptions, an administrator's or a crash's shutdown, "completion unknown".
 _UNCERTAIN: Final = ("08", "57P", "40003")
-# What a row or an amount can be wrong with: data exceptions, integrity violations.
-_ABOUT_DATA: Final = ("22", "23")
+# What a flush can be wrong with: data exceptions, integrity violations, the guard.
+_ABOUT_DATA: Final = ("22", "23", REFUSED_BY_GUARD)
 # Detail of a unique violation, in any language: "Key (campaign_id, event_id, day)=(7, 0190…, 2026-01-01) …".
 _KEY: Final = re.compile(r"\)=\((\d+), [0-9a-f]{8}-")
 
@@ -66,11 +66,19 @@ def _read_failure(failure: Failure, campaigns: Collection[CampaignId]) -> FlushR
     told = f"{failure.sqlstate} {failure.message}"
     if failure.severity != "ERROR" or failure.sqlstate.startswith(_UNCERTAIN):
         return Unknown(told)
-    if failure.sqlstate == REFUSED_BY_GUARD:
-        causes = json.loads(failure.detail)
-        return Refused({CampaignId(int(campaign)): RefusalCause(cause) for campaign, cause in causes.items()})
-    if failure.sqlstate == UNIQUE_VIOLATION:
-        named = _KEY.search(failure.detail)
-        if named and int(named[1]) in campaigns:
-            return Refused({CampaignId(int(named[1])): RefusalCause.DUPLICATE})
+    causes = _causes(failure)
+    if causes and causes.keys() <= set(campaigns):
+        return Refused(causes)
     return NotRun(told, data=failure.sqlstate.startswith(_ABOUT_DATA))
+
+
+def _causes(failure: Failure) -> dict[CampaignId, RefusalCause]:
+    """Who is to blame; nobody when the detail can't be read (a pooler or a log setting may leave it out)."""
+    if failure.sqlstate == REFUSED_BY_GUARD:
+        try:
+            told = json.loads(failure.detail)
+            return {CampaignId(int(campaign)): RefusalCause(cause) for campaign, cause in told.items()}
+        except ValueError:
+            return {}
+    named = _KEY.search(failure.detail) if failure.sqlstate == UNIQUE_VIOLATION else None
+    return {CampaignId(int(named[1])): RefusalCause.DUPLICATE} if named else {}

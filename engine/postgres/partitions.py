@@ -33,8 +33,8 @@ def partition_name(day: int) -> str:
     return f"events_{_EPOCH + timedelta(days=day):%Y%m%d}"
 
 
-async def make_partitions(database: Database, ahead_days: int) -> int:
-    """Make what is missing from three days ago to `ahead_days` ahead; return how many days are without one still.
+async def make_partitions(database: Database, ahead_days: int) -> None:
+    """Make what is missing from three days ago to `ahead_days` ahead.
 
     Safe to call by several engines at once, and again and again. Raises `StoreUnavailable`.
     """
@@ -43,12 +43,19 @@ async def make_partitions(database: Database, ahead_days: int) -> int:
         " FROM pg_partition_tree('events') WHERE isleaf) AS partitions"
     )
     today, there = rows[0]["today"], {name.rpartition(".")[2] for name in rows[0]["partitions"]}
-    missing = [day for day in range(today - DAYS_BACK, today + ahead_days + 1) if partition_name(day) not in there]
-    made = [await _make_partition(database, day) for day in missing]
-    return made.count(False)
+    for day in range(today - DAYS_BACK, today + ahead_days + 1):
+        if partition_name(day) in there:
+            continue
+        try:
+            await _make_partition(database, day)
+        except asyncpg.CheckViolationError:
+            log.warning("%s: the default partition has events of that day, and keeps them", partition_name(day))
+        except asyncpg.LockNotAvailableError:
+            log.warning("%s and later are not made yet: a long query is in the way", partition_name(day))
+            return
 
 
-async def _make_partition(database: Database, day: int) -> bool:
+async def _make_partition(database: Database, day: int) -> None:
     name = partition_name(day)
 
     async def make(connection: Connection) -> None:
@@ -60,15 +67,7 @@ async def _make_partition(database: Database, day: int) -> bool:
             f"ALTER TABLE events ATTACH PARTITION {name} FOR VALUES FROM ('{_iso(day)}') TO ('{_iso(day + 1)}')"
         )
 
-    try:
-        await database.transaction(make)
-    except asyncpg.CheckViolationError:
-        log.warning("no partition %s: the default partition holds events of that day, and keeps them", name)
-        return False
-    except asyncpg.LockNotAvailableError:
-        log.info("no partition %s yet: a long query is in the way; tried again later", name)
-        return False
-    return True
+    await database.transaction(make)
 
 
 def _iso(day: int) -> str:

@@ -14,7 +14,7 @@ import trio
 import trio_asyncio  # type: ignore[import-untyped]
 
 from config.settings import Settings
-from engine.errors import StoreUnavailable
+from engine.errors import EngineError, StoreUnavailable
 from engine.model import (
     Campaign,
     CampaignId,
@@ -168,15 +168,23 @@ async def open_store(
     Raises `StoreUnavailable` when it can't be reached, `ConfigurationUnsafe` when it can't be trusted with a 200.
     """
     url = normal_url(db_url)
-    async with trio_asyncio.open_loop() as loop:
-        await on_loop(loop, lambda: _prepare(url, settings.query_timeout_seconds))
-        async with (
-            open_database(loop, url, settings.query_connections, settings.query_timeout_seconds) as database,
-            open_flush_pool(url, settings) as flushes,
-        ):
-            store = PostgresStore(url, settings, loop, database, flushes, now_us)
+    patience = settings.query_timeout_seconds
+    refusal: EngineError | None = None
+    async with (
+        trio_asyncio.open_loop() as loop,
+        open_database(loop, url, settings.query_connections, patience) as database,
+        open_flush_pool(url, settings) as flushes,
+    ):
+        store = PostgresStore(url, settings, loop, database, flushes, now_us)
+        try:
+            await on_loop(loop, lambda: _prepare(url, patience))
             await store.make_partitions()
+        except EngineError as error:
+            refusal = error
+        else:
             yield store
+    if refusal is not None:
+        raise refusal  # out here, because the loop's nurseries would wrap it in groups
 
 
 async def _prepare(db_url: str, timeout_seconds: float) -> None:

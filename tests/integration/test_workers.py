@@ -114,14 +114,15 @@ async def test_workers_are_told_all_settings(stage: Stage) -> None:
     assert not told.api.endswith(":0")
     assert not told.intake.endswith(":0")
     assert first["HEADRACE_API"] == second["HEADRACE_API"]
-    assert Path(first["PROMETHEUS_MULTIPROC_DIR"]).is_dir()
+    metrics = trio.Path(first["PROMETHEUS_MULTIPROC_DIR"])
+    assert await metrics.is_dir()
     stage.stop.set()
     await stage.ended.wait()
-    assert not Path(first["PROMETHEUS_MULTIPROC_DIR"]).exists()
+    assert not await metrics.exists()
 
 
 async def test_a_killed_worker_is_started_again(stage: Stage) -> None:
-    """kill -9 of one worker brings a new one, and leaves the other alone."""
+    """SIGKILL of one worker brings a new one, and leaves the other alone."""
     await stage.play("serves", two())
     pids = [(await stage.heard())["pid"] for _ in range(2)]
     await stage.announced.wait()
@@ -135,8 +136,6 @@ async def test_a_killed_worker_is_started_again(stage: Stage) -> None:
 async def test_endless_crashes_end_everything(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     """Beyond the restarts of one window, all workers are stopped, with a clear message and status 1."""
     await stage.play("crashes", two(restarts_max=3))
-    for _ in range(2 + 3):
-        await stage.heard()
     await stage.ended.wait()
     assert stage.status == 1
     assert "workers crashed more than 3 times within 60 s: stopping" in caplog.text

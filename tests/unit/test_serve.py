@@ -10,12 +10,12 @@ import pytest
 from api.serve import BACKLOG, address_of, bind
 from config.settings import Settings, SettingsError
 
-FREE = {"api": "127.0.0.1:0", "intake": "127.0.0.1:0"}
+FREE = Settings(api="127.0.0.1:0", intake="127.0.0.1:0")
 
 
 def test_port_0_becomes_a_real_one(capsys: pytest.CaptureFixture[str]) -> None:
     """The announcement names the ports that were picked, on two plain lines."""
-    with closing(bind(Settings(**FREE), shared=False)) as listeners:
+    with closing(bind(FREE, shared=False)) as listeners:
         listeners.announce()
         api, intake = (address_of(listener) for listener in (listeners.api, listeners.intake))
     assert not api.endswith(":0")
@@ -24,7 +24,7 @@ def test_port_0_becomes_a_real_one(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_taken_address_is_refused_by_name() -> None:
     """The message gives the setting, its value and the reason."""
-    with closing(bind(Settings(**FREE), shared=False)) as first:
+    with closing(bind(FREE, shared=False)) as first:
         first.listen()
         settings = Settings(api="127.0.0.1:0", intake=address_of(first.intake))
         with pytest.raises(SettingsError, match=r"HEADRACE_INTAKE is '127\.0\.0\.1:\d+', and can't be .*in use"):
@@ -41,7 +41,7 @@ def test_a_host_that_is_none_of_ours_is_refused_by_name() -> None:
 
 def test_workers_share_an_address() -> None:
     """Each worker listens on a socket of its own at the same address; the supervisor's bound one takes nothing."""
-    with closing(bind(Settings(**FREE), shared=True)) as kept:
+    with closing(bind(FREE, shared=True)) as kept:
         settings = Settings(api=address_of(kept.api), intake=address_of(kept.intake))
         with closing(bind(settings, shared=True)) as first, closing(bind(settings, shared=True)) as second:
             first.listen()

@@ -1,0 +1,1 @@
+"""`Ledger` over Redis functions."""

@@ -1,0 +1,168 @@
+"""Calls of the ledger as Redis commands, and Redis's replies as values of the ports. Pure.
+
+Owns the names, keys and packed arguments that `functions.lua` reads. Knows no connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+from redis.exceptions import RedisError, ResponseError
+
+from engine.model import CampaignId, CampaignSpend, EventId
+from engine.ports import (
+    BeginReply,
+    Closed,
+    DayBehind,
+    Done,
+    Emptied,
+    Kept,
+    Lost,
+    Mismatch,
+    NotRun,
+    Pending,
+    PlanBehind,
+    Reserve,
+    Reserved,
+    Resolve,
+    Stale,
+    Unknown,
+)
+
+Command = tuple[object, ...]
+T = TypeVar("T")
+
+OPEN: Final = b"1"
+CLOSED: Final = b"0"
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def keys_of(campaign_id: CampaignId) -> tuple[str, str, str, str, str]:
+    """The five keys of a campaign, in the order of `functions.lua`; one hash tag, so one cluster slot."""
+    tag = f"{{{campaign_id}}}"
+    return f"{tag}:s", f"{tag}:p", f"{tag}:u", f"{tag}:i0", f"{tag}:i1"
+
+
+def pack_tag(tag: int) -> bytes:
+    """A tag's 8 bytes."""
+    return tag.to_bytes(8, "big")
+
+
+def unpack_tag(tag: bytes) -> int:
+    """A tag from its 8 bytes."""
+    return int.from_bytes(tag, "big")
+
+
+def _call(function: bytes, campaign_id: CampaignId, *arguments: object) -> Command:
+    return (b"FCALL", function, 5, *keys_of(campaign_id), *arguments)
+
+
+def round_command(call: Reserve | Resolve) -> Command:
+    """The command of one call of a ledger round."""
+    if isinstance(call, Resolve):
+        return resolve_command(call.campaign_id, call.generation, call.tag, commit=call.commit, needs=OPEN)
+    return _call(
+        b"headrace_reserve",
+        call.campaign_id,
+        call.generation,
+        pack_tag(call.tag),
+        call.plan_version,
+        call.day,
+        call.turn,
+        call.total_budget_micros,
+        call.daily_budget_micros,
+        call.allowance_micros,
+        call.cap,
+        call.cost_micros,
+        call.kinds,
+        call.ids,
+        _encode(call.users) if call.cap >= 0 else b"",
+        b"".join(map(pack_tag, call.committed)),
+    )
+
+
+def resolve_command(campaign_id: CampaignId, generation: int, tag: int, *, commit: bool, needs: bytes) -> Command:
+    """Settle one reservation; `needs` is OPEN for an engine, CLOSED for a recoverer."""
+    what = b"commit" if commit else b"void"
+    return _call(b"headrace_resolve", campaign_id, generation, pack_tag(tag), what, needs)
+
+
+def begin_command(campaign_id: CampaignId, generation: int) -> Command:
+    """Close a campaign under a new generation."""
+    return _call(b"headrace_begin", campaign_id, generation)
+
+
+def load_users_command(campaign_id: CampaignId, generation: int, users: Sequence[tuple[str, int]]) -> Command:
+    """One chunk of users and their impressions."""
+    flat = _encode([part for user in users for part in user])
+    return _call(b"headrace_load", campaign_id, generation, b"users", flat)
+
+
+def load_ids_command(campaign_id: CampaignId, generation: int, turn: int, ids: Sequence[EventId]) -> Command:
+    """One chunk of committed ids, received in that turn."""
+    return _call(b"headrace_load", campaign_id, generation, b"ids", b"".join(ids), turn)
+
+
+def ready_command(
+    campaign_id: CampaignId, generation: int, spend: CampaignSpend, turn: int, plan_version: int
+) -> Command:
+    """Open a campaign with these sums."""
+    return _call(
+        b"headrace_ready",
+        campaign_id,
+        generation,
+        spend.spent_micros,
+        spend.day,
+        spend.today_micros,
+        turn,
+        plan_version,
+    )
+
+
+def read_reply(reply: Any) -> Any:
+    """A reply of any function but `begin`, as the port's value; a failure's `NotRun` or `Unknown` passes through."""
+    if not isinstance(reply, list):
+        return reply
+    return _READERS[reply[0]](reply)
+
+
+def read_begin(reply: Any) -> BeginReply:
+    """The reply of `begin`."""
+    if isinstance(reply, list) and reply[0] == b"KEPT":
+        return Kept([Pending(unpack_tag(reply[at]), EventId(reply[at + 1])) for at in range(1, len(reply), 2)])
+    answer: BeginReply = read_reply(reply)
+    return answer
+
+
+_READERS: Final[dict[bytes, Callable[[list[bytes]], object]]] = {
+    b"OK": lambda reply: Reserved(reply[1], int(reply[2]), int(reply[3])) if len(reply) > 1 else Done(),
+    b"NOOP": lambda _: Done(),
+    b"LOST": lambda _: Lost(),
+    b"STALE": lambda reply: Stale(int(reply[1])),
+    b"CLOSED": lambda _: Closed(),
+    b"PLAN": lambda reply: PlanBehind(int(reply[1])),
+    b"DAY": lambda reply: DayBehind(int(reply[1])),
+    b"MISMATCH": lambda _: Mismatch(),
+    b"EMPTY": lambda _: Emptied(),
+}
+
+
+def function_is_missing(error: RedisError) -> bool:
+    """Whether Redis has lost the library: then the call did not run."""
+    return isinstance(error, ResponseError) and "Function not found" in str(error)
+
+
+def read_error(error: RedisError) -> NotRun | Unknown:
+    """What an error reply means; a broken connection is no reply.
+
+    Redis answers with a code of its own (OOM, READONLY, LOADING, NOPERM, ...) before it runs anything, and so does
+    SHAPE of `functions.lua`. Only "ERR" can come from the middle of a script. redis-py makes an exception class of
+    most codes, leaves the others in the text, and strips "ERR".
+    """
+    told = str(error)
+    code = told.split(" ", 1)[0]
+    if type(error) is not ResponseError or (code.isalpha() and code.isupper() and code != "ERR"):
+        return NotRun(f"Redis: {told}")
+    return Unknown(f"Redis: {told}")
