@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NoReturn
 
 from api.errors import BadRequest, problem
 from engine import Fault
@@ -29,6 +29,53 @@ _NOT_AN_INSTANT: Final = (
 )
 
 
-def read_query[T](
-    given: Mapping[str, Sequence[str]], readers: Mapping[str, Callable[[str], T]]
-) -> dict[str, T]: ...
+def read_query(given: Mapping[str, Sequence[str]], readers: Mapping[str, Callable[[str], int]]) -> dict[str, int]:
+    """The parameters that were given, by name. Raises `BadRequest` (422) with every fault."""
+    values: dict[str, int] = {}
+    faults: list[Fault] = []
+    for name, texts in given.items():
+        read = readers.get(name)
+        if read is None:
+            allowed = f"allowed here: {', '.join(readers)}" if readers else "this call has none"
+            faults.append(Fault(name[:NAME_CHARACTERS_MAX], f"no such parameter; {allowed}"))
+        elif len(texts) > 1:
+            faults.append(Fault(name, "given more than once"))
+        else:
+            try:
+                values[name] = read(texts[0])
+            except ValueError as wrong:
+                faults.append(Fault(name, str(wrong)))
+    if faults:
+        refuse_query(faults)
+    return values
+
+
+def refuse_query(faults: Sequence[Fault]) -> NoReturn:
+    """Raise `BadRequest` (422) that names these parameters."""
+    detail = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)
+    raise BadRequest(problem(422, "invalid_parameter", detail, errors=faults))
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """A reader of whole numbers within these bounds."""
+
+    def read(text: str) -> int:
+        if text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX and low <= int(text) <= high:
+            return int(text)
+        raise ValueError(f"must be a whole number from {low} to {high}")
+
+    return read
+
+
+def instant(text: str) -> int:
+    """Microseconds since the epoch of an RFC 3339 time, or of a date's midnight in UTC."""
+    try:
+        if _DATE.fullmatch(text):
+            return us_from_datetime(datetime.fromisoformat(text).replace(tzinfo=UTC))
+        match = _INSTANT.fullmatch(text)
+        if match:
+            day, time, zone = match.groups()
+            return us_from_datetime(datetime.fromisoformat(f"{day}T{time}{zone.upper().replace(' ', '+')}"))
+    except ValueError:
+        pass  # the right shape, but no such day or hour
+    raise ValueError(_NOT_AN_INSTANT)

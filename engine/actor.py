@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Final
 
+from engine.boundary import FaultBoundary
 from engine.campaign import (
     IN_FLIGHT,
     OVERLOADED,
@@ -75,7 +75,7 @@ class Actor:
         self.services = services
         self.reserve_events_max = reserve_events_max
         self.used_at = used_at  # trio's time of the latest mail
-        self.boundary = FaultBoundary(self)
+        self.boundary = FaultBoundary(self.fail)
         self.loading = False  # the loader has been asked
         self.resting = False  # a pause is under way
         self.flushing = 0  # reservations at the flusher
@@ -100,12 +100,16 @@ class Actor:
     @property
     def wants_round(self) -> bool:
         """Whether the next ledger round should carry a call of this actor."""
-        state = self.state
-        if state.phase is not Phase.OPEN:
+        if self.state.phase is not Phase.OPEN:
             return False
         if self.mailbox and not (self.resting and self._closed_count):
             return True
-        return not self.resting and (bool(state.committed) or bool(state.voids))
+        return bool(self.state.voids) and not self.resting
+
+    @property
+    def wants_resolve(self) -> bool:
+        """Whether there are tags to tell Redis, and no mail that they could travel with: that has time."""
+        return self.state.phase is Phase.OPEN and bool(self.state.committed) and not self.resting
 
     @property
     def idle(self) -> bool:
@@ -353,8 +357,7 @@ class Actor:
         """Unknown reservations of older generations are in or out for good by now: look."""
         seen = self.state.generation_seen
         settled = [reservation for reservation in self._unknown if reservation.generation < seen]
-        if settled:
-            self._unknown = [reservation for reservation in self._unknown if reservation.generation >= seen]
+        self._unknown = [reservation for reservation in self._unknown if reservation.generation >= seen]
         for reservation in settled:
             self.services.look_up([LookUp(self, entry, Absent.AGAIN, reservation.tag) for entry in reservation.rows])
 
@@ -379,23 +382,3 @@ class Actor:
                 repeat.settle(UNAVAILABLE)
         self.state.in_flight.clear()
         self.services.crashed(self)
-
-
-class FaultBoundary:
-    """`with actor.boundary:` - an exception inside fails this actor, and nobody else."""
-
-    __slots__ = ("_actor",)
-
-    def __init__(self, actor: Actor) -> None:
-        self._actor = actor
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        self._actor.fail()
-        return True

@@ -50,7 +50,6 @@ ATTEMPTS_MAX: Final = 8
 # Tags of committed reservations that one call carries: Lua's `unpack` holds far more, a round seldom brings more.
 COMMITTED_TAGS_MAX: Final = 500
 
-DUPLICATE: Final = Verdict(Status.DUPLICATE)
 INACTIVE: Final = Verdict(Status.REJECTED, Reason.INACTIVE, "the campaign is not active")
 ID_REUSED: Final = Verdict(
     Status.REJECTED, Reason.ID_REUSED, "event_id: was used for another event of this campaign (other user, ad or type)"

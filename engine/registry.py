@@ -109,6 +109,7 @@ class Registry:
     def start(self) -> None:
         """Start the loops in the nursery."""
         self._nursery.start_soon(self._rounds.run)
+        self._nursery.start_soon(self._rounds.resolve)
         self._nursery.start_soon(self._look_ups.run)
         self._nursery.start_soon(self._load_loop)
         self._nursery.start_soon(self._passivation_loop)

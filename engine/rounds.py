@@ -7,6 +7,7 @@ batches grow with the load and a lone event waits for nobody.
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 import trio
 
@@ -14,6 +15,10 @@ from engine import metrics
 from engine.actor import Actor
 from engine.flusher import Flusher
 from engine.ports import Clock, Ledger, Reserve, Resolve
+
+# A committed tag travels with the campaign's next reserve, which costs nothing. If none comes for so long, it is told
+# in a round of its own: until then, other engines ask Postgres about its ids.
+RESOLVE_LINGER_SECONDS: Final = 0.05
 
 
 class Rounds:
@@ -26,14 +31,30 @@ class Rounds:
         self._events_max = events_max
         self._queue: deque[Actor] = deque()
         self._queued: set[Actor] = set()
+        self._resolve_later: set[Actor] = set()
         self._work = trio.Event()
 
     def run_soon(self, actor: Actor) -> None:
         """Let the next round have this actor, if it has anything to say."""
-        if actor not in self._queued and actor.wants_round:
+        if actor.wants_round:
+            self._enqueue(actor)
+        elif actor.wants_resolve:
+            self._resolve_later.add(actor)
+
+    def _enqueue(self, actor: Actor) -> None:
+        if actor not in self._queued:
             self._queued.add(actor)
             self._queue.append(actor)
             self._work.set()
+
+    async def resolve(self) -> None:
+        """Tell Redis, for ever, what is committed and did not travel with a reserve; nobody waits for that."""
+        while True:
+            await trio.sleep(RESOLVE_LINGER_SECONDS)
+            for actor in self._resolve_later:
+                if actor.wants_resolve:
+                    self._enqueue(actor)
+            self._resolve_later.clear()
 
     async def run(self) -> None:
         """Round after round, for ever."""
@@ -61,7 +82,7 @@ class Rounds:
         while self._queue and events < self._events_max:
             actor = self._queue.popleft()
             self._queued.discard(actor)
-            if not actor.wants_round:
+            if not (actor.wants_round or actor.wants_resolve):
                 continue
             with actor.boundary:
                 calls = actor.calls(now_us)

@@ -519,19 +519,22 @@ async def test_a_refused_sender_is_not_listened_to_for_ever() -> None:
 async def test_bodies_on_their_way_in_are_bounded_over_all_connections() -> None:
     """Who brings the one too many is told to come again, the others go on."""
     size = 800_000
-    async with serving(request_bytes_max=1 << 20, intake_bytes_max=1 << 20) as served:
-        async with served.connect() as first, served.connect() as second:
-            request = post(BODY.ljust(size))
-            await first.send(request[:-1])
-            await wait_all_tasks_blocked()
-            await second.send(request[:-1])
-            answer = await second.answer()
-            assert (answer.status, answer.content["code"]) == (503, "overloaded")
-            assert answer.headers["retry-after"] == "1"
-            served.engine.at_once = True
-            await first.send(request[-1:])
-            assert (await first.answer()).status == 200
-            assert served.intake.body_bytes == 0
+    async with (
+        serving(request_bytes_max=1 << 20, intake_bytes_max=1 << 20) as served,
+        served.connect() as first,
+        served.connect() as second,
+    ):
+        request = post(BODY.ljust(size))
+        await first.send(request[:-1])
+        await wait_all_tasks_blocked()
+        await second.send(request[:-1])
+        answer = await second.answer()
+        assert (answer.status, answer.content["code"]) == (503, "overloaded")
+        assert answer.headers["retry-after"] == "1"
+        served.engine.at_once = True
+        await first.send(request[-1:])
+        assert (await first.answer()).status == 200
+        assert served.intake.body_bytes == 0
 
 
 # --- Time, and slow readers ---

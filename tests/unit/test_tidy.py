@@ -122,8 +122,8 @@ def test_the_settings_page_is_current() -> None:
 
 
 def test_every_target_of_the_makefile_is_explained_by_help() -> None:
-    """`make help` lists each with its sentence."""
+    """`make help` lists each with its sentence; `setup` is a step of the others."""
     for line in (ROOT / "Makefile").read_text().splitlines():
         target, colon, rest = line.partition(":")
-        if colon and target.isidentifier() and not rest.startswith("="):
+        if colon and target.isidentifier() and target != "setup" and not rest.startswith("="):
             assert "##" in rest, f"make {target} has no `## sentence`"

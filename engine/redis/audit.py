@@ -1,0 +1,77 @@
+"""What the audit asks of Redis: the state and the pending reservations of campaigns, changing nothing.
+
+Owns the reading of the keys that functions.lua writes (their forms are told there). One MULTI reads state, pending
+records and the identity of the memory image, so they fit each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import msgspec
+import redis
+import trio
+
+from config.settings import Settings
+from engine.audit import Pending, RedisFacts
+from engine.errors import StoreUnavailable
+
+_FIELDS: Final = ("gen", "run", "open", "day", "total", "today")
+# day, turn, amount, ids in one string, users. Ids are no text, so they are left as they came.
+_RECORD: Final = msgspec.msgpack.Decoder(tuple[int, int, int, msgspec.Raw, msgspec.Raw])
+
+
+class RedisReader:
+    """Reads campaigns from one Redis. Get one with `open_reader`."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+
+    async def read(self, campaign_ids: Sequence[int]) -> dict[int, RedisFacts]:
+        """Those of the campaigns that are open in the present memory image. Raises `StoreUnavailable`."""
+        return await trio.to_thread.run_sync(self._read, campaign_ids)
+
+    def _read(self, campaign_ids: Sequence[int]) -> dict[int, RedisFacts]:
+        with mapped_errors(), self._client.pipeline(transaction=True) as pipe:
+            pipe.info("server")
+            pipe.info("replication")
+            for campaign in campaign_ids:
+                pipe.hmget(f"{{{campaign}}}:s", _FIELDS)
+                pipe.hgetall(f"{{{campaign}}}:p")
+            server, replication, *values = pipe.execute()
+        image = f"{server['run_id']} {replication['master_replid']}".encode()
+        states = zip(campaign_ids, values[::2], values[1::2], strict=True)
+        return {campaign: _facts(state, pending) for campaign, state, pending in states if state[1:3] == [image, b"1"]}
+
+
+@contextmanager
+def open_reader(redis_url: str, settings: Settings) -> Iterator[RedisReader]:
+    """A reader with a connection of its own, opened at the first read."""
+    with redis.Redis.from_url(redis_url, socket_timeout=settings.ledger_timeout_seconds) as client:
+        yield RedisReader(client)
+
+
+@contextmanager
+def mapped_errors() -> Iterator[None]:
+    """Turn redis-py's errors into `StoreUnavailable`."""
+    try:
+        yield
+    except (redis.RedisError, OSError) as error:
+        raise StoreUnavailable(f"Redis: {error or type(error).__name__}", certain=True) from error
+
+
+def _facts(state: Sequence[bytes], pending: Mapping[bytes, bytes]) -> RedisFacts:
+    gen, _, _, day, total, today = state
+    return RedisFacts(int(gen), int(day), int(total), int(today), tuple(map(_pending, pending.items())))
+
+
+def _pending(record: tuple[bytes, bytes]) -> Pending:
+    tag, packed = record
+    day, _, amount, ids, _ = _read_record(packed)
+    return Pending(int.from_bytes(tag, "big"), bytes(ids)[-16:], day, amount)
+
+
+def _read_record(packed: bytes) -> tuple[Any, ...]:
+    return _RECORD.decode(packed)
