@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from quart import request
 
-from api.calls import JSON, Call, Gives, Handler, Parameter, call, calls_of
+from api.calls import JSON, Gives, Parameter, call
 from api.errors import Answer, BadRequest, problem
 from api.query import read_query, whole_number
 from engine import CampaignView
@@ -183,10 +183,6 @@ class CampaignCalls:
     def __init__(self, engine: CampaignKeeper) -> None:
         self._engine = engine
 
-    def calls(self) -> list[tuple[Call, Handler]]:
-        """Its rows of the table."""
-        return list(calls_of(self))
-
     @call(
         "POST",
         "/campaigns/",
@@ -255,7 +251,7 @@ def _json(status: int, body: msgspec.Struct, *headers: tuple[bytes, bytes]) -> A
 async def _read_fields() -> dict[str, object]:
     """The JSON object in the body, read exactly. Raises `BadRequest` (400, 413, 415, 422)."""
     _check_type(request.headers.get("Content-Type", ""), request.headers.get("Content-Encoding", ""))
-    body = await request.get_data(as_text=False)
+    body = await request.get_data(cache=True, as_text=False, parse_form_data=False)
     if len(body) > BODY_BYTES_MAX:
         raise BadRequest(problem(413, "body_too_large", f"a campaign has at most {BODY_BYTES_MAX} bytes"))
     try:
@@ -288,12 +284,13 @@ def _malformed(why: str) -> BadRequest:
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object. A name that stands there twice is a mistake: which of the two budgets was meant?"""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice[:TEXT_CHARACTERS_MAX].encode(errors='backslashreplace').decode()} stands there twice")
+    """An object in which no name stands twice. Of two budgets, nobody knows which was meant."""
+    fields: dict[str, object] = {}
+    for name, value in pairs:
+        if name in fields:
+            shown = name[:TEXT_CHARACTERS_MAX].encode(errors="backslashreplace").decode()
+            raise ValueError(f"{shown} stands there twice")
+        fields[name] = value
     return fields
 
 

@@ -41,7 +41,7 @@ EVENT_NOTES: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
         "ad_id": {"description": _TEXT},
         "event_id": {"description": "The sender's id, which makes a retry safe. Absent: the server makes a UUIDv7."},
         "occurred_at": {
-            "description": "Absent: when the server received it. At most 48 h old and 5 min ahead, unless set otherwise."
+            "description": "Absent: the time of receipt. At most 48 h old and 5 min ahead, unless set otherwise."
         },
     }
 }
@@ -157,7 +157,7 @@ class EventCalls:
         headers = request.headers
         key = read_idempotency_key(_joined(headers.getlist("Idempotency-Key")))
         events = read_events(
-            await request.get_data(as_text=False),
+            await request.get_data(cache=True, as_text=False, parse_form_data=False),
             content_type=_joined(headers.getlist("Content-Type")) or "",
             content_encoding=_joined(headers.getlist("Content-Encoding")) or "",
             batch=batch,

@@ -20,6 +20,7 @@ import trio
 
 from api.codec import JSON, read_events
 from api.errors import Answer, BadRequest, problem
+from api.headers import read_idempotency_key
 from api.intake_connection import Connection, Exchange
 from api.intake_reader import Request
 from config.settings import Settings
@@ -240,21 +241,21 @@ class Intake:
             )
 
     def _submit(self, exchange: Exchange, request: Request) -> None:
-        headers = request.headers
+        headers = {name: value.decode("latin-1") for name, value in request.headers.items()}
         exchange.batch = _EVENT_PATHS[request.path]
         try:
+            key = read_idempotency_key(headers.get(b"idempotency-key"))
             events = read_events(
                 request.body,
-                content_type=headers.get(b"content-type", b"").decode("latin-1"),
-                content_encoding=headers.get(b"content-encoding", b"").decode("latin-1"),
+                content_type=headers.get(b"content-type", ""),
+                content_encoding=headers.get(b"content-encoding", ""),
                 batch=exchange.batch,
                 limits=self.settings,
             )
         except BadRequest as refused:
             exchange.finish(refused.answer)
             return
-        key = headers.get(b"idempotency-key")
-        self._engine.submit(events, exchange.submitted, idempotency_key=key.decode("latin-1") if key else None)
+        self._engine.submit(events, exchange.submitted, idempotency_key=key)
 
     async def _answer_readiness(self, exchange: Exchange) -> None:
         try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -17,6 +16,7 @@ from api.errors import PROBLEM_JSON, PROBLEMS
 
 __all__ = ["FieldFault", "Problem", "document"]
 
+VERSION: Final = "1.0.0"  # of the contract, not of the program: it rises when a call changes
 _REF: Final = "#/components/schemas/{name}"
 _PLACE: Final = re.compile(r"<(?:\w+:)?(\w+)>")
 _CAMPAIGN_ID: Final = {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}
@@ -43,7 +43,7 @@ class Problem(msgspec.Struct):
         list[FieldFault] | msgspec.UnsetType, msgspec.Meta(description="Every field that is wrong, all at once.")
     ] = msgspec.UNSET
     event_id: Annotated[
-        str | None | msgspec.UnsetType, msgspec.Meta(description="The event that a single event's problem is about.")
+        str | msgspec.UnsetType | None, msgspec.Meta(description="The event that a single event's problem is about.")
     ] = msgspec.UNSET
 
 
@@ -64,7 +64,7 @@ def document(calls: Iterable[Call], notes: Mapping[str, Mapping[str, Mapping[str
         "openapi": "3.1.0",
         "info": {
             "title": "Headrace",
-            "version": version("headrace"),
+            "version": VERSION,
             "description": "Takes ad events into Postgres, and lets no campaign spend past its budget. "
             "A 200 for an event means: committed, counted once, inside every budget and cap.",
         },

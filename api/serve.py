@@ -96,10 +96,12 @@ class Listeners:
 
     api: socket.socket
     intake: socket.socket
+    api_address: str  # the real ones, also where port 0 was asked for
+    intake_address: str
 
     def announce(self) -> None:
         """Print the real addresses: two lines."""
-        _say(f"api     http://{address_of(self.api)}\nintake  http://{address_of(self.intake)}")
+        _say(f"api     http://{self.api_address}\nintake  http://{self.intake_address}")
 
     def close(self) -> None:
         """Give both addresses back."""
@@ -108,11 +110,13 @@ class Listeners:
 
     def listen(self) -> None:
         """Let connections come. Raises `SettingsError` when another program was faster."""
-        for name, listener in (("HEADRACE_API", self.api), ("HEADRACE_INTAKE", self.intake)):
+        for name, text, listener in (
+            ("HEADRACE_API", self.api_address, self.api),
+            ("HEADRACE_INTAKE", self.intake_address, self.intake),
+        ):
             try:
                 listener.listen(BACKLOG)
             except OSError as error:
-                text = address_of(listener)
                 raise SettingsError(f"{name} is {text!r}, and can't be listened on: {error.strerror}") from error
 
 
@@ -120,10 +124,11 @@ def bind(settings: Settings, *, shared: bool) -> Listeners:
     """Bind both addresses; `shared` with other processes of ours. Raises `SettingsError` when one can't be had."""
     api = _bind("HEADRACE_API", settings.api, shared=shared)
     try:
-        return Listeners(api, _bind("HEADRACE_INTAKE", settings.intake, shared=shared))
+        intake = _bind("HEADRACE_INTAKE", settings.intake, shared=shared)
     except SettingsError:
         api.close()
         raise
+    return Listeners(api, intake, _address_of(api), _address_of(intake))
 
 
 def _bind(name: str, text: str, *, shared: bool) -> socket.socket:
@@ -144,7 +149,7 @@ def _bind(name: str, text: str, *, shared: bool) -> socket.socket:
     return listener
 
 
-def address_of(listener: socket.socket) -> str:
+def _address_of(listener: socket.socket) -> str:
     """The real host:port of a bound socket."""
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -26,7 +26,7 @@ from typing import Final
 import trio
 from prometheus_client.multiprocess import mark_process_dead
 
-from api.serve import DRAIN_SLACK_SECONDS, Listeners, address_of, bind
+from api.serve import DRAIN_SLACK_SECONDS, Listeners, bind
 from config.settings import Settings, variable
 from engine.embedded import Stores
 
@@ -57,8 +57,8 @@ def _environment(settings: Settings, stores: Stores, listeners: Listeners, metri
         settings,
         db_url=stores.db_url,
         redis_url=stores.redis_url,
-        api=address_of(listeners.api),
-        intake=address_of(listeners.intake),
+        api=listeners.api_address,
+        intake=listeners.intake_address,
     )
     told = {variable(setting.name): str(getattr(resolved, setting.name)) for setting in fields(resolved)}
     return {**os.environ, **told, "PROMETHEUS_MULTIPROC_DIR": metrics}

@@ -1,4 +1,4 @@
-"""The audit's judgement: do ledger, rollups and Redis say what the events say, and was anything passed?
+"""The audit's judgement: ledger, rollups and Redis must say what the events say, and no limit may be passed.
 
 Owns the facts about one campaign and the rules that they must meet. Pure: knows no store; engine/auditor.py
 gathers the facts.

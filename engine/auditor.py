@@ -70,4 +70,8 @@ async def _audit_redis(
 
 async def _judge_held(database: Database, read_redis: ReadRedis, campaign: int) -> list[Finding]:
     held = await read_both(database, [campaign], read_redis, hold=True)
-    return [finding for each, (*facts,) in held.items() for finding in compare_redis(each, *facts)]
+    return [
+        finding
+        for ledger, redis, committed in held.values()
+        for finding in compare_redis(campaign, ledger, redis, committed)
+    ]

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from config.settings import Settings
 from engine.embedded import postgres, redis
-from engine.embedded.daemon import locked, only_one
+from engine.embedded.daemon import lock_file, locked, only_one
 from engine.embedded.home import make_data_folder, open_home
 
 __all__ = ["Stores", "open_stores"]
@@ -53,7 +53,7 @@ def open_stores(settings: Settings) -> Iterator[Stores]:
     data = make_data_folder(settings.data_path)
     with only_one(data):
         home = open_home(data)
-        used = (home.path / "used.lock").open("a")
+        used = lock_file(home.path / "used.lock")
         fcntl.flock(used, fcntl.LOCK_SH)
     with used:
         try:

@@ -29,10 +29,19 @@ POLL_SECONDS: Final = 0.02
 _log = logging.getLogger(__name__)
 
 
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def lock_file(path: Path) -> IO[str]:
+    """A file to lock, made if it is missing. Nobody else may open it: who can read a file can lock it."""
+    return open(path, "a", opener=_private)
+
+
 @contextmanager
 def only_one(data: Path) -> Iterator[None]:
     """Starts and stops of all engines on this data folder, one after the other."""
-    with (data / "start.lock").open("a") as file:
+    with lock_file(data / "start.lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -47,7 +56,7 @@ def locked(file: IO[str]) -> bool:
 
 
 def _alive(home: Home, name: str) -> bool:
-    with (home.path / f"{name}.lock").open("a") as file:
+    with lock_file(home.path / f"{name}.lock") as file:
         return not locked(file)
 
 
@@ -57,7 +66,7 @@ def start_daemon(home: Home, name: str, command: list[str], left_over: list[Path
     deadline = time.monotonic() + START_SECONDS
     launched = False
     while not answers():
-        with (home.path / f"{name}.lock").open("a") as lock:
+        with lock_file(home.path / f"{name}.lock") as lock:
             if locked(lock):  # nobody is alive
                 if launched:
                     raise EngineError(f"the embedded {name} could not start. The end of {log}:\n{_tail(log)}")
@@ -75,7 +84,7 @@ def start_daemon(home: Home, name: str, command: list[str], left_over: list[Path
 def _detach(home: Home, command: list[str], log: Path, lock: int) -> None:
     """Run a program in a session of its own, as nobody's child, so that it outlives us."""
     environment = {"PATH": os.defpath, "LC_ALL": "C"}
-    with log.open("ab") as output:
+    with open(log, "ab", opener=_private) as output:
         subprocess.run(
             ["/bin/sh", "-c", '"$@" &', "sh", *command],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(lock,), cwd="/", env=environment,

@@ -156,7 +156,7 @@ def _run_folder(home: Path, account: Account | None) -> Path:
 
 def _short_folder(account: Account | None) -> str:
     mine = tempfile.gettempdir()
-    return mine if len(mine) < 64 and (account is None or account.reaches(Path(mine))) else "/tmp"
+    return mine if len(mine) < 64 and (account is None or account.reaches(Path(mine))) else "/tmp"  # noqa: S108
 
 
 def within_reach(home: Home, distribution: str, program: Path, needed: list[str]) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import redis
@@ -17,6 +17,8 @@ import trio
 from config.settings import Settings
 from engine.audit import Pending, RedisFacts
 from engine.errors import StoreUnavailable
+from engine.model import CampaignId
+from engine.redis.calls import keys_of, unpack_tag
 
 _FIELDS: Final = ("gen", "run", "open", "day", "total", "today")
 # day, turn, amount, ids in one string, users. Ids are no text, so they are left as they came.
@@ -38,8 +40,9 @@ class RedisReader:
             pipe.info("server")
             pipe.info("replication")
             for campaign in campaign_ids:
-                pipe.hmget(f"{{{campaign}}}:s", _FIELDS)
-                pipe.hgetall(f"{{{campaign}}}:p")
+                state, pending, *_ = keys_of(CampaignId(campaign))
+                pipe.hmget(state, _FIELDS)
+                pipe.hgetall(pending)
             server, replication, *values = pipe.execute()
         image = f"{server['run_id']} {replication['master_replid']}".encode()
         states = zip(campaign_ids, values[::2], values[1::2], strict=True)
@@ -69,9 +72,5 @@ def _facts(state: Sequence[bytes], pending: Mapping[bytes, bytes]) -> RedisFacts
 
 def _pending(record: tuple[bytes, bytes]) -> Pending:
     tag, packed = record
-    day, _, amount, ids, _ = _read_record(packed)
-    return Pending(int.from_bytes(tag, "big"), bytes(ids)[-16:], day, amount)
-
-
-def _read_record(packed: bytes) -> tuple[Any, ...]:
-    return _RECORD.decode(packed)
+    day, _, amount, ids, _ = _RECORD.decode(packed)
+    return Pending(unpack_tag(tag), bytes(ids)[-16:], day, amount)

@@ -134,6 +134,16 @@ def test_ctrl_c_at_the_terminal_spares_them(settings: Settings) -> None:
             assert os.getsid(pid) != os.getsid(0)
 
 
+def test_nothing_is_open_to_other_users(settings: Settings) -> None:
+    """Of all files, other users may read at most the configuration; whoever may open a lock could hold it."""
+    with open_stores(settings):
+        home = settings.data_path / "stores"
+        public = {path.name for path in home.iterdir() if path.is_file() and path.stat().st_mode & 0o077}
+        assert public == {"pg_hba.conf", "pg_ident.conf", "postgres.conf", "redis.conf"}
+        assert (home / "postgres").stat().st_mode & 0o077 == 0
+        assert (home / "run").stat().st_mode & 0o077 == 0
+
+
 def test_no_tcp_port(settings: Settings) -> None:
     """Neither store listens on TCP."""
     with open_stores(settings) as stores:

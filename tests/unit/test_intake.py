@@ -207,13 +207,13 @@ async def test_a_batch_is_answered_as_a_batch() -> None:
 
 
 async def test_the_idempotency_key_is_passed_on() -> None:
-    """An empty one is none."""
+    """One that nobody should rely on is refused."""
     async with serving() as served, served.connect() as sender:
         served.engine.at_once = True
-        for headers in (["Idempotency-Key: k-1"], ["idempotency-key:"], []):
+        for headers, status in ((["idempotency-KEY: k-1"], 200), ([], 200), (["Idempotency-Key:"], 400)):
             await sender.send(post(BODY, *headers))
-            await sender.answer()
-        assert served.engine.keys == ["k-1", None, None]
+            assert (await sender.answer()).status == status
+        assert served.engine.keys == ["k-1", None]
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from api.serve import BACKLOG, address_of, bind
+from api.serve import BACKLOG, bind
 from config.settings import Settings, SettingsError
 
 FREE = Settings(api="127.0.0.1:0", intake="127.0.0.1:0")
@@ -17,16 +17,16 @@ def test_port_0_becomes_a_real_one(capsys: pytest.CaptureFixture[str]) -> None:
     """The announcement names the ports that were picked, on two plain lines."""
     with closing(bind(FREE, shared=False)) as listeners:
         listeners.announce()
-        api, intake = (address_of(listener) for listener in (listeners.api, listeners.intake))
-    assert not api.endswith(":0")
-    assert capsys.readouterr().out == f"api     http://{api}\nintake  http://{intake}\n"
+    assert not listeners.api_address.endswith(":0")
+    told = f"api     http://{listeners.api_address}\nintake  http://{listeners.intake_address}\n"
+    assert capsys.readouterr().out == told
 
 
 def test_a_taken_address_is_refused_by_name() -> None:
     """The message gives the setting, its value and the reason."""
     with closing(bind(FREE, shared=False)) as first:
         first.listen()
-        settings = Settings(api="127.0.0.1:0", intake=address_of(first.intake))
+        settings = Settings(api="127.0.0.1:0", intake=first.intake_address)
         with pytest.raises(SettingsError, match=r"HEADRACE_INTAKE is '127\.0\.0\.1:\d+', and can't be .*in use"):
             bind(settings, shared=False)
         with pytest.raises(SettingsError, match="HEADRACE_INTAKE"):
@@ -42,7 +42,7 @@ def test_a_host_that_is_none_of_ours_is_refused_by_name() -> None:
 def test_workers_share_an_address() -> None:
     """Each worker listens on a socket of its own at the same address; the supervisor's bound one takes nothing."""
     with closing(bind(FREE, shared=True)) as kept:
-        settings = Settings(api=address_of(kept.api), intake=address_of(kept.intake))
+        settings = Settings(api=kept.api_address, intake=kept.intake_address)
         with closing(bind(settings, shared=True)) as first, closing(bind(settings, shared=True)) as second:
             first.listen()
             second.listen()
@@ -67,4 +67,4 @@ def test_ipv6_is_written_in_brackets() -> None:
     except SettingsError:
         pytest.skip("no IPv6 here")
     with closing(listeners):
-        assert address_of(listeners.api).startswith("[::1]:")
+        assert listeners.api_address.startswith("[::1]:")
