@@ -76,7 +76,8 @@ class Program:
     def create(self, **fields: Any) -> dict[str, Any]:
         """Make a campaign: cpm at 1.00 (0.001 an impression), 1,000 a day and in all, unless told otherwise."""
         values = {
-            "name": "spring", "pricing_model": "cpm", "unit_price": "1.00", "total_budget": "1000", "daily_budget": "1000"
+            "name": "spring", "pricing_model": "cpm", "unit_price": "1.00",
+            "total_budget": "1000", "daily_budget": "1000",
         }  # fmt: skip
         answer = self.client.post(f"{self.api}/campaigns/", json={**values, **fields})
         assert answer.status_code == 201, answer.text

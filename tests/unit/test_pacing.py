@@ -76,7 +76,7 @@ def test_after_the_told_seconds_there_is_room_and_a_second_earlier_there_is_none
 def test_over_a_day_with_more_events_than_budget_spend_follows_the_plan_within_one_percent(
     timezone: str, day: int
 ) -> None:
-    """Two events a second for a budget of one a second: at every minute within 1 % of the plan, all spent at the end."""
+    """Two events a second for a budget of one: within 1 % of the plan at every minute, all spent at the end."""
     paced = plan(pacing=Pacing.EVEN, daily_budget_micros=micros("86.4"), timezone=timezone)
     today = day_of_number(day, timezone)
     length_us = today.end_us - today.start_us
