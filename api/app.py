@@ -12,7 +12,7 @@ from typing import Final, NoReturn, Protocol
 from urllib.parse import urlsplit
 
 import orjson
-from quart import Response
+from quart import Response, request
 from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
 from werkzeug.datastructures import Headers
@@ -24,6 +24,7 @@ from api.campaigns import CampaignCalls, CampaignKeeper
 from api.docs import docs_asset, docs_page
 from api.errors import Answer, BadRequest, problem
 from api.events import EVENT_NOTES, EventCalls, EventRecorder
+from api.exchange import Exchange, refuse_two_lengths
 from api.openapi import document
 from api.ops import RETRY_AFTER_SECONDS, OpsCalls
 from api.reports import ReportCalls, Reporter
@@ -73,6 +74,8 @@ class _SlashMissing(Exception):
 
 
 class _App(QuartTrio):
+    asgi_http_class = Exchange
+
     def raise_routing_exception(self, request: BaseRequestWebsocket) -> NoReturn:
         """Redirect nobody: many clients send a redirected POST without its body."""
         error = request.routing_exception
@@ -103,8 +106,13 @@ def create_app(engine: ServedEngine, ready: Callable[[], Awaitable[list[str]]] |
     ops.document = orjson.dumps(document((each for each, _ in calls), EVENT_NOTES))
     app.add_url_rule("/docs", "docs_page", _view(docs_page), methods=["GET"])
     app.add_url_rule("/docs/<name>", "docs_asset", _view(docs_asset), methods=["GET"])
+    app.before_request(_check_head)
     _handle_errors(app)
     return app
+
+
+async def _check_head() -> None:
+    refuse_two_lengths(request.headers)
 
 
 def _view(handler: Handler) -> Callable[..., Awaitable[Response]]:
