@@ -15,9 +15,10 @@ import orjson
 from quart import Response, request
 from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
-from werkzeug.routing import BaseConverter, RequestRedirect, ValidationError
+from werkzeug.routing import BaseConverter, RequestRedirect
 
 from api.calls import Handler, calls_of
 from api.campaigns import CampaignCalls, CampaignKeeper
@@ -55,13 +56,11 @@ class ServedEngine(CampaignKeeper, EventRecorder, Reporter, Protocol):
 
 
 class _Number(BaseConverter):
-    """A campaign's number in a path: a positive bigint's digits. No such campaign is a matter of the engine."""
+    """A campaign's number in a path. Eighteen digits fit a bigint, and are more than there will ever be."""
 
-    regex = "[0-9]{1,19}"
+    regex = "[0-9]{1,18}"
 
     def to_python(self, value: str) -> int:
-        if int(value) >= 2**63:
-            raise ValidationError
         return int(value)
 
 
@@ -74,7 +73,7 @@ class _SlashMissing(Exception):
 
 
 class _App(QuartTrio):
-    asgi_http_class = Exchange
+    asgi_http_class: type[TrioASGIHTTPConnection] = Exchange
 
     def raise_routing_exception(self, request: BaseRequestWebsocket) -> NoReturn:
         """Redirect nobody: many clients send a redirected POST without its body."""

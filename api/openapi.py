@@ -19,7 +19,7 @@ __all__ = ["FieldFault", "Problem", "document"]
 VERSION: Final = "1.0.0"  # of the contract, not of the program: it rises when a call changes
 _REF: Final = "#/components/schemas/{name}"
 _PLACE: Final = re.compile(r"<(?:\w+:)?(\w+)>")
-_CAMPAIGN_ID: Final = {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}
+_CAMPAIGN_ID: Final = {"type": "integer", "minimum": 1, "maximum": 10**18 - 1}
 _RETRY_AFTER: Final = {"description": "Seconds to wait before trying again.", "schema": {"type": "integer"}}
 _RETRIED: Final = (429, 503)  # statuses that say when to come again
 

@@ -169,17 +169,25 @@ def within_reach(home: Home, distribution: str, program: Path, needed: list[str]
     site = Path(str(importlib.metadata.distribution(distribution).locate_file("")))
     copy = home.path / "programs" / f"{distribution}-{importlib.metadata.version(distribution)}"
     if not copy.exists():
-        _log.info("the user %s may not run %s: copying it to %s", home.account.name, program, copy)
+        _log.info("the user %s may not run %s: it is made reachable in %s", home.account.name, program, copy)
         half = copy.with_suffix(".part")
         shutil.rmtree(half, ignore_errors=True)
         half.mkdir(parents=True)
         for name in needed:
-            shutil.copytree(site / name, half / name, symlinks=True)
+            shutil.copytree(site / name, half / name, symlinks=True, copy_function=_link_or_copy)
         for path in (copy.parent, half, *half.rglob("*")):  # our own mask may have kept others out
             mode = path.stat().st_mode
             path.chmod(mode | (0o555 if mode & 0o100 else 0o444))
         half.rename(copy)
     return copy / program.relative_to(site)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A second name for the same file costs nothing; on another disk it has to be a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def configuration(home: Home, name: str, lines: list[str]) -> Path:

@@ -9,7 +9,19 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 
 from engine.model import CampaignId, CampaignSpend, EventId
 from engine.ports import (
@@ -37,6 +49,23 @@ T = TypeVar("T")
 OPEN: Final = b"1"
 CLOSED: Final = b"0"
 _encode: Final = msgspec.msgpack.Encoder().encode
+
+# How Redis says no before it runs anything. redis-py makes classes of some codes and leaves the others in the text;
+# MOVED is an ASK to it, MASTERDOWN a CLUSTERDOWN. SHAPE is of functions.lua.
+_REFUSALS: Final = (
+    AskError,
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TryAgainError,
+)
+_REFUSAL_CODES: Final = ("BUSY", "MISCONF", "NOREPLICAS", "SHAPE")
+# Redis ends so what comes out of a function that has begun, whatever its code is: then some of it may be written.
+_FROM_INSIDE: Final = "script: headrace_"
 
 
 def keys_of(campaign_id: CampaignId) -> tuple[str, str, str, str, str]:
@@ -83,6 +112,11 @@ def round_command(call: Reserve | Resolve) -> Command:
     )
 
 
+def turn_command(call: Reserve) -> Command:
+    """Move day and window on as that call would have, and drop what they leave behind."""
+    return _call(b"headrace_turn", call.campaign_id, call.generation, call.day, call.turn)
+
+
 def resolve_command(campaign_id: CampaignId, generation: int, tag: int, *, commit: bool, needs: bytes) -> Command:
     """Settle one reservation; `needs` is OPEN for an engine, CLOSED for a recoverer."""
     what = b"commit" if commit else b"void"
@@ -122,9 +156,11 @@ def ready_command(
 
 
 def read_reply(reply: Any) -> Any:
-    """A reply of any function but `begin`, as the port's value; a failure's `NotRun` or `Unknown` passes through."""
+    """A reply of any function but `begin`, or how it failed, as the port's value."""
+    if isinstance(reply, RedisError):
+        return read_error(reply)
     if not isinstance(reply, list):
-        return reply
+        return reply  # `NotRun` or `Unknown`: there was no reply
     return _READERS[reply[0]](reply)
 
 
@@ -149,20 +185,22 @@ _READERS: Final[dict[bytes, Callable[[list[bytes]], object]]] = {
 }
 
 
-def function_is_missing(error: RedisError) -> bool:
+def function_is_missing(reply: object) -> bool:
     """Whether Redis has lost the library: then the call did not run."""
-    return isinstance(error, ResponseError) and "Function not found" in str(error)
+    return isinstance(reply, ResponseError) and "Function not found" in str(reply)
+
+
+def is_out_of_memory(reply: object) -> bool:
+    """Whether Redis refused because it is full."""
+    return isinstance(reply, OutOfMemoryError)
 
 
 def read_error(error: RedisError) -> NotRun | Unknown:
-    """What an error reply means; a broken connection is no reply.
-
-    Redis answers with a code of its own (OOM, READONLY, LOADING, NOPERM, ...) before it runs anything, and so does
-    SHAPE of `functions.lua`. Only "ERR" can come from the middle of a script. redis-py makes an exception class of
-    most codes, leaves the others in the text, and strips "ERR".
-    """
-    told = str(error)
-    code = told.split(" ", 1)[0]
-    if type(error) is not ResponseError or (code.isalpha() and code.isupper() and code != "ERR"):
-        return NotRun(f"Redis: {told}")
-    return Unknown(f"Redis: {told}")
+    """What an error reply means: certain only if it is known to come before anything has run."""
+    told = f"Redis: {error or type(error).__name__}"
+    if _FROM_INSIDE in told:
+        return Unknown(told)
+    code = str(error).split(" ", 1)[0]
+    if isinstance(error, _REFUSALS) or code in _REFUSAL_CODES or function_is_missing(error):
+        return NotRun(told)
+    return Unknown(told)

@@ -1,11 +1,12 @@
 #!lua name=headrace
 --
--- The ledger's functions: reserve, resolve, begin, load, ready (docs/architecture.md; the protocol behind them is
--- checked by tests/contract/test_ledger.py, against this file and against a fake in Python).
+-- The ledger's functions: reserve, turn, resolve, begin, load, ready (docs/architecture.md; the protocol behind them
+-- is checked by tests/contract/test_ledger.py, against this file and against a fake in Python).
 --
 -- KEYS of every function, five of one campaign c:
---   1 {c}:s   hash  gen, run, open ("1"/"0"), ver, day, total, today, bkt. After `begin` said EMPTY: gen, run, open only
---   2 {c}:p   hash  tag -> pending record: msgpack of [day, bkt, amount, ids in one string, {user, impressions, ...}]
+--   1 {c}:s   hash  gen, run, open ("1"/"0"), ver, day, total, today, bkt, unc (the latest day on which events were
+--                   accepted without a cap: their users are not in `u`). After `begin` said EMPTY: gen, run, open only
+--   2 {c}:p   hash  tag -> pending record: msgpack of [day, bkt, amount, ids in one string, [user, impressions, ...]]
 --   3 {c}:u   hash  user -> impressions on `day`
 --   4 {c}:i0, 5 {c}:i1   hash  event id (16 bytes) -> tag, for the even and the odd turns of the dedup window.
 --                        An id that a rebuild loaded has the empty tag: it is committed.
@@ -14,7 +15,9 @@
 -- Replies are arrays whose first element is the result's name:
 --   LOST        no state, or that of another memory image     STALE g     the state has generation g
 --   CLOSED      `open` is not what the function needs
--- Atomicity: a function checks everything before its first write, and nothing after it can fail.
+-- or the error SHAPE: the arguments do not fit each other, and nothing was done.
+-- Atomicity: a function checks everything before its first write, and nothing after it can fail. Redis itself refuses
+-- (out of memory, read-only, ...) before a function starts. Those that only give back may run out of memory, too.
 
 -- The identity of this memory image. INFO costs 13 us, so it is read once; a restart and a full resync load the
 -- library anew, and with it this local.
@@ -28,32 +31,43 @@ local function this_image()
     return image
 end
 
+local function shape(what) return redis.error_reply('SHAPE arguments of ' .. what .. ' do not fit each other') end
+
 -- The state, or the reply that refuses the call. `open` is "1" or "0": what the function needs.
 local function enter(keys, gen, open)
-    local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open', 'ver', 'day', 'total', 'today', 'bkt')
+    local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open', 'ver', 'day', 'total', 'today', 'bkt', 'unc')
     if not s[1] or s[2] ~= this_image() then return nil, {'LOST'} end
     if s[1] ~= gen then return nil, {'STALE', s[1]} end
     if s[3] ~= open then return nil, {'CLOSED'} end
-    return {ver = tonumber(s[4]), day = tonumber(s[5]), total = tonumber(s[6]), today = tonumber(s[7]), bkt = tonumber(s[8])}
+    return {
+        ver = tonumber(s[4]), day = tonumber(s[5]), total = tonumber(s[6]), today = tonumber(s[7]),
+        bkt = tonumber(s[8]), unc = tonumber(s[9]),
+    }
 end
 
 local function split(blob, width)
-    local parts = {}
-    for i = 1, #blob / width do parts[i] = string.sub(blob, (i - 1) * width + 1, i * width) end
+    local parts, sub = {}, string.sub
+    for i = 1, #blob / width do parts[i] = sub(blob, (i - 1) * width + 1, i * width) end
     return parts
 end
 
 local function bucket(keys, turn) return keys[4 + turn % 2] end
 
--- Tags of ids that the live part of the window knows. `turns` is how far the window moves with this call: then
--- the bucket that is to be reused counts as empty already.
-local function known_tags(keys, ids, bkt, turns)
+-- Drop what the state's day and window leave behind when they move on to `day` and `bkt`.
+local function leave_behind(keys, s, day, bkt)
+    if day > s.day then redis.call('UNLINK', keys[3]) end
+    if bkt >= s.bkt + 2 then redis.call('UNLINK', keys[4], keys[5])
+    elseif bkt == s.bkt + 1 then redis.call('UNLINK', bucket(keys, bkt)) end
+end
+
+-- The tag (or false) of each id, as the window knows it once it has moved on to `bkt`: a bucket that is to be reused
+-- counts as empty already.
+local function known_tags(keys, s, ids, bkt)
     local tags = {}
-    for back = 0, 1 do
-        if turns + back == 0 or (turns <= 1 and back == 1) then
-            local found = redis.call('HMGET', bucket(keys, bkt - back), unpack(ids))
-            for i = 1, #ids do tags[i] = tags[i] or found[i] end
-        end
+    if bkt <= s.bkt + 1 then tags = redis.call('HMGET', bucket(keys, s.bkt), unpack(ids)) end
+    if bkt == s.bkt then
+        local before = redis.call('HMGET', bucket(keys, bkt - 1), unpack(ids))
+        for i = 1, #ids do tags[i] = tags[i] or before[i] end
     end
     return tags
 end
@@ -61,28 +75,91 @@ end
 -- Which of these tags wait for their commit still; `committed` are those that this call declares durable.
 local function pending_of(keys, tags, n, committed)
     local pending = {}
-    for _, tag in ipairs(committed) do pending[tag] = false end
+    for i = 1, #committed do pending[committed[i]] = false end
     for i = 1, n do
         local tag = tags[i]
+        -- (A record holds all that its undo needs: asking whether it is there is cheaper than reading it.)
         if tag and pending[tag] == nil then pending[tag] = redis.call('HEXISTS', keys[2], tag) == 1 end
     end
     return pending
 end
 
--- Impressions so far of every user whose event counts for the cap.
+-- Those users whose events count for the cap, and the impressions of each so far: two lists.
 local function impressions_of(keys, users, kinds, same_day)
-    local count, asked = {}, {}
+    local asked, before, met = {}, {}, {}
     for i = 1, #users do
-        if string.byte(kinds, i) >= 2 and not count[users[i]] then
-            count[users[i]] = 0
-            asked[#asked + 1] = users[i]
+        local user = users[i]
+        if kinds[i] >= 2 and not met[user] then
+            met[user] = true
+            asked[#asked + 1] = user
         end
     end
-    if same_day and #asked > 0 then
-        local found = redis.call('HMGET', keys[3], unpack(asked))
-        for i = 1, #asked do count[asked[i]] = tonumber(found[i] or 0) end
+    if same_day and #asked > 0 then before = redis.call('HMGET', keys[3], unpack(asked)) end
+    for i = 1, #asked do before[i] = tonumber(before[i] or 0) end
+    return asked, before
+end
+
+-- The letters, event by event, in order, each seeing those before it. `count` (user -> impressions) goes up with them.
+-- Result: letters, accepted ids, total, today, amount.
+local function decide(call, tags, pending, count, total, today)
+    local ids, kinds, users, cap, cost = call.ids, call.kinds, call.users, call.cap, call.cost
+    local letters, seen, accepted, amount = {}, {}, {}, 0
+    for i = 1, #ids do
+        local id, known, kind = ids[i], tags[i], kinds[i]
+        local billable, user = kind % 2 == 1, kind >= 2 and users[i]
+        if seen[id] or (known and pending[known]) then letters[i] = 'P'
+        elseif known then letters[i] = 'D'
+        elseif user and count[user] >= cap then letters[i] = 'C'
+        elseif billable and total + cost > call.total_budget then letters[i] = 'T'
+        elseif billable and today + cost > call.daily_budget then letters[i] = 'Y'
+        elseif billable and today + cost > call.allowance then letters[i] = 'W'
+        else
+            letters[i] = 'A'
+            accepted[#accepted + 1] = id
+            if billable then total, today, amount = total + cost, today + cost, amount + cost end
+            if user then count[user] = count[user] + 1 end
+        end
+        seen[id] = true
     end
-    return count
+    return table.concat(letters), accepted, total, today, amount
+end
+
+-- Write a reservation: ids, users, and the record by which it can be undone.
+local function hold(keys, tag, day, bkt, amount, accepted, asked, before, count)
+    local new_ids, counts, undo = {}, {}, {}
+    for i = 1, #accepted do
+        new_ids[2 * i - 1] = accepted[i]
+        new_ids[2 * i] = tag
+    end
+    local at = 0
+    for i = 1, #asked do
+        local user = asked[i]
+        local added = count[user] - before[i]
+        if added > 0 then
+            counts[at + 1], counts[at + 2] = user, count[user]
+            undo[at + 1], undo[at + 2] = user, added
+            at = at + 2
+        end
+    end
+    redis.call('HSET', bucket(keys, bkt), unpack(new_ids))
+    if at > 0 then redis.call('HSET', keys[3], unpack(counts)) end
+    redis.call('HSET', keys[2], tag, cmsgpack.pack({day, bkt, amount, table.concat(accepted), undo}))
+end
+
+-- The arguments of reserve as a table, or nil if they do not fit each other.
+local function read_call(argv)
+    local n, cap = #argv[11], tonumber(argv[9])
+    if n < 1 or n > 1000 or #argv[2] ~= 8 or #argv[12] ~= 16 * n or #argv[14] % 8 ~= 0 or #argv[14] > 8000 then
+        return nil
+    end
+    local users = cap >= 0 and cmsgpack.unpack(argv[13]) or {}
+    if cap >= 0 and #users ~= n then return nil end
+    return {
+        tag = argv[2], ver = tonumber(argv[3]), day = tonumber(argv[4]), bkt = tonumber(argv[5]),
+        total_budget = tonumber(argv[6]), daily_budget = tonumber(argv[7]), allowance = tonumber(argv[8]),
+        cap = cap, cost = tonumber(argv[10]), kinds = {string.byte(argv[11], 1, n)}, ids = split(argv[12], 16),
+        users = users, committed = split(argv[14], 8),
+    }
 end
 
 -- reserve: money, cap and ids for the events of one call.
@@ -95,71 +172,52 @@ end
 local function reserve(keys, argv)
     local s, refusal = enter(keys, argv[1], '1')
     if refusal then return refusal end
-    local tag, ver, day, bkt = argv[2], tonumber(argv[3]), tonumber(argv[4]), tonumber(argv[5])
-    local total_budget, daily_budget, allowance = tonumber(argv[6]), tonumber(argv[7]), tonumber(argv[8])
-    local cap, cost, kinds, n = tonumber(argv[9]), tonumber(argv[10]), argv[11], #argv[11]
+    local call = read_call(argv)
+    if not call then return shape('reserve') end
+    local ver, day, bkt = call.ver, call.day, math.max(call.bkt, s.bkt)
     if ver < s.ver then return {'PLAN', tostring(s.ver)} end
     if day < s.day then return {'DAY', tostring(s.day)} end
-    if bkt < s.bkt then bkt = s.bkt end
-    local users = cap >= 0 and cmsgpack.unpack(argv[13]) or {}
-    if n < 1 or n > 1000 or #tag ~= 8 or #argv[12] ~= 16 * n or #argv[14] % 8 ~= 0 or #argv[14] > 8000
-        or (cap >= 0 and #users ~= n) then
-        return redis.error_reply('SHAPE arguments of reserve do not fit each other')
+    local same_day = day == s.day
+    if call.cap >= 0 and same_day and s.unc == day then
+        -- The cap is new today, and earlier impressions were not counted. Postgres knows them: disown the state, so
+        -- that it is rebuilt.
+        redis.call('HSET', keys[1], 'run', '')
+        return {'LOST'}
     end
 
-    local ids, committed, turns = split(argv[12], 16), split(argv[14], 8), bkt - s.bkt
-    local tags = known_tags(keys, ids, bkt, turns)
-    local pending = pending_of(keys, tags, n, committed)
-    local count = impressions_of(keys, users, kinds, day == s.day)
-    local total, today = s.total, day == s.day and s.today or 0
-    local letters, seen, amount = {}, {}, 0
-    local accepted, new_ids, increments = {}, {}, {}
-    for i = 1, n do
-        local id, known, kind = ids[i], tags[i], string.byte(kinds, i)
-        local billable, user = kind % 2 == 1, kind >= 2 and users[i]
-        if seen[id] or (known and pending[known]) then letters[i] = 'P'
-        elseif known then letters[i] = 'D'
-        elseif user and count[user] >= cap then letters[i] = 'C'
-        elseif billable and total + cost > total_budget then letters[i] = 'T'
-        elseif billable and today + cost > daily_budget then letters[i] = 'Y'
-        elseif billable and today + cost > allowance then letters[i] = 'W'
-        else
-            letters[i] = 'A'
-            accepted[#accepted + 1] = id
-            new_ids[#new_ids + 1] = id
-            new_ids[#new_ids + 1] = tag
-            if billable then
-                total, today, amount = total + cost, today + cost, amount + cost
-            end
-            if user then
-                count[user] = count[user] + 1
-                increments[user] = (increments[user] or 0) + 1
-            end
-        end
-        seen[id] = true
-    end
+    local tags = known_tags(keys, s, call.ids, bkt)
+    local pending = pending_of(keys, tags, #call.ids, call.committed)
+    local asked, before = impressions_of(keys, call.users, call.kinds, same_day)
+    local count = {}
+    for i = 1, #asked do count[asked[i]] = before[i] end
+    local letters, accepted, total, today, amount =
+        decide(call, tags, pending, count, s.total, same_day and s.today or 0)
 
-    if #committed > 0 then redis.call('HDEL', keys[2], unpack(committed)) end
-    if day > s.day then redis.call('UNLINK', keys[3]) end
-    if turns >= 2 then redis.call('UNLINK', keys[4], keys[5])
-    elseif turns == 1 then redis.call('UNLINK', bucket(keys, bkt)) end
-    if #accepted > 0 then
-        local undo, counts = {}, {}
-        for user, added in pairs(increments) do
-            undo[#undo + 1] = user
-            undo[#undo + 1] = added
-            counts[#counts + 1] = user
-            counts[#counts + 1] = count[user]
-        end
-        redis.call('HSET', bucket(keys, bkt), unpack(new_ids))
-        if #counts > 0 then redis.call('HSET', keys[3], unpack(counts)) end
-        redis.call('HSET', keys[2], tag, cmsgpack.pack({day, bkt, amount, table.concat(accepted), undo}))
-    end
+    if #call.committed > 0 then redis.call('HDEL', keys[2], unpack(call.committed)) end
+    leave_behind(keys, s, day, bkt)
     local total_text, today_text = string.format('%.0f', total), string.format('%.0f', today)
-    if #accepted > 0 or ver > s.ver or day > s.day or turns > 0 then
+    if #accepted > 0 then
+        hold(keys, call.tag, day, bkt, amount, accepted, asked, before, count)
+        if call.cap < 0 and s.unc ~= day then redis.call('HSET', keys[1], 'unc', day) end
+    end
+    if #accepted > 0 or ver > s.ver or day > s.day or bkt > s.bkt then
         redis.call('HSET', keys[1], 'ver', ver, 'day', day, 'total', total_text, 'today', today_text, 'bkt', bkt)
     end
-    return {'OK', table.concat(letters), total_text, today_text}
+    return {'OK', letters, total_text, today_text}
+end
+
+-- turn: move day and window on and drop what they leave behind, reserving nothing. Redis refuses reserve while it is
+-- out of memory; without this it would stay so for ever.
+-- ARGV  1 gen  2 day  3 bkt
+-- Reply OK
+local function turn(keys, argv)
+    local s, refusal = enter(keys, argv[1], '1')
+    if refusal then return refusal end
+    local day, bkt = math.max(tonumber(argv[2]), s.day), math.max(tonumber(argv[3]), s.bkt)
+    local today = day == s.day and s.today or 0
+    leave_behind(keys, s, day, bkt)
+    redis.call('HSET', keys[1], 'day', day, 'today', string.format('%.0f', today), 'bkt', bkt)
+    return {'OK'}
 end
 
 -- Undo a pending record: its money, its users and its ids, as far as day and window still hold them.
@@ -182,6 +240,7 @@ end
 local function resolve(keys, argv)
     local s, refusal = enter(keys, argv[1], argv[4])
     if refusal then return refusal end
+    if argv[3] ~= 'commit' and argv[3] ~= 'void' then return shape('resolve') end
     local record = redis.call('HGET', keys[2], argv[2])
     if not record then return {'NOOP'} end
     if argv[3] == 'void' then undo(keys, s, record) end
@@ -212,24 +271,25 @@ local function begin(keys, argv)
 end
 
 -- load: one chunk of a rebuild, at most 1,000.
--- ARGV  1 gen  2 "users"  3 msgpack array {user, impressions, ...}
+-- ARGV  1 gen  2 "users"  3 msgpack array [user, impressions, ...]
 --       1 gen  2 "ids"    3 ids   4 turn in which they were received
 -- Reply OK
 local function load(keys, argv)
     local _, refusal = enter(keys, argv[1], '0')
     if refusal then return refusal end
-    local pairs_of = {}
+    local key, chunk = keys[3], {}
     if argv[2] == 'users' then
-        pairs_of = cmsgpack.unpack(argv[3])
+        chunk = cmsgpack.unpack(argv[3])
     else
-        for _, id in ipairs(split(argv[3], 16)) do
-            pairs_of[#pairs_of + 1] = id
-            pairs_of[#pairs_of + 1] = ''
+        if #argv[3] % 16 ~= 0 then return shape('load') end
+        key = bucket(keys, tonumber(argv[4]))
+        for i, id in ipairs(split(argv[3], 16)) do
+            chunk[2 * i - 1] = id
+            chunk[2 * i] = ''
         end
     end
-    if #pairs_of > 0 then
-        redis.call('HSET', argv[2] == 'users' and keys[3] or bucket(keys, tonumber(argv[4])), unpack(pairs_of))
-    end
+    if #chunk % 2 ~= 0 or #chunk > 2000 then return shape('load') end
+    if #chunk > 0 then redis.call('HSET', key, unpack(chunk)) end
     return {'OK'}
 end
 
@@ -253,8 +313,12 @@ local function ready(keys, argv)
     return {'OK'}
 end
 
+-- What frees memory must work without any. (reserve and load wait until there is some.)
+local frees = {'allow-oom'}
+
 redis.register_function('headrace_reserve', reserve)
-redis.register_function('headrace_resolve', resolve)
-redis.register_function('headrace_begin', begin)
+redis.register_function{function_name = 'headrace_turn', callback = turn, flags = frees}
+redis.register_function{function_name = 'headrace_resolve', callback = resolve, flags = frees}
+redis.register_function{function_name = 'headrace_begin', callback = begin, flags = frees}
 redis.register_function('headrace_load', load)
-redis.register_function('headrace_ready', ready)
+redis.register_function{function_name = 'headrace_ready', callback = ready, flags = frees}

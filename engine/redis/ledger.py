@@ -7,6 +7,7 @@ Knows no actor and no Postgres.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
@@ -15,10 +16,10 @@ from typing import Any, Final
 import redis
 import trio
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 from redis.retry import Retry
 
-from config.settings import Settings
+from config.settings import Settings, SettingsError
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
 from engine.model import CampaignId, CampaignSpend, EventId
 from engine.ports import (
@@ -38,19 +39,26 @@ from engine.redis.calls import Command
 # Besides the round's own connection and those of the recoveries: pings and the look for orphans.
 _OTHER_CONNECTIONS: Final = 2
 VERSION_MIN: Final = (7, 0)
+# redis-py counts these two error replies as broken connections; the connection is fine.
+_ERROR_REPLIES: Final = (ResponseError, BusyLoadingError, AuthenticationError)
 
 
 class RedisLedger:
     """See `engine.ports.Ledger`. Get one with `open_ledger`."""
 
-    def __init__(self, pool: redis.ConnectionPool, connections: int) -> None:
+    def __init__(self, pool: redis.ConnectionPool, connections: int, timeout_seconds: float) -> None:
         self._pool = pool
         self._threads = trio.CapacityLimiter(connections)
+        self._timeout_seconds = timeout_seconds
         self._library = files("engine.redis").joinpath("functions.lua").read_text()
 
     async def round(self, calls_: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:
         """All calls in one pipelined round trip."""
         replies = await self._send([calls.round_command(call) for call in calls_])
+        refused = [call for call, reply in zip(calls_, replies, strict=True) if calls.is_out_of_memory(reply)]
+        if refused:
+            # Room comes from days and turns that are over, and those end with a reserve, which Redis now refuses.
+            await self._send([calls.turn_command(call) for call in refused if isinstance(call, Reserve)])
         return [calls.read_reply(reply) for reply in replies]
 
     async def begin(self, campaign_id: CampaignId, generation: int) -> BeginReply:
@@ -65,16 +73,14 @@ class RedisLedger:
 
     async def load_users(self, campaign_id: CampaignId, generation: int, users: Sequence[tuple[str, int]]) -> LoadReply:
         """One chunk of users of a rebuild."""
-        reply: LoadReply = calls.read_reply(
-            await self._send_one(calls.load_users_command(campaign_id, generation, users))
-        )
+        command = calls.load_users_command(campaign_id, generation, users)
+        reply: LoadReply = calls.read_reply(await self._send_one(command))
         return reply
 
     async def load_ids(self, campaign_id: CampaignId, generation: int, turn: int, ids: Sequence[EventId]) -> LoadReply:
         """One chunk of ids of a rebuild."""
-        reply: LoadReply = calls.read_reply(
-            await self._send_one(calls.load_ids_command(campaign_id, generation, turn, ids))
-        )
+        command = calls.load_ids_command(campaign_id, generation, turn, ids)
+        reply: LoadReply = calls.read_reply(await self._send_one(command))
         return reply
 
     async def ready(
@@ -90,8 +96,8 @@ class RedisLedger:
         replies = await self._send([(b"HKEYS", calls.keys_of(campaign_id)[1]) for campaign_id in campaign_ids])
         tags: dict[CampaignId, list[int]] = {}
         for campaign_id, reply in zip(campaign_ids, replies, strict=True):
-            if isinstance(reply, NotRun | Unknown):
-                return NotRun(reply.detail)
+            if not isinstance(reply, list):
+                return NotRun(calls.read_reply(reply).detail)  # a read has no effect, answered or not
             tags[campaign_id] = [calls.unpack_tag(tag) for tag in reply]
         return tags
 
@@ -103,71 +109,89 @@ class RedisLedger:
         return (await self._send([command]))[0]
 
     async def _send(self, commands: Sequence[Command]) -> list[Any]:
+        # The thread is never abandoned: its timeouts bound it, and whoever is cancelled must not lose an answer.
         return await trio.to_thread.run_sync(self._exchange, commands, limiter=self._threads)
 
     def _exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """One round trip, in a thread; the socket's timeout bounds it. A lost library is loaded, and asked again."""
+        """One round trip, in a thread. A lost library is loaded, and what did not run for it is sent once more."""
         replies = self._round_trip(commands)
-        missing = [at for at, reply in enumerate(replies) if isinstance(reply, RedisError)]
+        missing = [at for at, reply in enumerate(replies) if calls.function_is_missing(reply)]
         if missing:
             self._round_trip([(b"FUNCTION", b"LOAD", b"REPLACE", self._library)])
             for at, reply in zip(missing, self._round_trip([commands[at] for at in missing]), strict=True):
-                replies[at] = calls.read_error(reply) if isinstance(reply, RedisError) else reply
+                replies[at] = reply
         return replies
 
     def _round_trip(self, commands: Sequence[Command]) -> list[Any]:
-        """A reply a command: what Redis said, `NotRun`, `Unknown`, or the error of a missing function."""
+        """A reply a command: what Redis said, be it an error; or `NotRun`, or `Unknown`."""
         try:
             connection: Any = self._pool.get_connection()  # redis-py leaves these methods untyped
         except (RedisError, OSError) as error:
             return [NotRun(f"Redis can't be reached: {error}")] * len(commands)
         replies: list[Any] = []
         try:
+            deadline = time.monotonic() + self._timeout_seconds
             connection.send_packed_command(connection.pack_commands(commands))
             while len(replies) < len(commands):
                 replies.append(_read(connection))
+                if time.monotonic() > deadline:
+                    break  # the socket's own timeout begins anew with every byte
         except (RedisError, OSError) as error:
+            replies += [Unknown(f"Redis gave no answer: {error}")] * (len(commands) - len(replies))
             connection.disconnect()
-            lost = Unknown(f"Redis gave no answer: {error}")
-            replies += [lost] * (len(commands) - len(replies))
         except BaseException:
             connection.disconnect()  # half a reply is in the socket: nobody may read on from there
             raise
+        else:
+            if len(replies) < len(commands):
+                replies += [Unknown("Redis answers too slowly")] * (len(commands) - len(replies))
+                connection.disconnect()
         finally:
             self._pool.release(connection)
         return replies
 
 
 def _read(connection: Any) -> Any:
-    """One reply. Raises what redis-py raises when the connection breaks."""
+    """One reply, be it an error. Raises what redis-py raises when the connection breaks."""
     try:
-        return connection.read_response()
-    except (ResponseError, BusyLoadingError) as error:
-        return error if calls.function_is_missing(error) else calls.read_error(error)
+        return connection.read_response(disconnect_on_error=False)
+    except _ERROR_REPLIES as error:
+        return error
 
 
 @asynccontextmanager
 async def open_ledger(redis_url: str, settings: Settings) -> AsyncIterator[RedisLedger]:
     """Connect, load the library, and check what the engine relies on.
 
-    Raises `StoreUnavailable` when Redis can't be reached, `ConfigurationUnsafe` when it could forget a budget.
+    Raises `StoreUnavailable` when Redis can't be reached, `ConfigurationUnsafe` when it could forget a budget, and
+    `SettingsError` when the URL can't be read.
     """
     connections = 1 + settings.recoveries_max + _OTHER_CONNECTIONS
-    pool = redis.ConnectionPool.from_url(
-        redis_url,
-        protocol=2,
-        max_connections=connections,
-        socket_timeout=settings.ledger_timeout_seconds,
-        socket_connect_timeout=settings.ledger_timeout_seconds,
-        retry=Retry(NoBackoff(), 0),
-        client_name="headrace",
-    )
-    ledger = RedisLedger(pool, connections)
+    pool = _pool_of(redis_url, settings.ledger_timeout_seconds, connections)
+    ledger = RedisLedger(pool, connections, settings.ledger_timeout_seconds)
     try:
         await trio.to_thread.run_sync(_prepare, redis.Redis(connection_pool=pool), ledger._library)
         yield ledger
     finally:
         pool.disconnect()
+
+
+def _pool_of(redis_url: str, timeout_seconds: float, connections: int) -> redis.ConnectionPool:
+    """A bounded pool. What the ledger relies on goes before what the URL says."""
+    try:
+        options = redis.connection.parse_url(redis_url)
+    except ValueError as error:
+        raise SettingsError(f"REDIS_URL can't be read: {error}") from None
+    options |= {
+        "protocol": 2,
+        "decode_responses": False,
+        "max_connections": connections,
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        "retry": Retry(NoBackoff(), 0),
+        "client_name": "headrace",
+    }
+    return redis.ConnectionPool(**options)
 
 
 def _prepare(client: redis.Redis, library: str) -> None:

@@ -32,6 +32,7 @@ class Program:
         environment = {name: text for name, text in os.environ.items() if not name.startswith("HEADRACE_")}
         environment |= {"HEADRACE_DATA": str(data_folder), "HEADRACE_WORKERS": str(workers)}
         environment |= {"HEADRACE_API": "127.0.0.1:0", "HEADRACE_INTAKE": "127.0.0.1:0", "DB_URL": "", "REDIS_URL": ""}
+        environment |= {"TMPDIR": str(data_folder)}  # what a killed supervisor leaves goes with the data
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVE], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

@@ -1,0 +1,110 @@
+"""The api behind Hypercorn, on real connections: they close, time out, and stay bounded."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+
+import hypercorn.trio
+import pytest
+import trio
+
+from api.app import create_app
+from api.serve import _hypercorn_config
+from config.settings import Settings
+from tests.fakes.engine import FakeEngine
+
+SETTINGS = Settings(request_bytes_max=100_000, idle_timeout_seconds=60, read_timeout_seconds=60)
+GIVE_UP_SECONDS = 30  # only there so that a hanging server ends the test
+
+
+@asynccontextmanager
+async def served(settings: Settings = SETTINGS) -> AsyncIterator[trio.SocketStream]:
+    """A connection to an api of its own."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    address = listener.getsockname()
+    app = create_app(FakeEngine(settings))
+    async with trio.open_nursery() as nursery:
+        serve = partial(hypercorn.trio.serve, app, _hypercorn_config(settings, listener), mode="asgi")
+        await nursery.start(serve)
+        with trio.fail_after(GIVE_UP_SECONDS):
+            async with await trio.open_tcp_stream(*address) as stream:
+                yield stream
+        nursery.cancel_scope.cancel()
+
+
+async def all_of(stream: trio.SocketStream) -> bytes:
+    """Everything up to the end of the connection."""
+    return b"".join([part async for part in stream])
+
+
+@pytest.mark.parametrize(
+    ("request_head", "status"),
+    [
+        (b"GET /healthz HTTP/1.0\r\n\r\n", b"200"),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"200"),
+        (b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nfew", b"404"),
+        (b"POST /events/ HTTP/1.1\r\nHost: x\r\nContent-Length: 100001\r\n\r\nfew", b"413"),
+        (b"POST /events/ HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
+    ],
+)  # fmt: skip
+async def test_a_connection_that_is_done_is_closed(request_head: bytes, status: bytes) -> None:
+    """Asked for, or because the rest of a body was never read."""
+    async with served() as stream:
+        await stream.send_all(request_head)
+        assert (await all_of(stream)).startswith(b"HTTP/1.1 " + status)
+
+
+async def test_an_idle_connection_times_out_after_its_answer() -> None:
+    """Not only before the first one."""
+    async with served(replace(SETTINGS, idle_timeout_seconds=1)) as stream:
+        await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await all_of(stream)).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_connection_is_used_again() -> None:
+    """Two requests, two answers."""
+    async with served() as stream:
+        for _ in range(2):
+            await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            told = b""
+            while not told.endswith(b"}"):
+                told += await stream.receive_some()
+            assert told.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_body_that_never_comes_is_408() -> None:
+    """A slow sender holds memory."""
+    async with served(replace(SETTINGS, read_timeout_seconds=1)) as stream:
+        await stream.send_all(b"POST /events/ HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nfew")
+        assert (await all_of(stream)).startswith(b"HTTP/1.1 408")
+
+
+async def test_a_chunked_body_is_bounded() -> None:
+    """413 as soon as it is too large, whatever it would have become."""
+    chunk = b"4000\r\n" + b"x" * 0x4000 + b"\r\n"
+    async with served() as stream:
+        await stream.send_all(b"POST /events/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 7)
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("target", [b"?x", b"*", b"http://", b"http://[", b"x:y"])
+async def test_a_target_that_is_no_path_is_404(target: bytes) -> None:
+    """Neither a fault nor a line in the log."""
+    async with served() as stream:
+        await stream.send_all(b"GET " + target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        told = await all_of(stream)
+        assert told.startswith(b"HTTP/1.1 404")
+        assert b'"not_found"' in told
+
+
+async def test_a_proxys_form_of_a_target_is_understood() -> None:
+    """RFC 9112 wants servers to accept it."""
+    async with served() as stream:
+        await stream.send_all(b"GET http://x/healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert (await all_of(stream)).startswith(b"HTTP/1.1 200")
