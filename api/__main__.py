@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
 from config.settings import Settings, SettingsError, load_settings
 
@@ -32,7 +31,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="headrace",
         description="Ingestion engine for ad events: a 200 is never wrong. Settings come from the environment.",
     )
-    parser.add_argument("--version", action="version", version=f"headrace {version('headrace')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the engine and both listeners until SIGTERM")
     serve.set_defaults(run=_serve)

@@ -20,15 +20,13 @@ REFRESH_SECONDS: Final = 0.1
 PLAIN_SECONDS: Final = 5.0  # a line in a log as often as that
 
 
-async def show_progress(
-    tally: Tally, console: Console, *, total: float | None, position: Callable[[], float]
-) -> None:
+async def show_progress(tally: Tally, console: Console, *, total: float | None, position: Callable[[], float]) -> None:
     """Show how it goes until cancelled. `position` of `total` is done; without a total the bar only moves."""
     started = trio.current_time()
     if not console.is_terminal:
         while True:
             await trio.sleep(PLAIN_SECONDS)
-            console.print(progress_line(tally, trio.current_time() - started), soft_wrap=True)
+            console.print(Text(progress_line(tally, trio.current_time() - started)), soft_wrap=True)
     columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
         task = progress.add_task("", total=total)
@@ -42,7 +40,8 @@ def progress_line(tally: Tally, seconds: float) -> str:
     """Events, rate and verdicts so far."""
     parts = [f"{tally.settled:,} events", f"{_rate(tally, seconds):,.0f}/s", f"{tally.accepted:,} accepted"]
     counts = {"duplicate": tally.duplicate, "rejected": tally.rejected.total(), "sent again": tally.resent}
-    return ", ".join(parts + [f"{count:,} {name}" for name, count in counts.items() if count])
+    trouble = f"; trying again: {tally.trouble}" if tally.trouble else ""
+    return ", ".join(parts + [f"{count:,} {name}" for name, count in counts.items() if count]) + trouble
 
 
 def print_summary(tally: Tally, seconds: float, console: Console) -> None:
@@ -70,7 +69,8 @@ def print_complaints(tally: Tally, console: Console) -> None:
         console.print("interrupted: what has no verdict may have been counted, or not; with its id, sending it again "
                       "is safe", soft_wrap=True)  # fmt: skip
     elif not tally.finished:
-        console.print("gave up at the deadline", soft_wrap=True)
+        why = f"; the last trouble was {tally.trouble}" if tally.trouble else ""
+        console.print(Text(f"gave up at the deadline{why}"), soft_wrap=True)
 
 
 def _rows(tally: Tally) -> list[tuple[str, str, int]]:

@@ -75,7 +75,8 @@ def instant(text: str) -> int:
         match = _INSTANT.fullmatch(text)
         if match:
             day, time, zone = match.groups()
-            return us_from_datetime(datetime.fromisoformat(f"{day}T{time}{zone.upper().replace(' ', '+')}"))
-    except ValueError:
-        pass  # the right shape, but no such day or hour
+            told = datetime.fromisoformat(f"{day}T{time}{zone.upper().replace(' ', '+')}")
+            return us_from_datetime(told.astimezone(UTC))
+    except (ValueError, OverflowError):
+        pass  # the right shape, but no such day or hour, or in UTC none of the years 1 to 9999
     raise ValueError(_NOT_AN_INSTANT)

@@ -77,7 +77,8 @@ class Options:
 class Tally:
     """What came of the events so far. `read` counts those that were to be sent, `unreadable` lines are not among them.
 
-    `resent` counts events that were sent once more, `repeated_requests` requests that brought no answer.
+    `resent` counts events that were sent once more, `repeated_requests` requests that brought no verdicts. `trouble`
+    is why the last request has to be repeated, `failure` why sending makes no sense.
     """
 
     read: int = 0
@@ -90,6 +91,7 @@ class Tally:
     repeated_requests: int = 0
     finished: bool = False
     interrupted: bool = False
+    trouble: str | None = None
     failure: str | None = None
     complaints: list[tuple[int, str]] = field(default_factory=list)
 
@@ -208,17 +210,20 @@ class Sender:
             body = _gzip(body)
         try:
             answer = await self._client.post("/events/batch", content=body, headers=self._headers)
-        except (httpx.TransportError, httpx.DecodingError):
-            self._tally.repeated_requests += 1
-            return _Again([batch])
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            return self._repeat(batch, str(error) or type(error).__name__, 0.0)
         if answer.status_code == 200:
             return self._settle(batch, answer)
         if answer.status_code in _SPLIT:
             return self._split(batch, answer)
         if answer.status_code in _TRY_AGAIN or answer.status_code >= 500:
-            self._tally.repeated_requests += 1
-            return _Again([batch], retry_after_seconds=_retry_after_seconds(answer))
+            return self._repeat(batch, f"{answer.status_code}: {_detail(answer)}", _retry_after_seconds(answer))
         raise SendingImpossible(f"{answer.request.url} answered {answer.status_code}: {_detail(answer)}")
+
+    def _repeat(self, batch: Batch, trouble: str, retry_after_seconds: float) -> _Again:
+        self._tally.repeated_requests += 1
+        self._tally.trouble = trouble
+        return _Again([batch], retry_after_seconds=retry_after_seconds)
 
     def _settle(self, batch: Batch, answer: httpx.Response) -> _Again:
         """Count the verdicts of a batch."""
@@ -229,6 +234,7 @@ class Sender:
         indexes = {result.index for result in told.results}
         if told.received != len(batch) or len(indexes) != len(told.results) or not indexes <= set(range(len(batch))):
             raise SendingImpossible(f"{answer.request.url} answered 200, but not as Headrace does")
+        self._tally.trouble = None
         self._tally.accepted += len(batch) - len(told.results)
         again: list[Outgoing] = []
         for result in told.results:
@@ -270,7 +276,7 @@ def _gzip(body: bytes) -> bytes:
 
 def _retry_after_seconds(answer: httpx.Response) -> float:
     """What the server asks for; 0 if it asks for nothing, or for a date, which Headrace never does."""
-    text = answer.headers.get("retry-after", "")
+    text: str = answer.headers.get("retry-after", "")
     return float(text) if text.isascii() and text.isdigit() else 0.0
 
 

@@ -60,8 +60,9 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
                 try:
                     yield engine
                 finally:
-                    # Also when we are being cancelled: what was accepted is finished, within a bound.
-                    with trio.CancelScope(shield=True), trio.move_on_after(settings.drain_seconds) as bound:
+                    # Also when we are being cancelled: what was accepted is finished, within a bound. The listeners
+                    # have had the first half of it.
+                    with trio.CancelScope(shield=True), trio.move_on_after(settings.drain_seconds / 2) as bound:
                         await engine.drain()
                     if bound.cancelled_caught:
                         log.warning("not everything was finished within %s s", settings.drain_seconds)

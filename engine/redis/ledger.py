@@ -8,8 +8,8 @@ Knows no actor and no Postgres.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any, Final
 
@@ -132,20 +132,16 @@ class RedisLedger:
         try:
             deadline = time.monotonic() + self._timeout_seconds
             connection.send_packed_command(connection.pack_commands(commands))
-            while len(replies) < len(commands):
+            for _ in commands:
+                if time.monotonic() > deadline:  # (the socket's own timeout begins anew with every byte)
+                    raise redis.TimeoutError("it answers too slowly")
                 replies.append(_read(connection))
-                if time.monotonic() > deadline:
-                    break  # the socket's own timeout begins anew with every byte
         except (RedisError, OSError) as error:
             replies += [Unknown(f"Redis gave no answer: {error}")] * (len(commands) - len(replies))
             connection.disconnect()
         except BaseException:
             connection.disconnect()  # half a reply is in the socket: nobody may read on from there
             raise
-        else:
-            if len(replies) < len(commands):
-                replies += [Unknown("Redis answers too slowly")] * (len(commands) - len(replies))
-                connection.disconnect()
         finally:
             self._pool.release(connection)
         return replies
@@ -178,8 +174,9 @@ async def open_ledger(redis_url: str, settings: Settings) -> AsyncIterator[Redis
 
 def _pool_of(redis_url: str, timeout_seconds: float, connections: int) -> redis.ConnectionPool:
     """A bounded pool. What the ledger relies on goes before what the URL says."""
+    parse_url: Any = redis.connection.parse_url  # redis-py leaves it untyped
     try:
-        options = redis.connection.parse_url(redis_url)
+        options = parse_url(redis_url)
     except ValueError as error:
         raise SettingsError(f"REDIS_URL can't be read: {error}") from None
     options |= {
@@ -196,23 +193,23 @@ def _pool_of(redis_url: str, timeout_seconds: float, connections: int) -> redis.
 
 def _prepare(client: redis.Redis, library: str) -> None:
     try:
-        info: dict[str, Any] = dict(client.info("server", "memory"))
-        with suppress(ResponseError):  # a managed Redis may forbid CONFIG; INFO tells the policy as well
-            info["maxmemory_policy"] = client.config_get("maxmemory-policy")["maxmemory-policy"]
-        check_configuration(info)
+        # (INFO tells the eviction policy, too; CONFIG would, but a managed Redis may forbid it.)
+        check_configuration(client.info("server", "memory", "replication"))
         client.function_load(library, replace=True)
     except (RedisError, OSError) as error:
         raise StoreUnavailable(f"Redis can't be reached or used: {error}", certain=True) from error
 
 
-def check_configuration(info: dict[str, Any]) -> None:
-    """Refuse a Redis that is too old or may evict. Raises `ConfigurationUnsafe`."""
+def check_configuration(info: Mapping[str, Any]) -> None:
+    """Raise `ConfigurationUnsafe` when this Redis is too old, a replica, or may drop keys on its own."""
     version = str(info["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < VERSION_MIN:
-        raise ConfigurationUnsafe(f"Redis is version {version}: functions need 7.0 or newer. Use a newer Redis.")
+        raise ConfigurationUnsafe(f"this Redis (REDIS_URL) has version {version}: 7.0 or newer is needed")
+    if info["role"] != "master":
+        raise ConfigurationUnsafe("this Redis is a replica: point REDIS_URL to the primary")
     policy = info["maxmemory_policy"]
     if policy != "noeviction":
         raise ConfigurationUnsafe(
-            f"Redis has maxmemory-policy {policy}: it would drop budgets and ids under pressure. "
-            "Set maxmemory-policy to noeviction."
+            f"Redis (REDIS_URL) has maxmemory-policy = {policy}: it would drop budgets and ids under pressure; "
+            "set it to noeviction"
         )

@@ -51,7 +51,8 @@ def test_the_statuses_are_those_of_the_contract() -> None:
     """Written out, so that a change of the table is a change of the contract."""
     assert {reason.value: status for reason, status in STATUS_OF.items()} == {
         "total_budget": 402, "daily_budget": 402, "inactive": 402, "unknown_campaign": 404, "invalid": 422,
-        "id_reused": 422, "frequency_capped": 429, "paced": 429, "in_flight": 503, "unavailable": 503, "overloaded": 503,
+        "id_reused": 422, "frequency_capped": 429, "paced": 429, "in_flight": 503, "unavailable": 503,
+        "overloaded": 503,
     }  # fmt: skip
     assert set(STATUS_OF) == set(Reason)
 

@@ -50,7 +50,7 @@ async def all_of(stream: trio.SocketStream) -> bytes:
         (b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"200"),
         (b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nfew", b"404"),
         (b"POST /events/ HTTP/1.1\r\nHost: x\r\nContent-Length: 100001\r\n\r\nfew", b"413"),
-        (b"POST /events/ HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
+        (b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
     ],
 )  # fmt: skip
 async def test_a_connection_that_is_done_is_closed(request_head: bytes, status: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from api.errors import PROBLEMS
 from tests.fakes.api import FakeApi
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 NOT_DESCRIBED = {"/docs", "/docs/<name>"}  # for people
 
 
@@ -79,6 +81,16 @@ async def test_problems_are_described_with_their_codes() -> None:
                 assert ("Retry-After" in response.get("headers", {})) == (status in ("429", "503"))
     # What no call ends in is said of paths, methods and bytes that are no HTTP.
     assert set(PROBLEMS) - seen == {"not_found", "method_not_allowed", "malformed_http", "head_too_large"}
+
+
+async def test_the_page_in_docs_has_every_call_and_code() -> None:
+    """People who read find what programs do."""
+    page = PAGE.read_text()
+    for path, operations in (await document(FakeApi()))["paths"].items():
+        for method in operations:
+            assert f"{method.upper()} {path.replace('campaign_id', 'id')}" in page
+    for code in PROBLEMS:
+        assert f"`{code}`" in page
 
 
 async def test_the_calls_about_events_are_described_as_the_contract_has_them() -> None:

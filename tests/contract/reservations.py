@@ -1,0 +1,147 @@
+"""Calls and campaigns that ledger tests start from."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import redis
+
+from config.settings import Settings
+from engine.model import CampaignId, CampaignSpend, EventId, Micros
+from engine.ports import BILLABLE, NO_CAP, Done, Emptied, Ledger, Reserve, Reserved, ReserveReply, Resolve, ResolveReply
+from engine.redis.ledger import open_ledger
+from tests.fakes.ledger import FakeLedger
+
+CAMPAIGN = CampaignId(7)
+DAY = 20_000
+TURN = 1_000
+COST = 1_000
+PLENTY = 1_000_000_000_000
+
+_tags = itertools.count(5 << 32)
+
+
+class Rig(Protocol):
+    """A ledger, and what can befall its memory."""
+
+    ledger: Ledger
+
+    def forget(self) -> None:
+        """Nothing is left of the memory."""
+        ...
+
+    def restart(self) -> None:
+        """The data is back, in another memory image."""
+        ...
+
+
+class FakeRig:
+    """The fake."""
+
+    def __init__(self) -> None:
+        self.fake = FakeLedger()
+        self.ledger: Ledger = self.fake
+
+    def forget(self) -> None:
+        """Nothing is left."""
+        self.fake.forget()
+
+    def restart(self) -> None:
+        """Another image."""
+        self.fake.restart()
+
+
+class RedisRig:
+    """A real Redis."""
+
+    def __init__(self, ledger: Ledger, client: redis.Redis) -> None:
+        self.ledger = ledger
+        self.client = client
+
+    def forget(self) -> None:
+        """Nothing is left, not even the library."""
+        self.client.flushall()
+        self.client.function_flush("SYNC")
+
+    def restart(self) -> None:
+        """What was written names another image than ours."""
+        for key in self.client.scan_iter("*:s"):
+            self.client.hset(key, "run", "another run and replication")
+
+
+@asynccontextmanager
+async def redis_rig(redis_url: str) -> AsyncIterator[RedisRig]:
+    """A rig on this Redis."""
+    async with open_ledger(redis_url, Settings()) as ledger:
+        with redis.Redis.from_url(redis_url) as client:
+            yield RedisRig(ledger, client)
+
+
+def new_ids(events: int) -> bytes:
+    """Ids never seen before."""
+    return random.randbytes(16 * events)
+
+
+def reserve(events: int = 1, /, **fields: Any) -> Reserve:
+    """Events with ids of their own, billable at 0.001, without limits; changed by `fields`."""
+    ids = fields.get("ids") or new_ids(events)
+    events = len(ids) // 16
+    values: dict[str, Any] = {
+        "campaign_id": CAMPAIGN,
+        "generation": 1,
+        "tag": next(_tags),
+        "plan_version": 1,
+        "day": DAY,
+        "turn": TURN,
+        "total_budget_micros": PLENTY,
+        "daily_budget_micros": PLENTY,
+        "allowance_micros": PLENTY,
+        "cap": NO_CAP,
+        "cost_micros": COST,
+        "kinds": bytes([BILLABLE]) * events,
+        "ids": ids,
+        "users": [f"user {at}" for at in range(events)],
+    }
+    return Reserve(**{**values, **fields})
+
+
+def spend(spent: int = 0, day: int = DAY, today: int | None = None) -> CampaignSpend:
+    """A ledger row's sums."""
+    return CampaignSpend(Micros(spent), day, Micros(spent if today is None else today))
+
+
+async def opened(ledger: Ledger, campaign_id: CampaignId = CAMPAIGN, **fields: Any) -> None:
+    """Open a campaign under generation 1, with nothing spent."""
+    assert await ledger.begin(campaign_id, 1) == Emptied()
+    assert await ledger.ready(campaign_id, 1, fields.get("sums", spend()), TURN, fields.get("version", 1)) == Done()
+
+
+async def ask(ledger: Ledger, call: Reserve | Resolve) -> ReserveReply | ResolveReply:
+    """A round of one call."""
+    return (await ledger.round([call]))[0]
+
+
+async def letters(ledger: Ledger, call: Reserve) -> bytes:
+    """The letters of a call that must be answered."""
+    reply = await ask(ledger, call)
+    assert isinstance(reply, Reserved), reply
+    return reply.letters
+
+
+def commit(call: Reserve) -> Resolve:
+    """Tell that a reservation is durable."""
+    return Resolve(call.campaign_id, call.generation, call.tag, commit=True)
+
+
+def void(call: Reserve) -> Resolve:
+    """Undo a reservation."""
+    return Resolve(call.campaign_id, call.generation, call.tag, commit=False)
+
+
+def ids_of(call: Reserve) -> list[EventId]:
+    """The call's ids, one by one."""
+    return [EventId(call.ids[at : at + 16]) for at in range(0, len(call.ids), 16)]

@@ -1,0 +1,615 @@
+"""What the engine relies on in its ledger: the fake and the real Redis pass the same tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from engine.model import MICROS_MAX, CampaignId, CampaignSpend, EventId
+from engine.ports import (
+    BILLABLE,
+    COUNTS_FOR_CAP,
+    FREE,
+    Closed,
+    DayBehind,
+    Done,
+    Emptied,
+    Kept,
+    Ledger,
+    Lost,
+    Mismatch,
+    NotRun,
+    Pending,
+    PlanBehind,
+    Reserve,
+    Reserved,
+    Resolve,
+    Stale,
+)
+from tests.contract.reservations import (
+    CAMPAIGN,
+    COST,
+    DAY,
+    TURN,
+    FakeRig,
+    Rig,
+    ask,
+    commit,
+    ids_of,
+    letters,
+    new_ids,
+    opened,
+    redis_rig,
+    reserve,
+    spend,
+    void,
+)
+
+CAPPED = bytes([BILLABLE | COUNTS_FOR_CAP])
+
+
+@pytest.fixture(params=["fake", pytest.param("redis", marks=pytest.mark.stores)])
+def url(request: pytest.FixtureRequest) -> str | None:
+    """Where the ledger is; None for the fake."""
+    return None if request.param == "fake" else request.getfixturevalue("redis_url")
+
+
+@pytest.fixture
+async def rig(url: str | None) -> AsyncIterator[Rig]:
+    """An empty ledger, and what can befall its memory."""
+    if url is None:
+        yield FakeRig()
+    else:
+        async with redis_rig(url) as rig:
+            yield rig
+
+
+@pytest.fixture
+async def ledger(rig: Rig) -> Ledger:
+    """A ledger with one open campaign."""
+    await opened(rig.ledger)
+    return rig.ledger
+
+
+# --- letters ---
+
+
+async def test_accepted_events_are_reserved(ledger: Ledger) -> None:
+    """A: each adds its cost to both sums."""
+    assert await ask(ledger, reserve(3)) == Reserved(b"AAA", 3 * COST, 3 * COST)
+    assert await ask(ledger, reserve(2, cost_micros=7)) == Reserved(b"AA", 3 * COST + 14, 3 * COST + 14)
+
+
+async def test_the_same_id_twice_in_a_call_is_in_flight(ledger: Ledger) -> None:
+    """P: the second sees the first."""
+    twice = new_ids(1)
+    assert await ask(ledger, reserve(ids=twice + new_ids(1) + twice)) == Reserved(b"AAP", 2 * COST, 2 * COST)
+
+
+async def test_a_refused_id_is_in_flight_for_the_rest_of_its_call(ledger: Ledger) -> None:
+    """P: also when the first was refused, because both share its fate."""
+    twice = new_ids(1)
+    assert await letters(ledger, reserve(ids=twice + twice, total_budget_micros=0)) == b"TP"
+    assert await letters(ledger, reserve(ids=twice)) == b"A"
+
+
+async def test_a_pending_id_is_in_flight(ledger: Ledger) -> None:
+    """P: reserved by an earlier call that is not committed."""
+    first = reserve()
+    await ask(ledger, first)
+    assert await ask(ledger, reserve(ids=first.ids)) == Reserved(b"P", COST, COST)
+
+
+async def test_a_committed_id_is_a_duplicate(ledger: Ledger) -> None:
+    """D: its tag is no longer pending."""
+    first = reserve()
+    assert await ledger.round([first, commit(first), reserve(ids=first.ids)]) == [
+        Reserved(b"A", COST, COST),
+        Done(),
+        Reserved(b"D", COST, COST),
+    ]
+
+
+async def test_a_tag_committed_by_the_same_call_is_committed(ledger: Ledger) -> None:
+    """D: the committed tags count before the letters, and their money stays spent."""
+    first, other = reserve(), reserve()
+    await ledger.round([first, other])
+    again = reserve(ids=first.ids + other.ids, committed=[first.tag])
+    assert await ask(ledger, again) == Reserved(b"DP", 2 * COST, 2 * COST)
+    assert await ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: [other.tag]}
+
+
+async def test_unknown_committed_tags_do_no_harm(ledger: Ledger) -> None:
+    """A tag may be told again and again, up to 1,000 in a call."""
+    assert await letters(ledger, reserve(committed=list(range(1_000)))) == b"A"
+
+
+async def test_a_user_at_the_cap_is_refused(ledger: Ledger) -> None:
+    """C: each event of a call sees those before it, and other users have their own count."""
+    call = reserve(5, kinds=CAPPED * 5, users=["ada", "bob", "ada", "ada", "bob"], cap=2)
+    assert await letters(ledger, call) == b"AAACA"
+    again = reserve(3, kinds=CAPPED * 3, users=["ada", "bob", "eve"], cap=2)
+    assert await letters(ledger, again) == b"CCA"
+
+
+async def test_only_what_counts_for_the_cap_is_capped(ledger: Ledger) -> None:
+    """Clicks of a cpm campaign neither count nor are refused."""
+    kinds = bytes([FREE, COUNTS_FOR_CAP, FREE, COUNTS_FOR_CAP, BILLABLE])
+    assert await letters(ledger, reserve(5, kinds=kinds, users=["ada"] * 5, cap=1)) == b"AAACA"
+
+
+async def test_without_a_cap_users_are_not_read(ledger: Ledger) -> None:
+    """No cap: nobody is counted, and nobody is refused."""
+    assert await letters(ledger, reserve(2, kinds=CAPPED * 2, users=[])) == b"AA"
+
+
+async def test_long_and_foreign_users_are_told_apart(ledger: Ledger) -> None:
+    """Users of 1 to 128 bytes of UTF-8 arrive whole."""
+    users = ["a", "b" * 31, "b" * 32, "b" * 127 + "x", "b" * 127 + "y", "\N{GRINNING FACE}" * 32, "1", "01"]
+    for expected in (b"A" * 8, b"C" * 8):
+        assert await letters(ledger, reserve(8, kinds=CAPPED * 8, users=users, cap=1)) == expected
+
+
+async def test_the_total_budget_is_never_passed(ledger: Ledger) -> None:
+    """T: an event that would pass it, by however little; what exactly fills it is accepted."""
+    assert await letters(ledger, reserve(3, total_budget_micros=2 * COST)) == b"AAT"
+    assert await letters(ledger, reserve(total_budget_micros=3 * COST - 1)) == b"T"
+    assert await letters(ledger, reserve(total_budget_micros=3 * COST)) == b"A"
+
+
+async def test_the_daily_budget_is_never_passed(ledger: Ledger) -> None:
+    """Y: today's sum is compared, and a smaller one may still fit."""
+    assert await letters(ledger, reserve(3, daily_budget_micros=2 * COST)) == b"AAY"
+    assert await letters(ledger, reserve(daily_budget_micros=2 * COST + 1, cost_micros=1)) == b"A"
+
+
+async def test_the_allowance_is_never_passed(ledger: Ledger) -> None:
+    """W: pacing's part of the daily budget."""
+    assert await letters(ledger, reserve(3, allowance_micros=2 * COST)) == b"AAW"
+
+
+async def test_free_events_pass_every_budget(ledger: Ledger) -> None:
+    """A free event is accepted with all budgets used up, and costs nothing."""
+    none = {"total_budget_micros": 0, "daily_budget_micros": 0, "allowance_micros": 0}
+    call = reserve(3, kinds=bytes([FREE, BILLABLE, FREE]), **none)
+    assert await ask(ledger, call) == Reserved(b"ATA", 0, 0)
+
+
+async def test_a_free_event_is_still_told_from_a_duplicate(ledger: Ledger) -> None:
+    """P and D go for free events too."""
+    first = reserve(kinds=bytes([FREE]))
+    again = reserve(ids=first.ids, kinds=bytes([FREE]))
+    await ask(ledger, first)
+    assert await letters(ledger, again) == b"P"
+    assert await letters(ledger, replace(again, committed=[first.tag])) == b"D"
+
+
+async def test_an_inactive_campaign_accepts_nothing(ledger: Ledger) -> None:
+    """A budget of -1 refuses events of no cost with T, while P and D are still told."""
+    first, second = reserve(), reserve()
+    await ledger.round([first, second, commit(first)])
+    none = {"total_budget_micros": -1, "cost_micros": 0}
+    assert await letters(ledger, reserve(ids=first.ids + second.ids + new_ids(1), **none)) == b"DPT"
+
+
+async def test_the_letters_have_an_order(ledger: Ledger) -> None:
+    """P, D, C, T, Y, W: the first that holds is told."""
+    none = {"total_budget_micros": COST, "daily_budget_micros": COST, "allowance_micros": COST, "cap": 1}
+    first = reserve(kinds=CAPPED, users=["ada"], **none)
+    assert await letters(ledger, first) == b"A"
+    wide = {"kinds": CAPPED, "users": ["ada"]}
+    assert await letters(ledger, reserve(ids=first.ids, **wide, **none)) == b"P"
+    await ask(ledger, commit(first))
+    assert await letters(ledger, reserve(ids=first.ids, **wide, **none)) == b"D"
+    assert await letters(ledger, reserve(**wide, **none)) == b"C"
+    wide["users"] = ["bob"]
+    assert await letters(ledger, reserve(**wide, **none)) == b"T"
+    none["total_budget_micros"] *= 2
+    assert await letters(ledger, reserve(**wide, **none)) == b"Y"
+    none["daily_budget_micros"] *= 2
+    assert await letters(ledger, reserve(**wide, **none)) == b"W"
+    none["allowance_micros"] *= 2
+    assert await letters(ledger, reserve(**wide, **none)) == b"A"
+
+
+# --- sizes and sums ---
+
+
+async def test_a_call_carries_a_thousand_events(ledger: Ledger) -> None:
+    """1,000 events of 1,000 users with long names, and 1,000 committed tags."""
+    users = [f"{at:0128}" for at in range(1_000)]
+    call = reserve(1_000, kinds=CAPPED * 1_000, users=users, cap=1, committed=list(range(1_000)))
+    assert await ask(ledger, call) == Reserved(b"A" * 1_000, 1_000 * COST, 1_000 * COST)
+    assert await letters(ledger, reserve(1_000, kinds=CAPPED * 1_000, users=users, cap=1)) == b"C" * 1_000
+    assert await letters(ledger, reserve(ids=call.ids)) == b"P" * 1_000
+    assert await ask(ledger, void(call)) == Done()
+    assert await ask(ledger, reserve(1_000, kinds=CAPPED * 1_000, users=users, cap=1)) == Reserved(
+        b"A" * 1_000, 1_000 * COST, 1_000 * COST
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kinds": b"\1" * 2},
+        {"kinds": b""},
+        {"ids": bytes(1_001 * 16), "kinds": b"\1" * 1_001},
+        {"cap": 1, "users": ["ada", "bob"]},
+        {"committed": list(range(1_001))},
+    ],
+    ids=["kinds", "no events", "too many", "users", "committed"],
+)
+async def test_arguments_that_do_not_fit_do_nothing(ledger: Ledger, wrong: dict[str, object]) -> None:
+    """A call that is not what the functions read is refused before anything is written."""
+    assert isinstance(await ask(ledger, reserve(**wrong)), NotRun)
+    assert await ask(ledger, reserve()) == Reserved(b"A", COST, COST)
+
+
+async def test_money_is_exact_up_to_the_last_micro(rig: Rig) -> None:
+    """Sums reach 2^53 - 1, and not one micro more."""
+    sums = spend(MICROS_MAX - 3, today=MICROS_MAX - 3)
+    await opened(rig.ledger, sums=sums)
+    wide = {"total_budget_micros": MICROS_MAX, "daily_budget_micros": MICROS_MAX, "allowance_micros": MICROS_MAX}
+    assert await letters(rig.ledger, reserve(cost_micros=MICROS_MAX, **wide)) == b"T"
+    call = reserve(3, cost_micros=1, **wide)
+    assert await ask(rig.ledger, call) == Reserved(b"AAA", MICROS_MAX, MICROS_MAX)
+    assert await ask(rig.ledger, reserve(cost_micros=1, **wide)) == Reserved(b"T", MICROS_MAX, MICROS_MAX)
+    await ask(rig.ledger, void(call))
+    assert await rig.ledger.begin(CAMPAIGN, 2) == Kept([])
+    assert await rig.ledger.ready(CAMPAIGN, 2, sums, TURN, 1) == Done()
+
+
+# --- plan, day and turn ---
+
+
+async def test_an_older_plan_is_refused(ledger: Ledger) -> None:
+    """The newest plan seen is remembered, and told to who is behind."""
+    assert await letters(ledger, reserve(plan_version=3)) == b"A"
+    assert await ask(ledger, reserve(plan_version=2)) == PlanBehind(3)
+    assert await ask(ledger, reserve(plan_version=3)) == Reserved(b"A", 2 * COST, 2 * COST)
+
+
+async def test_a_plan_is_remembered_though_nothing_was_accepted(ledger: Ledger) -> None:
+    """A refusal under a newer plan makes it known, too."""
+    assert await letters(ledger, reserve(plan_version=3, total_budget_micros=0)) == b"T"
+    assert await ask(ledger, reserve(plan_version=2)) == PlanBehind(3)
+
+
+async def test_midnight_begins_a_new_day(ledger: Ledger) -> None:
+    """Today and the users' counts begin anew; the total and the ids go on."""
+    capped = {"kinds": CAPPED, "users": ["ada"], "cap": 1}
+    first = reserve(**capped)
+    assert await ask(ledger, first) == Reserved(b"A", COST, COST)
+    assert await ask(ledger, reserve(**capped, day=DAY + 1)) == Reserved(b"A", 2 * COST, COST)
+    assert await letters(ledger, reserve(**capped, day=DAY + 1)) == b"C"
+    assert await letters(ledger, reserve(ids=first.ids, day=DAY + 1)) == b"P"
+
+
+async def test_days_only_move_forward(ledger: Ledger) -> None:
+    """Whoever lags behind is told the day, also when nothing was accepted on it."""
+    assert await letters(ledger, reserve(day=DAY + 1, total_budget_micros=0)) == b"T"
+    assert await ask(ledger, reserve(day=DAY)) == DayBehind(DAY + 1)
+
+
+async def test_a_cap_that_is_new_today_has_the_campaign_rebuilt(ledger: Ledger) -> None:
+    """Impressions accepted without a cap were not counted: the ledger disowns its state, and Postgres tells them."""
+    call = reserve(users=["ada"])
+    await ledger.round([call, commit(call)])
+    capped = {"kinds": CAPPED, "users": ["ada"], "cap": 1, "plan_version": 2}
+    assert await ask(ledger, reserve(**capped)) == Lost()
+    assert await ask(ledger, reserve()) == Lost()
+    assert await ledger.begin(CAMPAIGN, 2) == Emptied()
+    assert await ledger.load_users(CAMPAIGN, 2, [("ada", 1)]) == Done()
+    assert await ledger.ready(CAMPAIGN, 2, spend(COST), TURN, 2) == Done()
+    assert await letters(ledger, reserve(**capped, generation=2)) == b"C"
+
+
+async def test_a_cap_that_is_new_on_a_new_day_needs_nothing(ledger: Ledger) -> None:
+    """Yesterday's uncounted impressions no longer matter."""
+    await ask(ledger, reserve())
+    assert await letters(ledger, reserve(kinds=CAPPED, users=["ada"], cap=1, day=DAY + 1)) == b"A"
+
+
+async def test_ids_live_for_two_turns(ledger: Ledger) -> None:
+    """The dedup window: an id is known in its turn and in the next, and then no more."""
+    first = reserve()
+    await ledger.round([first, commit(first)])
+    for turn, expected in ((TURN, b"D"), (TURN + 1, b"D"), (TURN + 2, b"A"), (TURN + 3, b"P")):
+        assert await letters(ledger, reserve(ids=first.ids, turn=turn)) == expected
+
+
+async def test_a_new_turn_reuses_the_older_bucket_only(ledger: Ledger) -> None:
+    """Ids of the turn before stay."""
+    first, second = reserve(), reserve(turn=TURN + 1)
+    await ledger.round([first, second, commit(first), commit(second)])
+    assert await letters(ledger, reserve(ids=first.ids + second.ids, turn=TURN + 2)) == b"AD"
+
+
+async def test_skipped_turns_empty_the_window(ledger: Ledger) -> None:
+    """After a pause of two turns nothing is known."""
+    first = reserve()
+    await ledger.round([first, commit(first)])
+    assert await letters(ledger, reserve(turn=TURN + 3)) == b"A"
+    assert await letters(ledger, reserve(ids=first.ids, turn=TURN + 3)) == b"A"
+
+
+async def test_turns_only_move_forward(ledger: Ledger) -> None:
+    """A lower turn is taken as the one that is reached."""
+    first = reserve(turn=TURN + 1)
+    second = reserve(turn=TURN)
+    await ledger.round([first, second, commit(first), commit(second)])
+    assert await letters(ledger, reserve(ids=first.ids + second.ids, turn=TURN + 2)) == b"DD"
+
+
+async def test_a_turn_moves_though_nothing_was_accepted(ledger: Ledger) -> None:
+    """What a refused call emptied stays empty, and the next call does not empty it again."""
+    first = reserve()
+    await ledger.round([first, commit(first), reserve(turn=TURN + 2, total_budget_micros=0)])
+    assert await letters(ledger, reserve(ids=first.ids, turn=TURN + 2)) == b"A"
+    assert await letters(ledger, reserve(ids=first.ids, turn=TURN + 2)) == b"P"
+
+
+# --- resolve ---
+
+
+async def test_a_commit_keeps_money_and_drops_the_record(ledger: Ledger) -> None:
+    """What is durable is no longer pending."""
+    call = reserve()
+    await ask(ledger, call)
+    assert await ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: [call.tag]}
+    assert await ask(ledger, commit(call)) == Done()
+    assert await ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: []}
+    assert await ask(ledger, reserve()) == Reserved(b"A", 2 * COST, 2 * COST)
+
+
+async def test_a_void_undoes_money_users_and_ids(ledger: Ledger) -> None:
+    """As if it had never been: the same events are accepted again."""
+    call = reserve(3, kinds=CAPPED * 2 + bytes([COUNTS_FOR_CAP]), users=["ada", "ada", "bob"], cap=2)
+    assert await letters(ledger, call) == b"AAA"
+    assert await ask(ledger, void(call)) == Done()
+    assert await ask(ledger, replace(call, tag=call.tag + 1_000)) == Reserved(b"AAA", 2 * COST, 2 * COST)
+
+
+async def test_a_void_leaves_what_others_reserved(ledger: Ledger) -> None:
+    """Only its own part of a sum and of a user's count is taken back."""
+    capped = {"kinds": CAPPED, "users": ["ada"], "cap": 2}
+    first, second = reserve(**capped), reserve(**capped)
+    await ledger.round([first, second, void(first)])
+    assert await ask(ledger, reserve(2, kinds=CAPPED * 2, users=["ada"] * 2, cap=2)) == Reserved(
+        b"AC", 2 * COST, 2 * COST
+    )
+    assert await letters(ledger, reserve(ids=first.ids + second.ids)) == b"AP"
+
+
+async def test_settling_twice_is_settling_once(ledger: Ledger) -> None:
+    """Resolve may be repeated at will, and the first one counts."""
+    voided, committed = reserve(), reserve()
+    assert await ledger.round([voided, void(voided), void(voided), commit(voided)]) == [
+        Reserved(b"A", COST, COST),
+        *[Done()] * 3,
+    ]
+    assert await ledger.round([committed, commit(committed), commit(committed), void(committed)]) == [
+        Reserved(b"A", COST, COST),
+        *[Done()] * 3,
+    ]
+    assert await ask(ledger, reserve(ids=voided.ids + committed.ids)) == Reserved(b"AD", 2 * COST, 2 * COST)
+
+
+async def test_a_void_after_midnight_leaves_the_new_day_alone(ledger: Ledger) -> None:
+    """Today and the users' counts are the new day's; the total is given back."""
+    capped = {"kinds": CAPPED, "users": ["ada"], "cap": 1}
+    old, new = reserve(**capped), reserve(**capped, day=DAY + 1)
+    await ledger.round([old, new, void(old)])
+    assert await ask(ledger, reserve(**capped, day=DAY + 1)) == Reserved(b"C", COST, COST)
+
+
+async def test_a_void_after_its_turn_leaves_the_reused_bucket_alone(ledger: Ledger) -> None:
+    """The same id, reserved again in the bucket's next life, stays known."""
+    old = reserve()
+    new = reserve(ids=old.ids, turn=TURN + 2)
+    assert await ledger.round([old, new, void(old)]) == [
+        Reserved(b"A", COST, COST),
+        Reserved(b"A", 2 * COST, 2 * COST),
+        Done(),
+    ]
+    assert await letters(ledger, reserve(ids=new.ids, turn=TURN + 2)) == b"P"
+
+
+async def test_a_void_in_the_next_turn_still_undoes_ids(ledger: Ledger) -> None:
+    """An id left behind would turn a retry into a false duplicate."""
+    old = reserve()
+    await ledger.round([old, reserve(turn=TURN + 1), void(old)])
+    assert await letters(ledger, reserve(ids=old.ids, turn=TURN + 1)) == b"A"
+
+
+# --- generations and recovery ---
+
+
+async def test_a_campaign_never_seen_is_lost(rig: Rig) -> None:
+    """Redis knows nothing of it."""
+    call = reserve()
+    assert await rig.ledger.round([call, void(call)]) == [Lost(), Lost()]
+    assert await rig.ledger.settle(CAMPAIGN, 1, call.tag, commit=True) == Lost()
+    assert await rig.ledger.load_users(CAMPAIGN, 1, [("ada", 1)]) == Lost()
+    assert await rig.ledger.load_ids(CAMPAIGN, 1, TURN, ids_of(call)) == Lost()
+    assert await rig.ledger.ready(CAMPAIGN, 1, spend(), TURN, 1) == Lost()
+    assert await rig.ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: []}
+
+
+@pytest.mark.parametrize("how", ["forget", "restart"])
+async def test_another_memory_image_is_lost(rig: Rig, ledger: Ledger, how: str) -> None:
+    """Emptied, or back with data that may be old: the campaign is rebuilt, whatever its generation says."""
+    assert await letters(ledger, reserve()) == b"A"
+    getattr(rig, how)()
+    assert await ask(ledger, reserve()) == Lost()
+    assert await ledger.begin(CAMPAIGN, 2) == Emptied()
+    assert await ledger.ready(CAMPAIGN, 2, spend(), TURN, 1) == Done()
+    assert await ask(ledger, reserve(generation=2)) == Reserved(b"A", COST, COST)
+
+
+async def test_another_generation_is_told(ledger: Ledger) -> None:
+    """Older and newer callers learn the one that is in force, and change nothing."""
+    call = reserve()
+    await ask(ledger, call)
+    for generation in (0, 2):
+        stranger = replace(call, generation=generation)
+        assert await ledger.round([stranger, void(stranger)]) == [Stale(1), Stale(1)]
+        assert await ledger.settle(CAMPAIGN, generation, call.tag, commit=False) == Stale(1)
+        assert await ledger.load_users(CAMPAIGN, generation, [("ada", 1)]) == Stale(1)
+        assert await ledger.ready(CAMPAIGN, generation, spend(), TURN, 1) == Stale(1)
+    assert await ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: [call.tag]}
+
+
+async def test_a_closed_campaign_takes_no_reservations(ledger: Ledger) -> None:
+    """Between `begin` and `ready` only the recoverer's calls are heard."""
+    call = reserve()
+    await ask(ledger, call)
+    await ledger.begin(CAMPAIGN, 2)
+    again = replace(call, generation=2)
+    assert await ledger.round([again, void(again)]) == [Closed(), Closed()]
+    assert await ledger.settle(CAMPAIGN, 2, call.tag, commit=False) == Done()
+    assert await ledger.ready(CAMPAIGN, 2, spend(), TURN, 1) == Done()
+    assert await ask(ledger, again) == Reserved(b"A", COST, COST)
+
+
+async def test_an_open_campaign_takes_no_rebuild(ledger: Ledger) -> None:
+    """The recoverer's calls are refused once it is open."""
+    assert await ledger.settle(CAMPAIGN, 1, 1, commit=True) == Closed()
+    assert await ledger.load_users(CAMPAIGN, 1, [("ada", 1)]) == Closed()
+    assert await ledger.load_ids(CAMPAIGN, 1, TURN, [EventId(new_ids(1))]) == Closed()
+    assert await ledger.ready(CAMPAIGN, 1, spend(), TURN, 1) == Closed()
+
+
+async def test_begin_keeps_the_direct_predecessor(ledger: Ledger) -> None:
+    """KEPT: pending reservations are told by tag and first id, and can be settled one by one."""
+    first, second, third = reserve(2), reserve(), reserve()
+    await ledger.round([first, second, third, commit(second)])
+    begun = await ledger.begin(CAMPAIGN, 2)
+    assert isinstance(begun, Kept)
+    assert {each.tag: each for each in begun.pending} == {
+        call.tag: Pending(call.tag, ids_of(call)[0]) for call in (first, third)
+    }
+    assert await ledger.settle(CAMPAIGN, 2, first.tag, commit=True) == Done()
+    assert await ledger.ready(CAMPAIGN, 2, spend(3 * COST), TURN, 1) == Mismatch()
+    assert await ledger.settle(CAMPAIGN, 2, third.tag, commit=False) == Done()
+    assert await ledger.ready(CAMPAIGN, 2, spend(3 * COST), TURN, 1) == Done()
+    after = reserve(ids=first.ids + third.ids, generation=2)
+    assert await ask(ledger, after) == Reserved(b"DDA", 4 * COST, 4 * COST)
+
+
+async def test_begin_refuses_a_generation_that_is_not_newer(ledger: Ledger) -> None:
+    """STALE: the same one or an older one changes nothing."""
+    for generation in (0, 1):
+        assert await ledger.begin(CAMPAIGN, generation) == Stale(1)
+    assert await letters(ledger, reserve()) == b"A"
+
+
+async def test_begin_drops_what_is_more_than_one_behind(ledger: Ledger) -> None:
+    """EMPTY: somebody raised a generation between, and what happened under it is not known here."""
+    call = reserve(kinds=CAPPED, users=["ada"], cap=1)
+    await ask(ledger, call)
+    assert await ledger.begin(CAMPAIGN, 3) == Emptied()
+    assert await ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: []}
+    assert await ledger.ready(CAMPAIGN, 3, spend(), TURN, 1) == Done()
+    assert await ask(ledger, replace(call, generation=3)) == Reserved(b"A", COST, COST)
+
+
+async def test_begin_drops_what_is_closed(ledger: Ledger) -> None:
+    """EMPTY: an unfinished recovery can't be trusted."""
+    await ledger.begin(CAMPAIGN, 2)
+    assert await ledger.begin(CAMPAIGN, 3) == Emptied()
+
+
+async def test_a_rebuild_brings_users_ids_and_sums(rig: Rig) -> None:
+    """Load and ready: caps, duplicates, budgets and plan are as Postgres has them."""
+    ledger, old, new = rig.ledger, [EventId(new_ids(1))], [EventId(new_ids(1))]
+    assert await ledger.begin(CAMPAIGN, 4) == Emptied()
+    assert await ledger.load_users(CAMPAIGN, 4, [("ada", 2), ("b" * 128, 1)]) == Done()
+    assert await ledger.load_users(CAMPAIGN, 4, []) == Done()
+    assert await ledger.load_ids(CAMPAIGN, 4, TURN - 1, old) == Done()
+    assert await ledger.load_ids(CAMPAIGN, 4, TURN, new) == Done()
+    assert await ledger.ready(CAMPAIGN, 4, spend(9 * COST, today=3 * COST), TURN, 6) == Done()
+    capped = {"kinds": CAPPED * 3, "users": ["ada", "b" * 128, "b" * 128], "cap": 2}
+    assert await ask(ledger, reserve(3, generation=4, plan_version=5)) == PlanBehind(6)
+    call = reserve(3, generation=4, plan_version=6, **capped)
+    assert await ask(ledger, call) == Reserved(b"CAC", 10 * COST, 4 * COST)
+    again = reserve(ids=old[0] + new[0], generation=4, plan_version=6)
+    assert await letters(ledger, again) == b"DD"
+    assert await letters(ledger, replace(again, turn=TURN + 1)) == b"AD"
+
+
+async def test_a_rebuild_takes_chunks_of_a_thousand(rig: Rig) -> None:
+    """A full chunk arrives whole; a larger one is refused before anything is written."""
+    ledger, ids = rig.ledger, ids_of(reserve(1_001))
+    users = [(f"{at:0128}", 1) for at in range(1_001)]
+    await ledger.begin(CAMPAIGN, 1)
+    assert isinstance(await ledger.load_users(CAMPAIGN, 1, users), NotRun)
+    assert isinstance(await ledger.load_ids(CAMPAIGN, 1, TURN, ids), NotRun)
+    assert await ledger.load_users(CAMPAIGN, 1, users[:1_000]) == Done()
+    assert await ledger.load_ids(CAMPAIGN, 1, TURN, ids[:1_000]) == Done()
+    assert await ledger.ready(CAMPAIGN, 1, spend(), TURN, 1) == Done()
+    assert await letters(ledger, reserve(ids=b"".join(ids[1:1_001]))) == b"D" * 999 + b"A"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [spend(COST - 1, today=COST), spend(COST, today=COST - 1), spend(COST, DAY + 1)],
+    ids=["total", "today", "day"],
+)
+async def test_ready_refuses_other_sums_than_the_ledgers(ledger: Ledger, wrong: CampaignSpend) -> None:
+    """MISMATCH: the caller starts over, which rebuilds."""
+    call = reserve()
+    await ledger.round([call, commit(call)])
+    await ledger.begin(CAMPAIGN, 2)
+    assert await ledger.ready(CAMPAIGN, 2, wrong, TURN, 1) == Mismatch()
+    assert await ask(ledger, reserve(generation=2)) == Closed()
+    assert await ledger.ready(CAMPAIGN, 2, spend(COST), TURN, 1) == Done()
+
+
+async def test_ready_allows_a_day_that_the_ledger_has_not_reached(ledger: Ledger) -> None:
+    """Redis moved on at midnight, and nothing of the new day is committed yet."""
+    call, late = reserve(), reserve(day=DAY + 1)
+    await ledger.round([call, commit(call), late])
+    await ledger.begin(CAMPAIGN, 2)
+    await ledger.settle(CAMPAIGN, 2, late.tag, commit=False)
+    assert await ledger.ready(CAMPAIGN, 2, spend(COST), TURN, 1) == Done()
+    assert await ask(ledger, reserve(generation=2)) == DayBehind(DAY + 1)
+
+
+# --- rounds ---
+
+
+async def test_a_round_carries_many_campaigns_in_order(rig: Rig) -> None:
+    """One reply a call, in the order of the calls; campaigns do not see each other."""
+    campaigns = [CampaignId(number) for number in range(1, 101)]
+    for campaign in campaigns:
+        await opened(rig.ledger, campaign)
+    ids = new_ids(1)
+    asked = [reserve(ids=ids, campaign_id=campaign, cost_micros=campaign) for campaign in campaigns]
+    calls: list[Reserve | Resolve] = [
+        call for each in asked for call in (each, commit(each), replace(each, tag=each.tag + 1))
+    ]
+    replies = await rig.ledger.round(calls)
+    assert replies == [
+        reply for cost in campaigns for reply in (Reserved(b"A", cost, cost), Done(), Reserved(b"D", cost, cost))
+    ]
+
+
+async def test_an_empty_round_is_answered(ledger: Ledger) -> None:
+    """No calls, no replies."""
+    assert await ledger.round([]) == []
+
+
+async def test_one_bad_call_does_not_touch_the_others(ledger: Ledger) -> None:
+    """Refusals stand alone in their round."""
+    good, stranger = reserve(), CampaignId(404)
+    replies = await ledger.round([reserve(kinds=b""), good, Resolve(stranger, 1, 1, commit=True), commit(good)])
+    assert isinstance(replies[0], NotRun)
+    assert replies[1:] == [Reserved(b"A", COST, COST), Lost(), Done()]
+
+
+async def test_a_ledger_that_answers_says_so(ledger: Ledger) -> None:
+    """Ping."""
+    assert await ledger.ping()
