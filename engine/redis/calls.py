@@ -67,23 +67,6 @@ _REFUSAL_CODES: Final = ("BUSY", "MISCONF", "NOREPLICAS", "SHAPE")
 # Redis ends so what comes out of a function that has begun, whatever its code is: then some of it may be written.
 _FROM_INSIDE: Final = "script: headrace_"
 
-# How Redis says no before it runs anything. redis-py makes classes of some codes and leaves the others in the text;
-# MOVED is an ASK to it, MASTERDOWN a CLUSTERDOWN. SHAPE is of functions.lua.
-_REFUSALS: Final = (
-    AskError,
-    AuthenticationError,
-    BusyLoadingError,
-    ClusterCrossSlotError,
-    ClusterDownError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    TryAgainError,
-)
-_REFUSAL_CODES: Final = ("BUSY", "MISCONF", "NOREPLICAS", "SHAPE")
-# Redis ends so what comes out of a function that has begun, whatever its code is: then some of it may be written.
-_FROM_INSIDE: Final = "script: headrace_"
-
 
 def keys_of(campaign_id: CampaignId) -> tuple[str, str, str, str, str]:
     """The five keys of a campaign, in the order of `functions.lua`; one hash tag, so one cluster slot."""
@@ -127,11 +110,6 @@ def round_command(call: Reserve | Resolve) -> Command:
         _encode(call.users) if call.cap >= 0 else b"",
         b"".join(map(pack_tag, call.committed)),
     )
-
-
-def turn_command(call: Reserve) -> Command:
-    """Move day and window on as that call would have, and drop what they leave behind."""
-    return _call(b"headrace_turn", call.campaign_id, call.generation, call.day, call.turn)
 
 
 def turn_command(call: Reserve) -> Command:

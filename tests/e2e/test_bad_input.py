@@ -6,7 +6,7 @@ import gzip
 import json
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +20,9 @@ from tests.e2e.program import Program, impression, running
 JSON = {"content-type": "application/json"}
 NDJSON = {"content-type": "application/x-ndjson"}
 BOMB = bytes(64 << 20)
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "identity": bytes, "gzip": gzip.compress, "zstd": zstandard.compress
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ SINGLES: list[tuple[str, bytes, dict[str, str], int]] = [
     ("a missing field", b'{"campaign_id":1,"event_type":"impression"}', JSON, 422),
     ("a long string", json.dumps(event(user_id="u" * 129)).encode(), JSON, 422),
     ("too old", json.dumps(event(occurred_at=ago(hours=49))).encode(), JSON, 422),
-    ("too far ahead", json.dumps(event(occurred_at=ago(minutes=-6))).encode(), JSON, 422),
+    ("too far ahead", json.dumps(event(occurred_at=ago(minutes=-60))).encode(), JSON, 422),
     ("a time without zone", json.dumps(event(occurred_at="2026-01-01T00:00:00")).encode(), JSON, 422),
     ("no UUID", json.dumps(event(event_id="42")).encode(), JSON, 422),
     ("another content type", json.dumps(event()).encode(), {"content-type": "text/plain"}, 415),
@@ -140,7 +143,7 @@ def test_every_form_and_encoding_is_taken_and_bad_events_cost_themselves(
     ]
     lines = [line for five in range(10) for line in (*good[4 * five : 4 * five + 4], bad[five])]
     body = b"[" + b",".join(lines) + b"]" if form == "array" else b"\n".join(lines) + b"\n"
-    packed = {"identity": bytes, "gzip": gzip.compress, "zstd": zstandard.compress}[encoding](body)
+    packed = PACKERS[encoding](body)
     headers = {**(JSON if form == "array" else NDJSON), "content-encoding": encoding}
     answer = shared.client.post(f"{shared.listeners[listener]}/events/batch", content=packed, headers=headers).json()
     assert (answer["accepted"], answer["rejected"]) == (40, 10)

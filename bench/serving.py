@@ -1,0 +1,130 @@
+"""`headrace serve` as a child process on fresh embedded stores, for a demo or a measurement.
+
+Owns the process, its folder, its environment and its end. Nothing of it is left afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from config.settings import Settings
+from engine.embedded import open_stores
+
+START_SECONDS_MAX: Final = 120.0  # what the embedded stores take at most
+STOP_SECONDS_MAX: Final = 60.0  # three times the drain
+READY_POLL_SECONDS: Final = 0.05
+LOG_LINES: Final = 20  # shown of the log when something went wrong
+
+
+class ServingFailed(Exception):
+    """The engine did not start, or did not end well; the message has the end of its log."""
+
+
+class Serving:
+    """A running engine: base URLs of both listeners, and the environment that it was started with."""
+
+    def __init__(self, process: subprocess.Popen[str], environment: Mapping[str, str], log: Path) -> None:
+        self.process = process
+        self.environment = environment
+        self._log = log
+        self.api = self._address("api")
+        self.intake = self._address("intake")
+
+    def wait_ready(self) -> None:
+        """Return once `/readyz` says so. Raises `ServingFailed`."""
+        end = time.monotonic() + START_SECONDS_MAX
+        with httpx.Client(trust_env=False) as client:
+            while client.get(f"{self.api}/readyz").status_code != 200:
+                if time.monotonic() > end or self.process.poll() is not None:
+                    raise self._failed("is not ready")
+                time.sleep(READY_POLL_SECONDS)
+
+    def stop(self) -> None:
+        """SIGTERM, and wait for a clean end. Raises `ServingFailed` for any other."""
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(timeout=STOP_SECONDS_MAX)
+        if status != 0:
+            raise self._failed(f"ended with status {status}")
+
+    def _address(self, name: str) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = re.fullmatch(rf"{name} +(http://\S+)\n", line)
+        if found is None:
+            raise self._failed(f"did not start: it said {line!r}")
+        return found[1]
+
+    def _failed(self, what: str) -> ServingFailed:
+        lines = self._log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        return ServingFailed("\n".join([f"headrace serve {what}; the end of its log:", *lines]))
+
+
+@contextmanager
+def serving(**settings: str) -> Iterator[Serving]:
+    """A ready engine on free ports. `settings` are further environment variables.
+
+    Raises `ServingFailed`. No setting of our own environment reaches it: it must never write into stores of others.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
+    folder.chmod(0o711)  # the user whom root runs the stores as must get through
+    environment = _without_settings(os.environ) | {
+        "HEADRACE_DATA": str(folder / "data"),
+        "HEADRACE_API": "127.0.0.1:0",
+        "HEADRACE_INTAKE": "127.0.0.1:0",
+        **settings,
+    }
+    try:
+        with (folder / "log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "api", "serve"],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,  # the terminal's Ctrl-C is for us, and we end it
+            )
+        try:
+            program = Serving(process, environment, folder / "log")
+            program.wait_ready()
+            yield program
+        finally:
+            _end(process, folder / "data")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: text
+        for name, text in environment.items()
+        if not name.startswith("HEADRACE_") and name not in ("DB_URL", "REDIS_URL")
+    }
+
+
+def _end(process: subprocess.Popen[str], data: Path) -> None:
+    """No process is left: neither the engine nor, if it ended badly, its stores."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=STOP_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+    if process.returncode != 0 and (data / "stores").exists():
+        with open_stores(Settings(data=str(data))):
+            pass  # found again, and stopped by the last one out
