@@ -263,7 +263,7 @@ def pause_seconds(failures: int, retry_after_seconds: float) -> float:
 
     Never shorter than what the server asks for, up to the bound.
     """
-    grown = PAUSE_FIRST_SECONDS * 2 ** min(failures, DOUBLINGS_MAX)
+    grown = PAUSE_FIRST_SECONDS * 2.0 ** min(failures, DOUBLINGS_MAX)
     spread = random.uniform(0.5, 1.0) * min(grown, PAUSE_SECONDS_MAX)
     asked = min(retry_after_seconds, PAUSE_SECONDS_MAX) * random.uniform(1.0, 1.1)
     return max(spread, asked)

@@ -61,17 +61,17 @@ class Plan:
 
 
 PLANS: Final = (
-    Plan("cpm, ample budget", PricingModel.CPM, 1_234_500),
-    Plan("cpm, total budget", PricingModel.CPM, 2_000_000, "total"),
-    Plan("cpm, daily budget", PricingModel.CPM, 10_000_000, "daily"),
-    Plan("cpm, 2 a user and day", PricingModel.CPM, 5_000_000, "cap"),
-    Plan("cpm, even", PricingModel.CPM, 3_000_000, "even"),
-    Plan("cpc, ample budget", PricingModel.CPC, 250_000),
-    Plan("cpc, total budget", PricingModel.CPC, 330_000, "total"),
-    Plan("cpc, daily budget", PricingModel.CPC, 1_000_000, "daily"),
-    Plan("cpa, ample budget", PricingModel.CPA, 5_000_000),
-    Plan("cpa, total budget", PricingModel.CPA, 12_500_000, "total"),
-    Plan("cpa, daily budget", PricingModel.CPA, 8_000_000, "daily"),
+    Plan("cpm ample", PricingModel.CPM, 1_234_500),
+    Plan("cpm total", PricingModel.CPM, 2_000_000, "total"),
+    Plan("cpm daily", PricingModel.CPM, 10_000_000, "daily"),
+    Plan("cpm cap", PricingModel.CPM, 5_000_000, "cap"),
+    Plan("cpm even", PricingModel.CPM, 3_000_000, "even"),
+    Plan("cpc ample", PricingModel.CPC, 250_000),
+    Plan("cpc total", PricingModel.CPC, 330_000, "total"),
+    Plan("cpc daily", PricingModel.CPC, 1_000_000, "daily"),
+    Plan("cpa ample", PricingModel.CPA, 5_000_000),
+    Plan("cpa total", PricingModel.CPA, 12_500_000, "total"),
+    Plan("cpa daily", PricingModel.CPA, 8_000_000, "daily"),
 )
 
 
@@ -96,11 +96,9 @@ class Demo:
         if tally.failure or tally.open:
             print_complaints(tally, self.console)
         counted = sum(self._report(campaigns))
-        singles = self._measure_singles(campaigns[0]["id"])
         self.faults += faults(self.events, tally, counted)
-        self.console.print(
-            f"median latency of {SINGLES} events, one after the other on one connection: {singles:.1f} ms"
-        )
+        latency = f"{self._median_latency_ms(campaigns[0]['id']):.1f} ms"
+        self.console.print(f"one idle connection, {SINGLES} events one after the other: {latency} at the median")
 
     async def _load(self, campaigns: Sequence[int], tally: Tally) -> None:
         """Send the generated events, with a progress bar."""
@@ -118,8 +116,8 @@ class Demo:
 
     def _report(self, campaigns: Sequence[Mapping[str, Any]]) -> Iterator[int]:
         """Print what each campaign delivered; the events of each."""
-        table = Table("campaign", "what it may")
-        for column in ("impressions", "clicks", "conversions", "spend"):
+        table = Table("campaign")
+        for column in ("limit", "impressions", "clicks", "conversions", "spend"):
             table.add_column(column, justify="right")
         for campaign in campaigns:
             answer = self.api.get(f"/report/campaign/{campaign['id']}")
@@ -127,7 +125,7 @@ class Demo:
             report = answer.json()
             counts = [report[name] for name in ("impressions", "clicks", "conversions")]
             cells = [f"{count:,}" for count in counts]
-            table.add_row(campaign["name"], _allowed(campaign), *cells, report["spend"])
+            table.add_row(campaign["name"], _limit(campaign), *cells, report["spend"])
             yield sum(counts)
         self.console.print(table)
 
@@ -195,16 +193,11 @@ async def _show(tally: Tally, events: int) -> None:
     await show_progress(tally, Console(stderr=True, highlight=False), total=events, position=lambda: tally.settled)
 
 
-def _allowed(campaign: Mapping[str, Any]) -> str:
+def _limit(campaign: Mapping[str, Any]) -> str:
     """Its limit, as far as it may bite."""
     cap = campaign["freq_cap_impressions_per_day"]
-    if cap is not None:
-        return f"{cap} impressions a user and day"
-    for name in ("total", "daily"):
-        if campaign[f"{name}_budget"] != f"{AMPLE}.000000":
-            even = ", evenly" if campaign["pacing"] == "even" else ""
-            return f"{campaign[f'{name}_budget']} {'in all' if name == 'total' else 'a day'}{even}"
-    return "as much as comes"
+    budgets = [campaign[f"{name}_budget"] for name in ("total", "daily")]
+    return f"{cap} a user" if cap is not None else next((each for each in budgets if each != f"{AMPLE}.000000"), "")
 
 
 def _audit(environment: Mapping[str, str], console: Console) -> int:
