@@ -59,7 +59,8 @@ def _add_send_arguments(send: argparse.ArgumentParser) -> None:
     send.add_argument(
         "--rebase-time",
         action="store_true",
-        help="move the first occurred_at to now and all others by as much, but none past now",
+        help="move the first occurred_at to now and all others by as much, but none past now; sent again on another "
+        "day (UTC), the same file counts once more",
     )
     send.add_argument(
         "--campaign",

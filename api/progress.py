@@ -66,8 +66,7 @@ def print_complaints(tally: Tally, console: Console) -> None:
     if tally.failure:
         console.print(Text(tally.failure), soft_wrap=True)
     elif tally.interrupted:
-        console.print("interrupted: what has no verdict may have been counted, or not; with its id, sending it again "
-                      "is safe", soft_wrap=True)  # fmt: skip
+        console.print("interrupted; what has no verdict may have been counted", soft_wrap=True)
     elif not tally.finished:
         why = f"; the last trouble was {tally.trouble}" if tally.trouble else ""
         console.print(Text(f"gave up at the deadline{why}"), soft_wrap=True)

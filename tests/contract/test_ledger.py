@@ -287,6 +287,14 @@ async def test_midnight_begins_a_new_day(ledger: Ledger) -> None:
     assert await letters(ledger, reserve(ids=first.ids, day=DAY + 1)) == b"P"
 
 
+async def test_midnight_forgets_users_who_have_not_come_yet(ledger: Ledger) -> None:
+    """The new day counts everybody anew, not only those of its first call."""
+    capped = {"kinds": CAPPED * 2, "cap": 2}
+    await ask(ledger, reserve(2, users=["ada", "ada"], **capped))
+    assert await letters(ledger, reserve(2, users=["bob", "eve"], day=DAY + 1, **capped)) == b"AA"
+    assert await letters(ledger, reserve(2, users=["ada", "ada"], day=DAY + 1, **capped)) == b"AA"
+
+
 async def test_days_only_move_forward(ledger: Ledger) -> None:
     """Whoever lags behind is told the day, also when nothing was accepted on it."""
     assert await letters(ledger, reserve(day=DAY + 1, total_budget_micros=0)) == b"T"
@@ -327,12 +335,13 @@ async def test_a_new_turn_reuses_the_older_bucket_only(ledger: Ledger) -> None:
     assert await letters(ledger, reserve(ids=first.ids + second.ids, turn=TURN + 2)) == b"AD"
 
 
-async def test_skipped_turns_empty_the_window(ledger: Ledger) -> None:
-    """After a pause of two turns nothing is known."""
-    first = reserve()
-    await ledger.round([first, commit(first)])
-    assert await letters(ledger, reserve(turn=TURN + 3)) == b"A"
-    assert await letters(ledger, reserve(ids=first.ids, turn=TURN + 3)) == b"A"
+@pytest.mark.parametrize("skipped", [3, 4])
+async def test_skipped_turns_empty_the_window(ledger: Ledger, skipped: int) -> None:
+    """After a pause of two turns nothing is known, in neither bucket."""
+    first, second = reserve(), reserve(turn=TURN + 1)
+    await ledger.round([first, second, commit(first), commit(second)])
+    assert await letters(ledger, reserve(turn=TURN + skipped)) == b"A"
+    assert await letters(ledger, reserve(ids=first.ids + second.ids, turn=TURN + skipped)) == b"AA"
 
 
 async def test_turns_only_move_forward(ledger: Ledger) -> None:
@@ -344,11 +353,10 @@ async def test_turns_only_move_forward(ledger: Ledger) -> None:
 
 
 async def test_a_turn_moves_though_nothing_was_accepted(ledger: Ledger) -> None:
-    """What a refused call emptied stays empty, and the next call does not empty it again."""
-    first = reserve()
-    await ledger.round([first, commit(first), reserve(turn=TURN + 2, total_budget_micros=0)])
-    assert await letters(ledger, reserve(ids=first.ids, turn=TURN + 2)) == b"A"
-    assert await letters(ledger, reserve(ids=first.ids, turn=TURN + 2)) == b"P"
+    """A refused call moves it on, too: whoever lags behind then writes into the new turn."""
+    call = reserve(turn=TURN)
+    await ledger.round([reserve(turn=TURN + 2, total_budget_micros=0), call])
+    assert await letters(ledger, reserve(ids=call.ids, turn=TURN + 3)) == b"P"
 
 
 # --- resolve ---
@@ -566,6 +574,16 @@ async def test_ready_refuses_other_sums_than_the_ledgers(ledger: Ledger, wrong: 
     assert await ledger.ready(CAMPAIGN, 2, wrong, TURN, 1) == Mismatch()
     assert await ask(ledger, reserve(generation=2)) == Closed()
     assert await ledger.ready(CAMPAIGN, 2, spend(COST), TURN, 1) == Done()
+
+
+async def test_ready_refuses_what_is_still_pending(ledger: Ledger) -> None:
+    """MISMATCH: also when it costs nothing, so that the sums are equal."""
+    free = reserve(kinds=bytes([FREE]))
+    await ask(ledger, free)
+    await ledger.begin(CAMPAIGN, 2)
+    assert await ledger.ready(CAMPAIGN, 2, spend(), TURN, 1) == Mismatch()
+    await ledger.settle(CAMPAIGN, 2, free.tag, commit=True)
+    assert await ledger.ready(CAMPAIGN, 2, spend(), TURN, 1) == Done()
 
 
 async def test_ready_allows_a_day_that_the_ledger_has_not_reached(ledger: Ledger) -> None:

@@ -150,6 +150,14 @@ async def test_the_keys_are_those_that_are_declared(rig: RedisRig) -> None:
     assert {rig.client.ttl(key) for key in keys} == {-1}
 
 
+@pytest.mark.stores
+async def test_what_is_undone_leaves_nothing_behind(rig: RedisRig) -> None:
+    """A void takes back the room, too: users and ids are gone, not zero."""
+    call = reserve(kinds=b"\3", users=["ada"], cap=1)
+    await rig.ledger.round([call, void(call)])
+    assert rig.client.keys("*") == [b"{7}:s"]
+
+
 class Server:
     """A Redis of the test's own, which keeps its data over a restart."""
 

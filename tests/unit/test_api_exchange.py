@@ -93,6 +93,15 @@ async def test_a_chunked_body_is_bounded() -> None:
         assert (await stream.receive_some()).startswith(b"HTTP/1.1 413")
 
 
+async def test_a_sender_of_too_large_a_body_hears_so() -> None:
+    """Also one that sends all of it before it listens: the connection is not reset over its answer."""
+    body = b"x" * (8 << 20)
+    async with served() as stream:
+        head = b"POST /events/ HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        await stream.send_all(head + body)
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 413")
+
+
 @pytest.mark.parametrize("target", [b"?x", b"*", b"http://", b"http://[", b"x:y"])
 async def test_a_target_that_is_no_path_is_404(target: bytes) -> None:
     """Neither a fault nor a line in the log."""
