@@ -126,6 +126,7 @@ async def open_database(
         command_timeout=timeout_seconds,
         timeout=timeout_seconds,
         init=teach_forms,
+        reset=_keep,
         server_settings=session_settings(timeout_seconds),
     )
 
@@ -137,6 +138,10 @@ async def open_database(
         yield Database(loop, pool, timeout_seconds)
     finally:
         await on_loop(loop, close)
+
+
+async def _keep(_: object) -> None:
+    """Leave a connection that comes back as it is: no session is ever changed, and a reset is a round trip."""
 
 
 async def _started(pool: asyncpg.Pool[asyncpg.Record]) -> None:
@@ -190,6 +195,7 @@ def session_settings(timeout_seconds: float) -> dict[str, str]:
         # Postgres gives up a little before we do: its refusal is certain, our timeout is not.
         "statement_timeout": str(max(1, int(timeout_seconds * 900))),
         "idle_in_transaction_session_timeout": str(_ABANDONED_MS),
+        "plan_cache_mode": "force_generic_plan",
     }
 
 

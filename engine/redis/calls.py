@@ -197,7 +197,7 @@ def is_out_of_memory(reply: object) -> bool:
 
 def read_error(error: RedisError) -> NotRun | Unknown:
     """What an error reply means: certain only if it is known to come before anything has run."""
-    told = f"Redis: {error or type(error).__name__}"
+    told = f"Redis: {str(error) or type(error).__name__}"
     if _FROM_INSIDE in told:
         return Unknown(told)
     code = str(error).split(" ", 1)[0]

