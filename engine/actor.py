@@ -154,9 +154,16 @@ class Actor:
             self.state.signal(Signal.STOP)
 
     def refuse_mail(self, verdict: Verdict) -> None:
-        """Answer everything that waits in the mailbox with one verdict."""
+        """Answer everything that waits in the mailbox with one verdict, and whoever waits for an unknown outcome.
+
+        What is unknown stays under way: its outcome is looked up once it can be.
+        """
         for entry in self.mailbox.take(len(self.mailbox)):
             self._refuse(entry, verdict)
+        for reservation in self._unknown:
+            for entry in reservation.rows:
+                for waiting in (entry, *(entry.repeats or ())):
+                    waiting.settle(verdict)
 
     def _refuse(self, entry: Entry, verdict: Verdict) -> None:
         if self.state.in_flight.get(entry.event_id) is entry:

@@ -34,7 +34,12 @@ _UNCERTAIN: Final = ("08", "57P", "40003")
 # Mistakes in the statement or its values (trying again won't help), and a lock that was asked for with a limit.
 _AS_THEY_ARE: Final = ("22", "23", "42", "55P03")
 
-_CONNECTION_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)  # TimeoutError is an OSError
+_CONNECTION_ERRORS: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a session that ended at an odd moment
+    OSError,  # TimeoutError is one
+)
 
 
 class Database:
@@ -69,9 +74,13 @@ class Database:
             connection = await self._acquire()
             try:
                 with mapped_errors(certain=False):
-                    return await work(connection)
+                    result = await work(connection)
+            except BaseException:
+                _discard(connection)
+                raise
             finally:
                 await self._pool.release(connection)
+            return result
 
         return await on_loop(self._loop, borrow)
 
@@ -92,6 +101,9 @@ class Database:
             try:
                 if not connection.is_closed():
                     await transaction.rollback()
+            except BaseException:
+                _discard(connection)
+                raise
             finally:
                 await self._pool.release(connection)
 
@@ -140,8 +152,14 @@ async def open_database(
         await on_loop(loop, close)
 
 
+def _discard(connection: PoolConnectionProxy[asyncpg.Record]) -> None:
+    """Close it: nobody may go on from the middle of an exchange, or on a session whose end is still to come."""
+    with contextlib.suppress(asyncpg.InterfaceError):  # the pool may have found out before us
+        connection.terminate()
+
+
 async def _keep(_: object) -> None:
-    """Leave a connection that comes back as it is: no session is ever changed, and a reset is a round trip."""
+    """Leave a connection that comes back as it is: a session is never changed, and after trouble it is closed."""
 
 
 async def _started(pool: asyncpg.Pool[asyncpg.Record]) -> None:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.e2e.program import Program, impression, running
@@ -84,19 +85,21 @@ def test_a_retry_of_an_accepted_event_is_its_duplicate_wherever_and_whenever_it_
 def test_many_connections_and_two_processes_spend_a_budget_exactly(env: dict[str, str]) -> None:
     """1,000 impressions of budget, 48 connections: 1,000 accepted, the rest 402; a cap of 2 for 20 users: 40."""
     with running({**env, "HEADRACE_WORKERS": "2"}) as program, ThreadPoolExecutor(48) as threads:
+
+        def send(events: list[dict[str, Any]]) -> list[int]:
+            with httpx.Client(timeout=30) as client:  # a connection of its own
+                return [client.post(f"{program.intake}/events/", json=event).status_code for event in events]
+
         campaign = program.create(total_budget="1.00")
-
-        def fill(worker: int) -> list[int]:
-            return [program.post(impression(campaign, f"{worker}-{index}")).status_code for index in range(25)]
-
-        statuses = [status for each in threads.map(fill, range(48)) for status in each]
+        mail = [[impression(campaign, f"{worker}-{index}") for index in range(25)] for worker in range(48)]
+        statuses = [status for each in threads.map(send, mail) for status in each]
         assert (statuses.count(200), statuses.count(402), len(statuses)) == (1_000, 200, 1_200)
         capped = program.create(freq_cap_impressions_per_day=2)
 
-        def show(index: int) -> int:
-            return program.post(impression(capped, f"user{index % 20}")).status_code
-
-        statuses = list(threads.map(show, range(480)))
+        mail = [
+            [impression(capped, f"user{index % 20}") for index in range(worker, worker + 10)] for worker in range(48)
+        ]
+        statuses = [status for each in threads.map(send, mail) for status in each]
         assert (statuses.count(200), statuses.count(429)) == (40, 440)
         assert program.report(campaign["id"])["spend"] == "1.000000"
         assert program.report(capped["id"])["impressions"] == 40
