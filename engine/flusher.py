@@ -88,26 +88,32 @@ class Flusher:
         return taken
 
     async def _flush(self, waiting: Sequence[_Waiting]) -> None:
-        """One transaction, and another for what a culprit kept out of it; each has fewer reservations."""
-        reservations = [reservation for _, reservation in waiting]
+        """One transaction, and more for what a culprit kept out of it; each carries fewer reservations."""
+        parts = [waiting]
+        while parts:
+            part = parts.pop()
+            reply = await self._transaction(part)
+            if isinstance(reply, Refused):
+                innocent = [each for each in part if each[1].campaign_id not in reply.causes]
+                assert len(innocent) < len(part), "a refusal names at least one campaign of the flush"
+                self._tell([each for each in part if each[1].campaign_id in reply.causes], reply)
+                if innocent:
+                    parts.append(innocent)
+            elif isinstance(reply, NotRun) and reply.data and len(part) > 1:
+                half = len(part) // 2
+                parts += [part[half:], part[:half]]
+            else:
+                self._tell(part, reply)
+
+    async def _transaction(self, part: Sequence[_Waiting]) -> FlushReply:
+        reservations = [reservation for _, reservation in part]
         started = trio.current_time()
         reply = await self._store.flush(reservations)
         metrics.flush_seconds.observe(trio.current_time() - started)
         metrics.flush_events.observe(sum(len(reservation.rows) for reservation in reservations))
-        if isinstance(reply, Refused):
-            innocent = [each for each in waiting if each[1].campaign_id not in reply.causes]
-            assert len(innocent) < len(waiting), "a refusal names at least one campaign of the flush"
-            self._tell([each for each in waiting if each[1].campaign_id in reply.causes], reply)
-            if innocent:
-                await self._flush(innocent)
-        elif isinstance(reply, NotRun) and reply.data and len(waiting) > 1:
-            half = len(waiting) // 2
-            await self._flush(waiting[:half])
-            await self._flush(waiting[half:])
-        else:
-            self._tell(waiting, reply)
-
-    def _tell(self, waiting: Sequence[_Waiting], reply: FlushReply) -> None:
         metrics.flushes.labels(type(reply).__name__.lower()).inc()
-        for actor, reservation in waiting:
+        return reply
+
+    def _tell(self, part: Sequence[_Waiting], reply: FlushReply) -> None:
+        for actor, reservation in part:
             actor.flushed(reservation, reply)
