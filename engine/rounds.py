@@ -32,6 +32,7 @@ class Rounds:
         self._queue: deque[Actor] = deque()
         self._queued: set[Actor] = set()
         self._resolve_later: set[Actor] = set()
+        self._resolve_work = trio.Event()
         self._work = trio.Event()
 
     def run_soon(self, actor: Actor) -> None:
@@ -40,6 +41,7 @@ class Rounds:
             self._enqueue(actor)
         elif actor.wants_resolve:
             self._resolve_later.add(actor)
+            self._resolve_work.set()
 
     def _enqueue(self, actor: Actor) -> None:
         if actor not in self._queued:
@@ -50,7 +52,9 @@ class Rounds:
     async def resolve(self) -> None:
         """Tell Redis, for ever, what is committed and did not travel with a reserve; nobody waits for that."""
         while True:
+            await self._resolve_work.wait()
             await trio.sleep(RESOLVE_LINGER_SECONDS)
+            self._resolve_work = trio.Event()
             for actor in self._resolve_later:
                 if actor.wants_resolve:
                     self._enqueue(actor)
