@@ -1,0 +1,1 @@
+"""The engine under faults in random order, from a seed."""
