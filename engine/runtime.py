@@ -18,6 +18,7 @@ from config.settings import Settings
 from engine import metrics
 from engine.engine import Engine
 from engine.errors import StoreUnavailable
+from engine.failpoints import Failpoint
 from engine.model import DAY_US, SECOND_US
 from engine.ports import Clock, Roster
 from engine.postgres.store import open_store
@@ -46,7 +47,13 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
     a 200 could be wrong.
     """
     clock = WallClock()
-    async with open_store(db_url, settings) as store, open_ledger(redis_url, settings) as ledger:
+    async with (
+        open_store(db_url, settings, now_us=clock.now_us) as store,
+        open_ledger(redis_url, settings) as ledger,
+    ):
+        if settings.failpoint:
+            failpoint = Failpoint(settings.failpoint)
+            store, ledger = failpoint.around("store", store), failpoint.around("ledger", ledger)
         engines = Engines(await store.register_engine())
         engines.heard(await store.heartbeat(engines.own))  # so that a living engine is not taken for a dead one
         async with trio.open_nursery() as nursery:
