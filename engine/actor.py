@@ -203,7 +203,9 @@ class Actor:
         assert request is not None
         assert request.call is call
         state = self.state
-        discarded = state.phase is not Phase.RESERVING or call.generation < state.generation_seen
+        # Thrown away only if a recovery will find its tag: one that goes on, or one that has raised the generation.
+        # (A plan that is being read again is no reason: nobody else would ever void what is reserved here.)
+        discarded = state.phase is Phase.CLOSED or call.generation < state.generation_seen
         if state.phase is Phase.RESERVING:
             state.signal(Signal.REPLY)
         if isinstance(reply, Reserved) and not discarded:

@@ -47,10 +47,7 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
     a 200 could be wrong.
     """
     clock = WallClock()
-    async with (
-        open_store(db_url, settings, now_us=clock.now_us) as store,
-        open_ledger(redis_url, settings) as ledger,
-    ):
+    async with open_store(db_url, settings) as store, open_ledger(redis_url, settings) as ledger:
         if settings.failpoint:
             failpoint = Failpoint(settings.failpoint)
             store, ledger = failpoint.around("store", store), failpoint.around("ledger", ledger)
@@ -106,7 +103,7 @@ def _judge_clock(settings: Settings, engine: Engine, offset_us: int) -> None:
 async def _housekeeping(roster: Roster, clock: Clock) -> None:
     """Make tomorrow's partitions, for ever, shortly after each midnight (UTC)."""
     while True:
-        await trio.sleep((DAY_US - clock.now_us() % DAY_US) / SECOND_US + 60)
+        await trio.sleep((DAY_US - clock.now_us() % DAY_US) / SECOND_US + 1)  # Postgres may be a little behind
         try:
             await roster.make_partitions()
         except StoreUnavailable as away:

@@ -15,6 +15,7 @@ from engine.campaign import CampaignState
 from engine.engine import Engine
 from engine.model import DAY_US, CampaignId, Event, Reason, Status, Verdict, datetime_from_us
 from engine.ports import BILLABLE, NO_CAP, Reserve, Reserved
+from engine.recovery import Recovery
 from engine.registry import Engines, Registry
 from engine.submission import Submission
 from tests.fakes.ledger import FakeLedger
@@ -176,6 +177,41 @@ async def test_a_row_that_redis_had_forgotten_is_a_duplicate_and_its_neighbours_
     )  # fmt: skip
     assert await world.reasons(shown(campaign, "bob"), looks_new) == ["accepted", "duplicate"]
     assert world.spent(campaign) == 2_000
+
+
+async def test_what_is_reserved_while_an_older_batch_is_refused_is_not_forgotten(
+    autojump_clock: MockClock, world: World
+) -> None:
+    """A zombie's flush is refused and its plan read again; its next reservation is under way meanwhile."""
+    campaign = CampaignId(await world.campaign())
+    await world.send(shown(campaign))
+    release_flush, release_round = trio.Event(), trio.Event()
+    flush, round_ = world.store.flush, world.ledger.round
+
+    async def late_flush(batches: Any) -> Any:
+        await release_flush.wait()
+        return await flush(batches)
+
+    async def late_round(calls: Any) -> Any:
+        replies = await round_(calls)
+        await release_round.wait()
+        return replies
+
+    async with trio.open_nursery() as nursery:
+        world.store.flush = late_flush  # type: ignore[method-assign]
+        nursery.start_soon(world.send, shown(campaign, "old"))
+        await trio.sleep(1)
+        await Recovery(world.ledger, world.store, world, 480_000_000).recover(campaign, 1, lambda _: None)
+        world.registry.generation_raised(campaign, world.store.ledger[campaign].gen)
+        world.ledger.round = late_round  # type: ignore[method-assign]
+        nursery.start_soon(world.send, shown(campaign, "new"))
+        await trio.sleep(1)
+        release_flush.set()
+        await trio.sleep(1)
+        release_round.set()
+    await trio.sleep(1)
+    assert not world.ledger.books[campaign].pending
+    assert world.spent(campaign) == 3_000
 
 
 async def test_without_postgres_events_are_unavailable_and_the_money_comes_back(
