@@ -48,6 +48,7 @@ class Engine:
     ) -> None:
         self.settings = settings
         self.clock_offset_us = 0  # ours less Postgres's, at the last heartbeat
+        self.unsafe: str | None = None  # why a store, as it was set up then, could make a 200 wrong
         self._registry = registry
         self._store = store
         self._ledger = ledger
@@ -108,7 +109,7 @@ class Engine:
 
     def _refusal(self) -> Verdict | None:
         """Why nothing is taken now, if so."""
-        if self._draining or abs(self.clock_offset_us) > self.settings.clock_refuse_seconds * SECOND_US:
+        if self._draining or self.unsafe or abs(self.clock_offset_us) > self.settings.clock_refuse_seconds * SECOND_US:
             return UNAVAILABLE
         if self._events_open > self.settings.engine_events_max:
             return OVERLOADED
@@ -193,6 +194,8 @@ class Engine:
         offset_seconds = self.clock_offset_us / SECOND_US
         if abs(offset_seconds) > self.settings.clock_refuse_seconds:
             problems.append(f"clock: {offset_seconds:.1f} s off from Postgres's; correct this machine's clock")
+        if self.unsafe:
+            problems.append(self.unsafe)
         if not await self._answers(self._store.ping):
             problems.append("postgres: no answer")
         if not await self._answers(self._ledger.ping):

@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 _LEDGER: Final = (
     "begin", "load_ids", "load_users", "pending_tags", "ping", "ready", "round", "settle",
+    "unsafe",
 )  # fmt: skip
 _STORE: Final = (
     "campaign", "create_campaign", "flush", "heartbeat", "ids_received", "look_up", "make_partitions",

@@ -105,7 +105,14 @@ def _money(value: object) -> Micros:
     else:
         raise ValueError("must be a decimal number, as a string or as a number")
     micros = micros_from_decimal(amount)
-    if micros <= 0:
+    if micros < 0:
+        raise ValueError("must not be below 0")
+    return micros
+
+
+def _price(value: object) -> Micros:
+    micros = _money(value)
+    if micros == 0:
         raise ValueError("must be above 0")
     return micros
 
@@ -151,7 +158,7 @@ def _shown(name: str) -> str:
 _READERS: Final[Mapping[str, tuple[str, _Read]]] = {
     "name": ("name", _name),
     "pricing_model": ("pricing_model", partial(_choice, PricingModel)),
-    "unit_price": ("unit_price_micros", _money),
+    "unit_price": ("unit_price_micros", _price),
     "total_budget": ("total_budget_micros", _money),
     "daily_budget": ("daily_budget_micros", _money),
     "freq_cap_impressions_per_day": ("freq_cap_impressions_per_day", _cap),

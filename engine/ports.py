@@ -218,6 +218,10 @@ class Ledger(Protocol):
         """Whether Redis answers."""
         ...
 
+    async def unsafe(self) -> str | None:
+        """Why this Redis, as it is set up now, could forget a budget; None if it could not, or can't be asked."""
+        ...
+
 
 # --- EventStore: what goes to Postgres, and what comes back ---
 

@@ -20,7 +20,7 @@ from engine.engine import Engine
 from engine.errors import StoreUnavailable
 from engine.failpoints import Failpoint
 from engine.model import DAY_US, SECOND_US
-from engine.ports import Clock, Roster
+from engine.ports import Clock, Ledger, Roster
 from engine.postgres.store import open_store
 from engine.redis.ledger import open_ledger
 from engine.registry import Engines, Registry
@@ -58,7 +58,7 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
             engine = Engine(settings, registry, store, ledger, clock)
             registry.start()
             nursery.start_soon(engine.tick)
-            nursery.start_soon(_heartbeats, settings, engine, registry, engines, store)
+            nursery.start_soon(_heartbeats, settings, engine, registry, engines, store, ledger)
             nursery.start_soon(_housekeeping, store, clock)
             async with store.listening(registry.plan_changed, registry.generation_raised, registry.read_all_again):
                 try:
@@ -75,8 +75,10 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
             await store.retire_engine(engines.own)
 
 
-async def _heartbeats(settings: Settings, engine: Engine, registry: Registry, engines: Engines, roster: Roster) -> None:
-    """Say that we live, for ever; learn who died, and how far our clock is off."""
+async def _heartbeats(
+    settings: Settings, engine: Engine, registry: Registry, engines: Engines, roster: Roster, ledger: Ledger
+) -> None:
+    """Say that we live, for ever; learn who died, how far our clock is off, and whether the stores are safe."""
     looked_at = trio.current_time()
     while True:
         try:
@@ -87,6 +89,7 @@ async def _heartbeats(settings: Settings, engine: Engine, registry: Registry, en
             died = engines.alive - reply.alive - {engines.own}
             engines.heard(reply)
             _judge_clock(settings, engine, reply.clock_offset_us)
+            _judge_stores(engine, reply.unsafe or await ledger.unsafe())
             if died or trio.current_time() - looked_at > _ORPHANS_SECONDS:
                 looked_at = trio.current_time()
                 await registry.recover_orphans()
@@ -98,6 +101,12 @@ def _judge_clock(settings: Settings, engine: Engine, offset_us: int) -> None:
     metrics.clock_offset_seconds.set(offset_us / SECOND_US)
     if abs(offset_us) > settings.clock_warn_seconds * SECOND_US:
         log.warning("this machine's clock is %.1f s off from Postgres's", offset_us / SECOND_US)
+
+
+def _judge_stores(engine: Engine, unsafe: str | None) -> None:
+    if unsafe and not engine.unsafe:
+        log.error("no events are taken: %s", unsafe)
+    engine.unsafe = unsafe
 
 
 async def _housekeeping(roster: Roster, clock: Clock) -> None:

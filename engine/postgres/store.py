@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 import trio
 import trio_asyncio  # type: ignore[import-untyped]
+from msgspec import structs
 
 from config.settings import Settings
 from engine.errors import EngineError, StoreUnavailable
@@ -32,7 +33,7 @@ from engine.postgres.flush import FlushPool, open_flush_pool
 from engine.postgres.listen import Listener, listen
 from engine.postgres.migrate import migrate
 from engine.postgres.partitions import make_partitions
-from engine.postgres.safety import check_server
+from engine.postgres.safety import check_server, unsafe
 
 
 class PostgresStore:
@@ -121,8 +122,9 @@ class PostgresStore:
         return await engines.register_engine(self.database)
 
     async def heartbeat(self, number: int) -> HeartbeatReply:
-        """Say that this engine lives; hear who else does, and how far our clock is off."""
-        return await engines.heartbeat(self.database, number, self._settings.engine_dead_seconds, self._now_us)
+        """Say that this engine lives; hear who else does, how far our clock is off, and whether this server is safe."""
+        reply = await engines.heartbeat(self.database, number, self._settings.engine_dead_seconds, self._now_us)
+        return structs.replace(reply, unsafe=await unsafe(self.database))
 
     async def retire_engine(self, number: int) -> None:
         """Say goodbye: a clean stop leaves nothing to recover."""

@@ -39,6 +39,7 @@ from engine.redis.calls import Command
 # Besides the round's own connection and those of the recoveries: pings and the look for orphans.
 _OTHER_CONNECTIONS: Final = 2
 VERSION_MIN: Final = (7, 0)
+_INFO: Final = ("server", "memory", "replication", "stats")
 # redis-py counts these two error replies as broken connections; the connection is fine.
 _ERROR_REPLIES: Final = (ResponseError, BusyLoadingError, AuthenticationError)
 
@@ -104,6 +105,17 @@ class RedisLedger:
     async def ping(self) -> bool:
         """Whether Redis answers."""
         return bool(await self._send_one((b"PING",)) == b"PONG")
+
+    async def unsafe(self) -> str | None:
+        """Why this Redis, as it is set up now, could forget a budget."""
+        told = await self._send_one((b"INFO", *_INFO))
+        if not isinstance(told, bytes):
+            return None  # who can't be asked takes no events either
+        try:
+            check_configuration(dict(line.split(":", 1) for line in told.decode().splitlines() if ":" in line))
+        except ConfigurationUnsafe as unsafe:
+            return str(unsafe)
+        return None
 
     async def _send_one(self, command: Command) -> Any:
         return (await self._send([command]))[0]
@@ -194,7 +206,7 @@ def _pool_of(redis_url: str, timeout_seconds: float, connections: int) -> redis.
 def _prepare(client: redis.Redis, library: str) -> None:
     try:
         # (INFO tells the eviction policy, too; CONFIG would, but a managed Redis may forbid it.)
-        check_configuration(client.info("server", "memory", "replication"))
+        check_configuration(client.info(*_INFO))
         client.function_load(library, replace=True)
     except (RedisError, OSError) as error:
         raise StoreUnavailable(f"Redis can't be reached or used: {error}", certain=True) from error
@@ -212,4 +224,9 @@ def check_configuration(info: Mapping[str, Any]) -> None:
         raise ConfigurationUnsafe(
             f"Redis (REDIS_URL) has maxmemory-policy = {policy}: it would drop budgets and ids under pressure; "
             "set it to noeviction"
+        )
+    if int(info.get("evicted_keys", 0)):
+        raise ConfigurationUnsafe(
+            f"Redis (REDIS_URL) has dropped {info['evicted_keys']} keys on its own since it was started: restart it, "
+            "with maxmemory-policy = noeviction; engines rebuild what they need from Postgres"
         )

@@ -39,6 +39,7 @@ async def test_a_sound_redis_is_taken(scripted: ScriptedRedis) -> None:
         ("maxmemory_policy", "allkeys-lru", "maxmemory-policy = allkeys-lru", "set it to noeviction"),
         ("maxmemory_policy", "volatile-ttl", "maxmemory-policy = volatile-ttl", "set it to noeviction"),
         ("role", "slave", "replica", "point REDIS_URL to the primary"),
+        ("evicted_keys", "7", "dropped 7 keys", "restart it"),
     ],
 )
 async def test_an_unsafe_redis_is_refused(
@@ -117,3 +118,16 @@ async def test_a_redis_that_forbids_config_is_taken(redis_url: str) -> None:
             await opening(f"{redis_url}?username=tenant&password=any")
         finally:
             client.acl_deluser("tenant")
+
+
+async def test_a_redis_that_becomes_unsafe_is_noticed(redis_url: str) -> None:
+    """Its configuration may change while we run."""
+    async with open_ledger(redis_url, Settings()) as ledger:
+        assert await ledger.unsafe() is None
+        with redis.Redis.from_url(redis_url) as client:
+            client.config_set("maxmemory-policy", "allkeys-lru")
+            try:
+                assert "allkeys-lru" in str(await ledger.unsafe())
+            finally:
+                client.config_set("maxmemory-policy", "noeviction")
+        assert await ledger.unsafe() is None

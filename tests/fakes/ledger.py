@@ -100,6 +100,7 @@ class FakeLedger:
         self.books: dict[CampaignId, Book] = {}
         self.image = 1
         self.away = False
+        self.unsafe_because: str | None = None
         self.round_trips = 0
         self._trouble: deque[tuple[Trouble, int]] = deque()
         self._late: list[Callable[[], object]] = []
@@ -171,6 +172,10 @@ class FakeLedger:
     async def ping(self) -> bool:
         """Whether it answers."""
         return await self._trip_of_one(lambda: True) is True
+
+    async def unsafe(self) -> str | None:
+        """What the test says of it."""
+        return self.unsafe_because
 
     # --- round trips ---
 

@@ -132,7 +132,7 @@ async def test_a_change_changes_what_it_names() -> None:
     assert {key: told.json[key] for key in ("freq_cap_impressions_per_day", "active", "version", "name")} == {
         "freq_cap_impressions_per_day": None, "active": False, "version": 2, "name": "spring"
     }  # fmt: skip
-    wrong = await api.send("PATCH", "/campaigns/1", {"pricing_model": "cpc", "daily_budget": "0"})
+    wrong = await api.send("PATCH", "/campaigns/1", {"pricing_model": "cpc", "daily_budget": "-1"})
     assert (wrong.status, wrong.code, wrong.faults) == (422, "invalid_campaign", {"pricing_model", "daily_budget"})
 
 

@@ -351,3 +351,13 @@ async def test_draining_finishes_what_was_taken_and_takes_nothing_more(autojump_
     assert [answer.verdicts for answer in answers] == [{}]
     assert await world.ledger.pending_tags([CampaignId(campaign)]) == {campaign: []}
     assert await world.reasons(shown(campaign)) == ["unavailable"]
+
+
+async def test_no_event_is_taken_while_a_store_is_unsafe(autojump_clock: MockClock, world: World) -> None:
+    """Neither ready nor right: nothing is reserved, and the reason is told."""
+    campaign = await world.campaign()
+    world.engine.unsafe = "Redis may drop keys"
+    assert await world.reasons(shown(campaign)) == ["unavailable"]
+    assert await world.engine.problems() == ["Redis may drop keys"]
+    world.engine.unsafe = None
+    assert await world.reasons(shown(campaign)) == ["accepted"]

@@ -60,14 +60,20 @@ def test_every_fault_is_named_at_once() -> None:
 @pytest.mark.parametrize(
     "amount",
     [
-        0, -1, "0", "-0.01", "0.0000001", Decimal("0.1234567"), Decimal("1.00000000000000000000000000000001"),
+        -1, "-0.01", "0.0000001", Decimal("0.1234567"), Decimal("1.00000000000000000000000000000001"),
         Decimal("1e-30"), Decimal("NaN"), Decimal("Infinity"), Decimal("1e400"), 10**400, "9007199254.740992", 2**53,
         True, False, None, 1.5, "", " 1", "1_0", "1e3", "٣", "+1", ".5", "5.", "NaN", "inf", "0x1", "1,5", [1],
     ],
 )  # fmt: skip
 def test_money_that_is_refused(amount: object) -> None:
-    """Not above 0, finer than a micro, out of exact range, or no number at all."""
+    """Below 0, finer than a micro, out of exact range, or no number at all."""
     assert faults_of({**FIELDS, "total_budget": amount}).keys() == {"total_budget"}
+
+
+def test_a_budget_may_be_zero_and_a_price_may_not() -> None:
+    """No budget ends a campaign; no price would never end it."""
+    assert read_new({**FIELDS, "total_budget": "0", "daily_budget": 0}).total_budget_micros == 0
+    assert faults_of({**FIELDS, "unit_price": "0"}) == {"unit_price": "must be above 0"}
 
 
 @pytest.mark.parametrize(
@@ -150,7 +156,7 @@ def test_a_change_has_the_names_of_the_model() -> None:
 def test_what_can_not_be_changed_says_so() -> None:
     """Model and time zone are for life, even as they are."""
     faults = faults_of(
-        {"pricing_model": "cpm", "timezone": "UTC", "id": 5, "version": 2, "total_budget": 0}, change=True
+        {"pricing_model": "cpm", "timezone": "UTC", "id": 5, "version": 2, "total_budget": -1}, change=True
     )
     assert faults.keys() == {"pricing_model", "timezone", "id", "version", "total_budget"}
     assert "can't be changed" in faults["pricing_model"]
