@@ -1,0 +1,1 @@
+"""Real engines, real stores, real faults, and a checker that knows nothing of the engine."""

@@ -1,0 +1,184 @@
+"""`python -m tests.faults`: the fault matrix, several worlds at once, each fault with many seeds.
+
+Owns the order of work, the table and the exit status: 0 when no promise was broken, 1 otherwise. Each fault runs in a
+process and a world of its own, one seed after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import trio
+
+from tests.e2e.program import headrace
+from tests.faults import of_clients, of_clocks, of_engines, of_networks, of_postgres, of_redis, pairs
+from tests.faults.checker import Findings
+from tests.faults.world import Fault, World, open_world
+
+FAULTS = {
+    fault.name: fault
+    for module in (of_engines, of_redis, of_postgres, of_networks, of_clocks, of_clients, pairs)
+    for fault in module.FAULTS
+}
+SEED_SECONDS = 150.0  # a seed that takes longer hangs
+COLUMNS = (
+    "acknowledged", "lost", "double", "phantom", "denied", "overspend_micros", "over_cap", "unbalanced",
+    "indeterminate", "committed",
+)  # fmt: skip
+
+
+@dataclass
+class Result:
+    """All seeds of one fault."""
+
+    name: str
+    seeds: int = 0
+    sums: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COLUMNS, 0))
+    recoveries: list[float] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def add(self, seed: int, findings: Findings) -> None:
+        """Count one seed."""
+        self.seeds += 1
+        for column in COLUMNS:
+            self.sums[column] += int(getattr(findings, column))
+        self.recoveries.append(findings.recovery_seconds)
+        self.complaints += [f"seed {seed}: {example}" for example in findings.examples]
+
+    def row(self) -> str:
+        """One line of the table, in Markdown."""
+        sums = [f"{self.sums[column]:,}" for column in COLUMNS]
+        median = statistics.median(self.recoveries or [0.0])
+        worst = max(self.recoveries or [0.0])
+        return f"| {self.name} | {self.seeds} | {' | '.join(sums)} | {median:.2f} | {worst:.2f} |"
+
+
+def header() -> str:
+    """The first two lines of the table."""
+    names = ["fault", "seeds", *(column.replace("_", " ") for column in COLUMNS), "recovery median s", "worst s"]
+    return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
+
+
+async def run_fault(fault: Fault, first: int, seeds: int, keep: Path | None) -> Result:
+    """One world, seed after seed, and an audit at the end. Stops at the first broken promise or surprise."""
+    result = Result(fault.name)
+    async with open_world(fault.settings) as world:
+        for seed in range(first, first + seeds):
+            try:
+                with trio.fail_after(SEED_SECONDS):
+                    findings = await world.seed(fault, seed)
+            except Exception:  # noqa: BLE001 - whatever it was, it is told, with the logs kept
+                result.complaints.append(f"seed {seed}: {traceback.format_exc()}")
+            else:
+                result.add(seed, findings)
+            if result.complaints:
+                _keep(world, fault, seed, keep)
+                return result
+        await world.mend()
+        await _audit(world, result)
+    return result
+
+
+async def _audit(world: World, result: Result) -> None:
+    """The engine's own audit, by another way of adding up."""
+    env = {"DB_URL": world.postgres.url, "REDIS_URL": f"redis://127.0.0.1:{world.redis.port}"}
+    await trio.sleep(0.5)  # the last commits are told to Redis
+    audit = await trio.to_thread.run_sync(lambda: headrace("audit", env=env))
+    if audit.returncode != 0:
+        result.complaints.append(f"audit: {audit.stdout}{audit.stderr}")
+
+
+def _keep(world: World, fault: Fault, seed: int, keep: Path | None) -> None:
+    """Copy journal and logs, for whoever looks for the cause."""
+    if keep is None:
+        return
+    target = keep / f"{fault.name.replace(' ', '_').replace(':', '').replace('/', '_')}-{seed}"
+    target.mkdir(parents=True, exist_ok=True)
+    for path in [*world.folder.glob("*.log"), world.folder / f"{seed}.jsonl"]:
+        if path.exists():
+            (target / path.name).write_bytes(path.read_bytes())
+
+
+def run_all(names: Sequence[str], options: argparse.Namespace) -> Iterator[Result]:
+    """Each fault in a process of its own, so many at once; results as they come."""
+
+    def run(name: str) -> Result:
+        with tempfile.NamedTemporaryFile("r", suffix=".json") as file:
+            command = [
+                sys.executable, "-m", "tests.faults", "--one", name, "--seeds", str(options.seeds),
+                "--first", str(options.first), "--result", file.name,
+            ]  # fmt: skip
+            if options.keep:
+                command += ["--keep", str(options.keep)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            text = file.read()
+        if not text:
+            return Result(name, complaints=[done.stdout[-2_000:] + done.stderr[-4_000:]])
+        return Result(**json.loads(text))
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for done in as_completed([pool.submit(run, name) for name in names]):
+            yield done.result()
+
+
+def report(results: list[Result], seconds: float) -> int:
+    """The closing lines; the exit status."""
+    seeds = sum(result.seeds for result in results)
+    sums = {column: sum(result.sums[column] for result in results) for column in COLUMNS}
+    broken = [result.name for result in results if result.complaints]
+    print(f"\n{len(results)} faults, {seeds:,} runs in {seconds / 60:.0f} min: " + ", ".join(
+        f"{column.replace('_', ' ')} {count:,}" for column, count in sums.items()
+    ))  # fmt: skip
+    if broken:
+        print(f"BROKEN: {', '.join(broken)}")
+    return 1 if broken else 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description="The fault matrix.")
+    parser.add_argument("--seeds", type=int, default=20, help="seeds a fault (20)")
+    parser.add_argument("--first", type=int, default=0, help="the first seed (0)")
+    parser.add_argument("--jobs", type=int, default=4, help="worlds at once (4)")
+    parser.add_argument("--only", default="", help="only faults whose name holds this text")
+    parser.add_argument("--keep", type=Path, help="folder for journals and logs of what went wrong")
+    parser.add_argument("--list", action="store_true", help="list the faults")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what was asked for."""
+    options = _arguments(argv)
+    if options.one:
+        result = trio.run(run_fault, FAULTS[options.one], options.first, options.seeds, options.keep)
+        options.result.write_text(json.dumps(asdict(result)))
+        return 0
+    names = [name for name in FAULTS if options.only in name]
+    if options.list:
+        print("\n".join(names))
+        return 0
+    started = time.monotonic()
+    results: list[Result] = []
+    print(header(), flush=True)
+    for result in run_all(names, options):
+        results.append(result)
+        print(result.row(), flush=True)
+        for complaint in result.complaints[:5]:
+            print(f"    {complaint}", flush=True)
+    return report(results, time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""One engine process under fault: its proxies to both stores, its clocks, its life.
+
+Owns the process and its addresses. Knows no load and no checker.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import trio
+
+from tests.e2e.program import environment
+from tests.faults.process import CLOCK, write_clock
+from tests.faults.proxy import Proxy, open_proxy
+from tests.faults.servers import PostgresServer, RedisServer
+
+START_SECONDS = 60.0
+# Short times, so that many seeds fit into an hour; the order between them is that of the defaults.
+QUICK = {
+    "HEADRACE_HEARTBEAT_SECONDS": "0.25",
+    "HEADRACE_ENGINE_DEAD_SECONDS": "1.0",
+    "HEADRACE_LEDGER_TIMEOUT_SECONDS": "1.0",
+    "HEADRACE_FLUSH_TIMEOUT_SECONDS": "1.5",
+    "HEADRACE_QUERY_TIMEOUT_SECONDS": "1.5",
+    "HEADRACE_REQUEST_DEADLINE_SECONDS": "2.5",
+    "HEADRACE_DRAIN_SECONDS": "5",
+}
+
+
+class EngineProcess:
+    """Started, ended and started again; each start may have other settings."""
+
+    def __init__(self, name: str, folder: Path, redis: Proxy, postgres: Proxy, settings: Mapping[str, str]) -> None:
+        self.name = name
+        self.redis = redis
+        self.postgres = postgres
+        self.settings = dict(settings)
+        self.log = folder / f"{name}.log"
+        self.intake = ""
+        self.api = ""
+        self.process: subprocess.Popen[str] | None = None
+        self._clock = folder / f"{name}.clock"
+        self.move_clock()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs, be it frozen."""
+        return self.process is not None and self.process.poll() is None
+
+    def launch(self, *, limits: Mapping[int, int] | None = None, **settings: str) -> None:
+        """Start the process, without waiting for it. `settings` by variable, `limits` by RLIMIT number."""
+        env = {
+            "DB_URL": f"postgresql://headrace@127.0.0.1:{self.postgres.port}/postgres",
+            "REDIS_URL": f"redis://127.0.0.1:{self.redis.port}",
+            "HEADRACE_API": "127.0.0.1:0",
+            "HEADRACE_INTAKE": "127.0.0.1:0",
+            CLOCK: str(self._clock),
+            **self.settings,
+            **settings,
+        }
+
+        def limit() -> None:
+            for number, value in (limits or {}).items():
+                resource.setrlimit(number, (value, value))
+
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.process"],
+                env=environment(env), stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1, preexec_fn=limit,
+            )  # fmt: skip
+
+    async def addresses(self) -> bool:
+        """Wait for its two addresses; False when it ended instead."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        found: list[str] = []
+        while len(found) < 2:
+            line = await trio.to_thread.run_sync(self.process.stdout.readline, abandon_on_cancel=True)
+            if not line:
+                return False
+            found += re.findall(r"http://[\d.]+:\d+", line)
+        self.api, self.intake = found
+        return True
+
+    async def start(self, *, limits: Mapping[int, int] | None = None, **settings: str) -> None:
+        """Start it unless it runs, and wait until it is ready; what dies while starting is started again."""
+        with trio.fail_after(START_SECONDS):
+            while not self.alive or not self.intake:
+                if not self.alive:
+                    self.launch(limits=limits, **settings)
+                if not await self.addresses():
+                    await self.ended()
+            while not await self.ready():
+                await trio.sleep(0.05)
+
+    async def ready(self) -> bool:
+        """Whether `/readyz` says so."""
+        try:
+            async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+                return (await client.get(f"{self.api}/readyz")).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def send_signal(self, sign: signal.Signals) -> None:
+        """Send it a signal."""
+        if self.process is not None:
+            self.process.send_signal(sign)
+
+    async def ended(self, seconds: float = START_SECONDS) -> int:
+        """Wait for its end; the exit status."""
+        assert self.process is not None
+        process = self.process
+        with trio.fail_after(seconds):
+            status = await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
+        self.intake = self.api = ""
+        return status
+
+    async def kill(self) -> None:
+        """Kill -9, whatever state it is in."""
+        if self.alive:
+            self.send_signal(signal.SIGKILL)
+            await self.ended()
+        self.intake = self.api = ""
+
+    def move_clock(self, own_seconds: float = 0.0, compared_seconds: float = 0.0) -> None:
+        """Move its clocks (see process.py), at once."""
+        write_clock(self._clock, int(own_seconds * 1_000_000), int(compared_seconds * 1_000_000))
+
+    async def call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """One request to its api. Raises `httpx.HTTPError`."""
+        async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+            return await client.request(method, f"{self.api}{path}", **options)
+
+
+@asynccontextmanager
+async def open_engine_process(
+    name: str, folder: Path, redis: RedisServer, postgres: PostgresServer, settings: Mapping[str, str]
+) -> AsyncIterator[EngineProcess]:
+    """An engine behind proxies of its own, not yet started; killed at the end."""
+    async with AsyncExitStack() as stack:
+        to_redis = await stack.enter_async_context(open_proxy(redis.port))
+        to_postgres = await stack.enter_async_context(open_proxy(postgres.port))
+        engine = EngineProcess(name, folder, to_redis, to_postgres, settings)
+        try:
+            yield engine
+        finally:
+            with trio.CancelScope(shield=True):
+                await engine.kill()

@@ -1,0 +1,183 @@
+"""Senders that keep a journal: they send, resend, send the same at once, hang up, and retry until they hear a verdict.
+
+Owns what is sent. Knows the engines only as base URLs that may be dead, and the answers as any sender sees them.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import trio
+
+from tests.faults.journal import Journal
+
+SENDERS = 4
+BATCH_MAX = 16
+ANSWER_SECONDS = 8.0  # longer than any engine under test lets a request wait
+SETTLE_SECONDS = 60.0  # how long a retry may go on when all is well again
+RETRY_PAUSE_SECONDS = 0.05
+FINAL = {402, 404, 422, 429}
+
+Body = dict[str, Any]
+
+
+def uuid7(now: float, source: random.Random) -> uuid.UUID:
+    """An id that tells its time (RFC 9562, section 5.7)."""
+    head = int(now * 1_000) << 80 | 7 << 76 | source.getrandbits(12) << 64
+    return uuid.UUID(int=head | 2 << 62 | source.getrandbits(62))
+
+
+def _text(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+class Load:
+    """Senders over some campaigns; `run` sends until `stop`, `settle` retries what has no verdict."""
+
+    def __init__(
+        self, journal: Journal, source: random.Random, listeners: Callable[[], Sequence[str]], campaigns: Sequence[int]
+    ) -> None:
+        self.journal = journal
+        self.source = source
+        self.listeners = listeners
+        self.campaigns = campaigns
+        self.clock_seconds = 0.0  # how far the senders' clock has been moved
+        self.hours_back = 0  # events of so many hours ago, instead of now
+        self.repeats = 0.2
+        self.acknowledged: list[Body] = []
+        self.unsettled: deque[Body] = deque()
+        self.answers = 0
+        self._stopping = False
+
+    # --- what is sent ---
+
+    def event(self) -> Body:
+        """A new event; with a time in its id, a time of its own, or none at all."""
+        source = self.source
+        now = time.time() + self.clock_seconds
+        body = {
+            "campaign_id": source.choice(self.campaigns),
+            "user_id": f"u{source.randrange(25)}",
+            "event_type": source.choices(["impression", "click"], [9, 1])[0],
+            "event_id": str(uuid.UUID(int=source.getrandbits(128), version=4)),
+        }
+        if self.hours_back:
+            body["occurred_at"] = _text(now - self.hours_back * 3_600)
+            return body
+        match source.randrange(10):
+            case 0:
+                pass
+            case 1 | 2:
+                body["occurred_at"] = _text(now - source.choice([1, 30, 900, 7_000]))
+            case _:
+                body["event_id"] = str(uuid7(now, source))
+        return body
+
+    def batch(self) -> list[Body]:
+        """What to send next: what has no verdict yet, some that were acknowledged, and new ones."""
+        size = self.source.randint(1, BATCH_MAX)
+        bodies = [self.unsettled.popleft() for _ in range(min(size, len(self.unsettled)))]
+        while len(bodies) < size:
+            if self.acknowledged and self.source.random() < self.repeats:
+                bodies.append(self.source.choice(self.acknowledged))
+            else:
+                bodies.append(self.event())
+        return list({body["event_id"]: body for body in bodies}.values())
+
+    # --- sending ---
+
+    async def run(self) -> None:
+        """Send until `stop`."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(SENDERS):
+                nursery.start_soon(self._sender)
+
+    def stop(self) -> None:
+        """Send nothing new."""
+        self._stopping = True
+
+    async def _sender(self) -> None:
+        async with httpx.AsyncClient(timeout=ANSWER_SECONDS, trust_env=False) as client:
+            while not self._stopping:
+                bodies = self.batch()
+                copies = 3 if self.source.random() < 0.1 else 1
+                patience = 0.005 if self.source.random() < 0.03 else ANSWER_SECONDS
+                async with trio.open_nursery() as nursery:
+                    for _ in range(copies):
+                        nursery.start_soon(self.attempt, client, bodies, patience)
+                await trio.sleep(self.source.random() * 0.02)
+
+    async def settle(self) -> list[str]:
+        """Retry until every event has a verdict; ids that had none within the bound."""
+        async with httpx.AsyncClient(timeout=ANSWER_SECONDS, trust_env=False) as client:
+            with trio.move_on_after(SETTLE_SECONDS):
+                while self.unsettled:
+                    bodies = {body["event_id"]: body for body in self.unsettled}
+                    self.unsettled.clear()
+                    waiting = list(bodies.values())
+                    for start in range(0, len(waiting), 100):
+                        await self.attempt(client, waiting[start : start + 100], keep=True)
+                    await trio.sleep(RETRY_PAUSE_SECONDS)
+        return [body["event_id"] for body in self.unsettled]
+
+    async def attempt(
+        self, client: httpx.AsyncClient, bodies: Sequence[Body], patience: float = ANSWER_SECONDS, *, keep: bool = False
+    ) -> None:
+        """One request, journalled before and after."""
+        numbers = [self._invoke(body) for body in bodies]
+        outcomes: list[str | None] = [None] * len(bodies)
+        with trio.move_on_after(patience):
+            outcomes = await self._post(client, bodies)
+        self.answers += any(outcome is not None for outcome in outcomes)
+        for number, body, outcome in zip(numbers, bodies, outcomes, strict=True):
+            if outcome == "ok":
+                self.journal.write("ok", attempt=number, id=body["event_id"])
+                self.acknowledged.append(body)
+            elif outcome is not None:
+                self.journal.write("fail", attempt=number, id=body["event_id"], reason=outcome)
+            else:
+                self.journal.write("info", attempt=number, id=body["event_id"])
+                if keep or self.source.random() < 0.9:  # the others are never heard of again
+                    self.unsettled.append(body)
+        if None in outcomes and not keep:
+            await trio.sleep(RETRY_PAUSE_SECONDS)
+
+    def _invoke(self, body: Body) -> int:
+        number = self.journal.attempt()
+        self.journal.write(
+            "invoke", attempt=number, id=body["event_id"], campaign=body["campaign_id"], user=body["user_id"],
+            type=body["event_type"],
+        )  # fmt: skip
+        return number
+
+    async def _post(self, client: httpx.AsyncClient, bodies: Sequence[Body]) -> list[str | None]:
+        """A verdict for each: `ok`, a reason, or None when nothing is known."""
+        listeners = self.listeners()
+        if not listeners:
+            return [None] * len(bodies)
+        base = self.source.choice(listeners)
+        try:
+            if len(bodies) == 1:
+                answer = await client.post(f"{base}/events/", json=bodies[0])
+                if answer.status_code in FINAL:
+                    return [answer.json()["code"]]
+                return ["ok" if answer.status_code == 200 else None]
+            answer = await client.post(f"{base}/events/batch", json=bodies)
+        except httpx.HTTPError:
+            return [None] * len(bodies)
+        if answer.status_code != 200:
+            return [None] * len(bodies)
+        outcomes: list[str | None] = ["ok"] * len(bodies)
+        for result in answer.json()["results"]:
+            if result["status"] == "rejected":
+                outcomes[result["index"]] = result["reason"]
+            elif result["status"] == "retry":
+                outcomes[result["index"]] = None
+        return outcomes

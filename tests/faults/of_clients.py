@@ -1,0 +1,55 @@
+"""What senders and those who edit campaigns can do."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import httpx
+import trio
+
+from tests.faults.load import ANSWER_SECONDS
+from tests.faults.world import Fault, World
+
+
+async def three_at_once(world: World) -> None:
+    """The same events over three connections at once, to any engine, again and again."""
+    async with httpx.AsyncClient(timeout=ANSWER_SECONDS, trust_env=False) as client:
+        for _ in range(10):
+            bodies = world.load.batch()
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(world.load.attempt, client, bodies)
+
+
+async def hang_up(world: World) -> None:
+    """Senders that don't wait for their answer."""
+    async with httpx.AsyncClient(timeout=ANSWER_SECONDS, trust_env=False) as client:
+        for _ in range(40):
+            await world.load.attempt(client, world.load.batch(), world.source.uniform(0.0, 0.02))
+
+
+def changing(**choices: list[object]) -> Callable[[World], Awaitable[None]]:
+    """Change one field of every campaign under load, to each of these values in turn."""
+
+    async def change(world: World) -> None:
+        ((field, values),) = choices.items()
+        for value in values:
+            await world.pause(0.05, 0.3)
+            for campaign in world.campaigns:
+                await world.change(campaign, **{field: value})
+            world.clear()
+
+    return change
+
+
+FAULTS = [
+    Fault("client: the same id over three connections", three_at_once),
+    Fault("client: hangs up before the answer", hang_up),
+    Fault("campaign: budget below what is spent", changing(total_budget=["0.010", "0.200"])),
+    Fault("campaign: budget to zero", changing(total_budget=["0", "0.100"])),
+    Fault("campaign: budget raised", changing(total_budget=["0.160", "0.200", "0.300"])),
+    Fault("campaign: daily budget", changing(daily_budget=["0.020", "0.150", "0.200"])),
+    Fault("campaign: price", changing(unit_price=["3.33", "0.10", "1.00"])),
+    Fault("campaign: frequency cap", changing(freq_cap_impressions_per_day=[5, 1, 4])),
+    Fault("campaign: paused", changing(active=[False, True, False, True])),
+]

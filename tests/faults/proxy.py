@@ -1,0 +1,144 @@
+"""A TCP proxy between one engine and one store, which can do what a bad network does.
+
+Owns the bytes on their way: each direction flows, stalls (bytes wait, and are delivered when the stall ends, even if
+their sender has hung up), vanishes (bytes are read and dropped), or is delayed. Connections can be cut, new ones
+refused, and the target exchanged. Knows no protocol, but can wait for a piece of text that passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from enum import Enum
+
+import trio
+
+_PIECE_BYTES = 65_536
+
+
+class Flow(Enum):
+    """What happens to the bytes of one direction."""
+
+    PASS = "pass"
+    STALL = "stall"
+    VANISH = "vanish"
+
+
+class Direction:
+    """One way through the proxy: towards the store, or back."""
+
+    def __init__(self) -> None:
+        self.delay_seconds = 0.0
+        self._flow = Flow.PASS
+        self._changed = trio.Event()
+        self._watch: tuple[bytes, Callable[[], None]] | None = None
+
+    @property
+    def flow(self) -> Flow:
+        """What happens now."""
+        return self._flow
+
+    @flow.setter
+    def flow(self, flow: Flow) -> None:
+        self._flow = flow
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def watch(self, text: bytes, seen: Callable[[], None]) -> None:
+        """Call `seen` once, before the piece that holds `text` goes on; it may change the flow first."""
+        self._watch = (text, seen)
+
+    async def let_through(self, piece: bytes) -> bool:
+        """Wait as this direction wants it; False when the piece has vanished."""
+        if self._watch is not None and self._watch[0] in piece:
+            (_, seen), self._watch = self._watch, None
+            seen()
+        while self._flow is Flow.STALL:
+            await self._changed.wait()
+        if self.delay_seconds:
+            await trio.sleep(self.delay_seconds)
+        return self._flow is not Flow.VANISH
+
+    def mend(self) -> None:
+        """As good as new."""
+        self.delay_seconds = 0.0
+        self._watch = None
+        self.flow = Flow.PASS
+
+
+class Proxy:
+    """Relays to `target_port` on loopback. Get one with `open_proxy`."""
+
+    def __init__(self, target_port: int, port: int) -> None:
+        self.target_port = target_port
+        self.port = port
+        self.there = Direction()
+        self.back = Direction()
+        self.refusing = False
+        self._relays: set[trio.CancelScope] = set()
+
+    def cut(self) -> None:
+        """End every connection now; what is on its way is lost."""
+        for relay in list(self._relays):
+            relay.cancel()
+
+    def black_hole(self) -> None:
+        """Nothing comes through, and nobody is told."""
+        self.there.flow = self.back.flow = Flow.VANISH
+
+    def mend(self) -> None:
+        """As good as new; connections that lost bytes are cut."""
+        lossy = Flow.VANISH in (self.there.flow, self.back.flow)
+        self.refusing = False
+        self.there.mend()
+        self.back.mend()
+        if lossy:
+            self.cut()
+
+    async def relay(self, client: trio.SocketStream) -> None:
+        """Serve one connection."""
+        with trio.CancelScope() as scope:
+            self._relays.add(scope)
+            try:
+                async with client:
+                    if self.refusing:
+                        return
+                    try:
+                        server = await trio.open_tcp_stream("127.0.0.1", self.target_port)
+                    except OSError:
+                        return
+                    async with server, trio.open_nursery() as nursery:
+                        nursery.start_soon(self._back, server, client, nursery.cancel_scope)
+                        await self._there(client, server)
+                        nursery.cancel_scope.cancel()
+            finally:
+                self._relays.discard(scope)
+
+    async def _there(self, client: trio.SocketStream, server: trio.SocketStream) -> None:
+        try:
+            while piece := await client.receive_some(_PIECE_BYTES):
+                if await self.there.let_through(piece):
+                    await server.send_all(piece)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+
+    async def _back(self, server: trio.SocketStream, client: trio.SocketStream, scope: trio.CancelScope) -> None:
+        try:
+            while piece := await server.receive_some(_PIECE_BYTES):
+                if await self.back.let_through(piece):
+                    await client.send_all(piece)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        if self.there.flow is Flow.PASS:
+            scope.cancel()  # (a stalled direction still has to deliver what it holds)
+
+
+@asynccontextmanager
+async def open_proxy(target_port: int) -> AsyncIterator[Proxy]:
+    """A proxy on a free loopback port, until the block ends."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    proxy = Proxy(target_port, listeners[0].socket.getsockname()[1])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, proxy.relay, listeners)
+        yield proxy
+        nursery.cancel_scope.cancel()

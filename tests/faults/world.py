@@ -1,0 +1,217 @@
+"""The world of a fault: two engines, one Postgres, one Redis, campaigns, senders, and a journal of it all.
+
+Owns what happens before and after a fault: a seed starts with everything well, and ends with every event settled and
+the checker's findings. Knows no single fault.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import trio
+
+from engine.embedded.home import open_home
+from tests.faults.checker import Findings, check
+from tests.faults.engines import QUICK, EngineProcess, open_engine_process
+from tests.faults.journal import Journal
+from tests.faults.load import Load
+from tests.faults.servers import PostgresServer, RedisServer
+
+COST_MICROS = 1_000  # an impression at a cpm of 1.00
+PLENTY = "1000"
+# Rooms that a seed's load uses up: for 150 impressions in all, for 120 a day, for 3 a user and day.
+CAMPAIGNS: tuple[Mapping[str, object], ...] = (
+    {"name": "wide"},
+    {"name": "tight", "total_budget": "0.150"},
+    {"name": "daily", "daily_budget": "0.120", "timezone": "Asia/Kolkata"},
+    {"name": "capped", "freq_cap_impressions_per_day": 3},
+)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A name, what it does to a world under load, and what it needs."""
+
+    name: str
+    run: Callable[[World], Awaitable[None]]
+    settings: Mapping[str, str] | None = None  # of the engines, instead of the quick ones
+    full_disk: bool = False  # needs a disk that can be filled
+
+
+class World:
+    """Get one with `open_world`; `seed` runs one fault once."""
+
+    def __init__(
+        self, folder: Path, postgres: PostgresServer, new_redis: Callable[[], RedisServer], redis: RedisServer,
+        engines: list[EngineProcess],
+    ) -> None:  # fmt: skip
+        self.folder = folder
+        self.postgres = postgres
+        self.new_redis = new_redis  # one more, not started, gone with this world
+        self.redis = redis  # the one that leads
+        self.engines = engines
+        self.source = random.Random(0)
+        self.journal: Journal
+        self.load: Load
+        self.campaigns: list[int] = []
+        self.plans: dict[int, dict[str, Any]] = {}
+
+    # --- what a fault may ask for ---
+
+    @property
+    def first(self) -> EngineProcess:
+        """The engine that most faults happen to."""
+        return self.engines[0]
+
+    @property
+    def second(self) -> EngineProcess:
+        """The other one."""
+        return self.engines[1]
+
+    async def pause(self, low: float, high: float) -> None:
+        """Let the load go on for some time."""
+        await trio.sleep(self.source.uniform(low, high))
+
+    async def answered(self, more: int = 3) -> None:
+        """Wait until so many more requests were answered: the load flows."""
+        target = self.load.answers + more
+        with trio.move_on_after(5):
+            while self.load.answers < target:
+                await trio.sleep(0.01)
+
+    def clear(self) -> None:
+        """The fault is over: from here, recovery is measured."""
+        self.journal.write("clear")
+
+    def listeners(self) -> list[str]:
+        """Where senders may send: mostly intakes, sometimes an api."""
+        return [url for engine in self.engines for url in (engine.intake, engine.intake, engine.api) if url]
+
+    async def create(self, **fields: object) -> int:
+        """Make a campaign (cpm 1.00, plenty of budget) and journal it."""
+        values = {
+            "name": "wide", "pricing_model": "cpm", "unit_price": "1.00", "total_budget": PLENTY,
+            "daily_budget": PLENTY, "pacing": "asap", **fields,
+        }  # fmt: skip
+        answer = await self.second.call("POST", "/campaigns/", json=values)
+        assert answer.status_code == 201, answer.text
+        campaign = int(answer.json()["id"])
+        self.plans[campaign] = values
+        self._journal_plan(campaign, spent=0)
+        return campaign
+
+    async def change(self, campaign: int, **fields: object) -> None:
+        """Change a campaign, until that is acknowledged, and journal it."""
+        engine = self.source.choice([engine for engine in self.engines if engine.api])
+        while True:
+            try:
+                answer = await engine.call("PATCH", f"/campaigns/{campaign}", json=fields)
+            except httpx.HTTPError:
+                continue
+            if answer.status_code == 200:
+                break
+            assert answer.status_code == 503, answer.text
+        self.plans[campaign] |= fields
+        rows = await trio.to_thread.run_sync(
+            self.postgres.do, "SELECT spent FROM ledger WHERE campaign_id = %s", campaign
+        )
+        self._journal_plan(campaign, spent=rows[0][0])
+
+    def _journal_plan(self, campaign: int, spent: int) -> None:
+        plan = self.plans[campaign]
+        self.journal.write(
+            "plan", campaign=campaign, spent=spent, total_micros=_micros(plan["total_budget"]),
+            daily_micros=_micros(plan["daily_budget"]), cap=plan.get("freq_cap_impressions_per_day"),
+        )  # fmt: skip
+
+    # --- one seed ---
+
+    async def seed(self, fault: Fault, seed: int) -> Findings:
+        """Everything well; load; the fault; everything well again; every event settled; the checker's findings."""
+        self.source = random.Random(f"{fault.name} {seed}")
+        path = self.folder / f"{seed}.jsonl"
+        path.unlink(missing_ok=True)
+        self.journal = Journal(path)
+        await self.mend()
+        self.campaigns = [await self.create(**fields) for fields in CAMPAIGNS]
+        self.load = Load(self.journal, random.Random(self.source.random()), self.listeners, self.campaigns)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.load.run)
+            await self.answered(10)
+            await fault.run(self)
+            await self.mend()
+            self.clear()
+            await self.answered(10)
+            self.load.stop()
+        stuck = await self.load.settle()
+        self.journal.close()
+        findings = await trio.to_thread.run_sync(check, path, self.postgres.url)
+        if stuck:
+            findings.note("never settled, though all is well", stuck[:3])
+            findings.lost += len(stuck)
+        return findings
+
+    async def mend(self) -> None:
+        """Whatever was broken works again: stores, proxies, clocks, engines."""
+        self.postgres.disk.empty()
+        self.redis.disk.empty()
+        for engine in self.engines:
+            engine.redis.mend()
+            engine.postgres.mend()
+            engine.redis.target_port = self.redis.port
+            engine.move_clock()
+        await self.redis.start()
+        await self.postgres.start()
+        for engine in self.engines:
+            await engine.start()
+
+
+def _micros(amount: object) -> int:
+    return round(float(str(amount)) * 1_000_000)
+
+
+@asynccontextmanager
+async def open_world(settings: Mapping[str, str] | None = None) -> AsyncIterator[World]:
+    """Fresh servers and two engines, in a folder of their own."""
+    folder = Path(tempfile.mkdtemp(prefix="headrace-faults-"))
+    folder.chmod(0o711)
+    async with AsyncExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        home = open_home(folder)
+        postgres = PostgresServer(home, folder / "postgres")
+        stack.callback(postgres.disk.remove)
+        stack.push_async_callback(_stop, postgres)
+        number = count()
+
+        def new_redis() -> RedisServer:
+            server = RedisServer(home, folder / f"redis-{next(number)}")
+            stack.callback(server.disk.remove)
+            stack.push_async_callback(_stop, server)
+            return server
+
+        redis = new_redis()
+        await postgres.start()
+        await redis.start()
+        engines = [
+            await stack.enter_async_context(
+                open_engine_process(name, folder, redis, postgres, QUICK if settings is None else settings)
+            )
+            for name in ("first", "second")
+        ]
+        for engine in engines:
+            await engine.start()
+        yield World(folder, postgres, new_redis, redis, engines)
+
+
+async def _stop(server: PostgresServer | RedisServer) -> None:
+    with trio.CancelScope(shield=True):
+        await server.stop()
