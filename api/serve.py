@@ -205,17 +205,26 @@ async def serve(
         listeners.listen()
         config = _hypercorn_config(settings, listeners.api)
         serve_api = partial(hypercorn.trio.serve, create_app(engine), config, shutdown_trigger=stop.wait, mode="asgi")
-        async with trio.open_nursery() as nursery:
-            await nursery.start(serve_api)
-            nursery.start_soon(serve_intake, engine, listeners.intake, settings, stop)
-            ready()
-            await stop.wait()
-            # Requests under way get half of the time, and the engine the other half.
-            nursery.cancel_scope.deadline = trio.current_time() + settings.drain_seconds / 2
-            # A drain that hangs (a peer that never reads) must not keep us: the kernel ends us then. Nothing
-            # acknowledged is lost by that, and the stores are found again.
-            signal.alarm(ceil(settings.drain_seconds) + DRAIN_SLACK_SECONDS)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(serve_api)
+                nursery.start_soon(serve_intake, engine, listeners.intake, settings, stop)
+                ready()
+                await stop.wait()
+                # Requests under way get half of the time, and the engine the other half.
+                nursery.cancel_scope.deadline = trio.current_time() + settings.drain_seconds / 2
+                _end_within(settings.drain_seconds)
+        finally:
+            _end_within(settings.drain_seconds / 2)  # also when the engine has failed, and nobody asked us to stop
     signal.alarm(0)
+
+
+def _end_within(seconds: float) -> None:
+    """Let the kernel end us if a drain hangs (a peer that never reads, a loop that is broken).
+
+    Nothing acknowledged is lost by that, and the stores are found again.
+    """
+    signal.alarm(ceil(seconds) + DRAIN_SLACK_SECONDS)
 
 
 def _hypercorn_config(settings: Settings, listener: socket.socket) -> Config:

@@ -4,7 +4,7 @@
 
 - **lost**: acknowledged, and not a row. **double**: an id with more than one row.
 - **phantom**: a row that nobody sent, that differs from what was sent, or whose every attempt was refused.
-- **denied**: refused after it had been acknowledged.
+- **denied**: refused after it had been acknowledged, and not as invalid.
 - **overspend**: micros above the budget that was in force (or above what was spent already when it was lowered), in
   all or on a spend day. **over cap**: impressions of a user and day above the largest cap that was in force.
 - **unbalanced**: campaigns whose ledger row or rollup is not the sum of their rows.
@@ -100,7 +100,9 @@ def read_journal(records: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Event]
                     event.ok_since = event.ok_since or at
                 else:
                     event.fails += 1
-                    event.denied |= event.ok_since is not None and asked > event.ok_since
+                    # (By the contract `invalid` is told first; what was valid may not be by another clock.)
+                    again = event.ok_since is not None and asked > event.ok_since
+                    event.denied |= again and record["reason"] != "invalid"
     return events, plans, clears
 
 

@@ -6,7 +6,6 @@ Owns the process and its addresses. Knows no load and no checker.
 from __future__ import annotations
 
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -56,8 +55,8 @@ class EngineProcess:
         """Whether its process runs, be it frozen."""
         return self.process is not None and self.process.poll() is None
 
-    def launch(self, *, limits: Mapping[int, int] | None = None, **settings: str) -> None:
-        """Start the process, without waiting for it. `settings` by variable, `limits` by RLIMIT number."""
+    def launch(self, **settings: str) -> None:
+        """Start the process, without waiting for it. `settings` by variable."""
         env = {
             "DB_URL": f"postgresql://headrace@127.0.0.1:{self.postgres.port}/postgres",
             "REDIS_URL": f"redis://127.0.0.1:{self.redis.port}",
@@ -68,14 +67,10 @@ class EngineProcess:
             **settings,
         }
 
-        def limit() -> None:
-            for number, value in (limits or {}).items():
-                resource.setrlimit(number, (value, value))
-
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.process"],
-                env=environment(env), stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1, preexec_fn=limit,
+                env=environment(env), stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1,
             )  # fmt: skip
 
     async def addresses(self) -> bool:
@@ -91,19 +86,20 @@ class EngineProcess:
         self.api, self.intake = found
         return True
 
-    async def start(self, *, limits: Mapping[int, int] | None = None, **settings: str) -> None:
+    async def start(self) -> None:
         """Start it unless it runs, and wait until it is ready; what dies while starting is started again."""
         with trio.fail_after(START_SECONDS):
-            while not self.alive or not self.intake:
-                if not self.alive:
-                    self.launch(limits=limits, **settings)
-                if not await self.addresses():
-                    await self.ended()
             while not await self.ready():
+                if not self.alive:
+                    self.launch()
+                    if not await self.addresses():
+                        await self.ended()
                 await trio.sleep(0.05)
 
     async def ready(self) -> bool:
         """Whether `/readyz` says so."""
+        if not self.alive:
+            return False
         try:
             async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
                 return (await client.get(f"{self.api}/readyz")).status_code == 200

@@ -141,6 +141,8 @@ class World:
         path = self.folder / f"{seed}.jsonl"
         path.unlink(missing_ok=True)
         self.journal = Journal(path)
+        for engine in self.engines:
+            engine.move_clock()
         await self.mend()
         self.campaigns = [await self.create(**fields) for fields in CAMPAIGNS]
         self.load = Load(self.journal, random.Random(self.source.random()), self.listeners, self.campaigns)
@@ -161,14 +163,13 @@ class World:
         return findings
 
     async def mend(self) -> None:
-        """Whatever was broken works again: stores, proxies, clocks, engines."""
+        """Whatever was broken works again: stores, proxies, engines. (A day that has come stays until the next seed.)"""
         self.postgres.disk.empty()
         self.redis.disk.empty()
         for engine in self.engines:
             engine.redis.mend()
             engine.postgres.mend()
             engine.redis.target_port = self.redis.port
-            engine.move_clock()
         await self.redis.start()
         await self.postgres.start()
         for engine in self.engines:
