@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +44,7 @@ from engine.model import (
     Status,
     new_event_id,
 )
-from engine.ports import Committed
+from engine.ports import Committed, Row
 from engine.postgres.store import PostgresStore, open_store
 from engine.redis.ledger import RedisLedger
 from engine.runtime import open_engine
@@ -72,7 +72,7 @@ class Line:
     day: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Bunch:
     """Rows under one tag (`ports.Batch`)."""
 
@@ -81,7 +81,7 @@ class Bunch:
     tag: int
     spend_day: int
     amount_micros: int
-    rows: list[Line]
+    rows: Sequence[Row]
 
 
 @dataclass(slots=True)

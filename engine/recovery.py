@@ -121,11 +121,13 @@ class Recovery:
                 await self._load_ids(row, turn, ids)
 
     async def _load_ids(self, row: LedgerRow, turn: int, received: Sequence[tuple[EventId, int]]) -> None:
-        by_turn: dict[int, list[EventId]] = {}
-        for event_id, received_us in received:
-            by_turn.setdefault(min(max(received_us // self.turn_us, turn - 1), turn), []).append(event_id)
-        for each, ids in by_turn.items():
-            _check(await self.ledger.load_ids(row.campaign_id, row.generation, each, ids))
+        """Load a chunk, each id under its turn: this one or the one before, also if a clock is a little off."""
+        start_us = turn * self.turn_us
+        before = [event_id for event_id, received_us in received if received_us < start_us]
+        within = [event_id for event_id, received_us in received if received_us >= start_us]
+        for each, ids in ((turn - 1, before), (turn, within)):
+            if ids:
+                _check(await self.ledger.load_ids(row.campaign_id, row.generation, each, ids))
 
 
 def _check(reply: object) -> None:

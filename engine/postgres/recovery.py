@@ -6,18 +6,21 @@ loads. All of it is true after `raise_generation` has returned: every older batc
 
 from __future__ import annotations
 
+import struct
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any, Final
+from contextlib import aclosing
+from typing import Final
 
 import asyncpg
 
 from engine.model import DAY_US, CampaignId, EventId, EventType, Micros, StoredEvent
 from engine.ports import LedgerRow, Wanted
 from engine.postgres.campaigns import ledger_row
+from engine.postgres.copy import TO_2000_US
 from engine.postgres.database import Database
 
 CHUNK: Final = 1_000  # the ledger's load takes so many at once
-_FETCH: Final = 5 * CHUNK  # rows a round trip: 0.5 MB
+_FETCH: Final = 5  # chunks a round trip: 0.2 MB
 
 # A rebuild may read a campaign of many millions: ten times the time of any other query.
 _STREAM_PATIENCE: Final = 10
@@ -35,6 +38,22 @@ _LOOK_UP: Final = """
      CROSS JOIN LATERAL (SELECT * FROM events AS e WHERE e.campaign_id = w.campaign_id
                             AND e.event_id = w.event_id ORDER BY e.received_at DESC LIMIT 1) AS e
 """
+
+# What a rebuild loads comes a chunk a row, packed: a million rows of their own cost Python, and all who wait for it,
+# three times as much (bench/rebuild.py).
+_USERS: Final = f"""
+    SELECT array_agg(user_id), array_agg(impressions)
+      FROM (SELECT user_id, count(*) AS impressions, (row_number() OVER () - 1) / {CHUNK} AS chunk FROM events
+             WHERE campaign_id = $1 AND spend_day = $2 AND event_type = 0 AND received_at >= $3 GROUP BY user_id) AS u
+     GROUP BY chunk
+"""
+_IDS: Final = f"""
+    SELECT string_agg(uuid_send(event_id) || timestamptz_send(received_at), '')
+      FROM (SELECT event_id, received_at, (row_number() OVER () - 1) / {CHUNK} AS chunk FROM events
+             WHERE campaign_id = $1 AND received_at >= $2) AS e
+     GROUP BY chunk
+"""
+_ID_AND_TIME: Final = struct.Struct("!16sq")
 
 
 async def look_up(database: Database, wanted: Sequence[Wanted]) -> dict[tuple[CampaignId, bytes], StoredEvent]:
@@ -65,7 +84,7 @@ async def raise_generation(database: Database, campaign_id: CampaignId) -> Ledge
     return ledger_row(rows[0]) if rows else None
 
 
-def users_on(
+async def users_on(
     database: Database, campaign_id: CampaignId, spend_day: int, timeout_seconds: float
 ) -> AsyncGenerator[Sequence[tuple[str, int]], None]:
     """Impressions a user on a spend day, in chunks.
@@ -73,30 +92,29 @@ def users_on(
     No event of a spend day was received more than two days before that date in UTC (zones reach 14 h ahead), which
     lets BRIN leave out older partitions.
     """
-    query = """
-        SELECT user_id, count(*) AS impressions FROM events
-         WHERE campaign_id = $1 AND spend_day = $2 AND event_type = 0 AND received_at >= $3 GROUP BY user_id
-    """
     since_us = max(0, spend_day - 2) * DAY_US
-    return _pairs(database, timeout_seconds, query, campaign_id, spend_day, since_us)
+    async with aclosing(_rows(database, timeout_seconds, _USERS, campaign_id, spend_day, since_us)) as rows:
+        async for users, impressions in rows:
+            yield list(zip(users, impressions, strict=True))
 
 
-def ids_received(
+async def ids_received(
     database: Database, campaign_id: CampaignId, since_us: int, timeout_seconds: float
 ) -> AsyncGenerator[Sequence[tuple[EventId, int]], None]:
     """Ids and receive times since then, in chunks."""
-    query = "SELECT event_id, received_at FROM events WHERE campaign_id = $1 AND received_at >= $2"
-    return _pairs(database, timeout_seconds, query, campaign_id, since_us)
+    async with aclosing(_rows(database, timeout_seconds, _IDS, campaign_id, since_us)) as rows:
+        async for (packed,) in rows:
+            yield [(event_id, us_2000 + TO_2000_US) for event_id, us_2000 in _ID_AND_TIME.iter_unpack(packed)]
 
 
-async def _pairs(
+async def _rows(
     database: Database, timeout_seconds: float, query: str, *args: object
-) -> AsyncGenerator[list[Any], None]:
-    """The two columns of each row, a chunk at a time, from one snapshot."""
+) -> AsyncGenerator[asyncpg.Record, None]:
+    """Row by row, from one snapshot."""
     async with database.cursor(query, *args, timeout_seconds=_STREAM_PATIENCE * timeout_seconds) as fetch:
         while rows := await fetch(_FETCH):
-            for start in range(0, len(rows), CHUNK):
-                yield [tuple(row) for row in rows[start : start + CHUNK]]
+            for row in rows:
+                yield row
 
 
 def _stored(row: asyncpg.Record) -> StoredEvent:
