@@ -152,7 +152,9 @@ class Rebuild:
             if not isinstance(reply, Committed):
                 raise SystemExit(f"the rows were not taken: {reply}")
         seconds = time.monotonic() - started
-        self.console.print(f"{self.events:,} events of {self.users:,} users, cap {self._cap}: flushed in {seconds:.0f} s")
+        self.console.print(
+            f"{self.events:,} events of {self.users:,} users, cap {self._cap}: flushed in {seconds:.0f} s"
+        )
         return campaign_id, first_id
 
     @property
@@ -297,11 +299,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.rebuild", description=__doc__)
     parser.add_argument("--events", type=int, default=EVENTS)
     parser.add_argument("--users", type=int, default=USERS)
+    parser.add_argument("--deadline", type=float, default=Settings.request_deadline_seconds, help="of a request, in s")
     options = parser.parse_args()
     console = Console(highlight=False)
     folder = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
     folder.chmod(0o711)  # the user whom root runs the stores as must get through
-    settings = Settings(data=str(folder))
+    settings = Settings(data=str(folder), request_deadline_seconds=options.deadline)
     try:
         with open_stores(settings) as stores:
             rebuild = Rebuild(stores, settings, options.events, options.users, console)
