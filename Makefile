@@ -8,7 +8,7 @@ CODE := config engine api bench tests
 # No byte code of ours is needed, and an alias of the shell must not matter.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test check demo settings lock fmt clean setup
+.PHONY: help run test check demo rebuild settings lock fmt clean setup
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,9 @@ check: setup ## formatting, lint and types
 
 demo: setup ## start it, send a large generated load, print rate, verdicts, reports and audit
 	@$(BIN)/python -m bench.demo
+
+rebuild: setup ## measure how long a campaign of a million events is away when Redis has lost everything
+	@$(BIN)/python -m bench.rebuild
 
 settings: setup ## write docs/settings.md anew from config/settings.py
 	@$(BIN)/python -c 'from config.settings import settings_page; print(settings_page(), end="")' > docs/settings.md

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import shutil
 import tempfile
 import time
@@ -52,11 +51,10 @@ CAMPAIGN: Final = CampaignId(1)
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Bytes an event while its flush waits; `traced` is Python's own count, `peak` that of the process on the way."""
+    """Bytes an event while its flush waits: of the process, and by Python's own count."""
 
     resident: float
     traced: float
-    peak: float
 
 
 def hold_events(stores: Stores, settings: Settings, batch: int, *, traced: bool) -> Held:
@@ -77,18 +75,14 @@ async def _hold_events(stores: Stores, settings: Settings, batch: int, traced: b
             gc.collect()
             if traced:
                 tracemalloc.start()
-            before, peak_before = _resident(), _peak()
+            before = _resident()
             for start in range(0, HELD, batch):
                 _send(engine, settings, [campaigns[at % CAMPAIGNS] for at in range(start, start + batch)], answered)
                 await trio.lowlevel.checkpoint()
             await trio.sleep(5)  # by now everything is reserved, and two flushes are at Postgres
             assert not answered, "nothing may be answered while the ledger is held"
             gc.collect()
-            held = Held(
-                (_resident() - before) / HELD,
-                tracemalloc.get_traced_memory()[0] / HELD,
-                max(0, _peak() - peak_before) / HELD,
-            )
+            held = Held((_resident() - before) / HELD, tracemalloc.get_traced_memory()[0] / HELD)
             tracemalloc.stop()
             judge.rollback()
         await _answers(answered, HELD // batch)
@@ -129,10 +123,6 @@ def _send(engine: Engine, settings: Settings, campaigns: Sequence[int], answered
 
 def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1_024
 
 
 # --- Redis --------------------------------------------------------------------------------------------------
@@ -265,14 +255,14 @@ def _row(table: Table, name: str, figures: Sequence[float]) -> None:
 
 def weigh_engine(stores: Stores, settings: Settings, console: Console) -> None:
     """Print the table of the engine's process: each figure from a fresh one."""
-    table = _table(f"bytes an event, {HELD:,} held", "resident", "peak on the way", "traced by Python")
+    table = _table(f"bytes an event, {HELD:,} held", "resident", "traced by Python")
     for batch in (1, 1_000):
         figures = []
         for traced in (False, True):
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 figures.append(process.submit(hold_events, stores, settings, batch, traced=traced).result())
         name = "requests of one" if batch == 1 else f"requests of {batch:,}"
-        _row(table, name, [figures[0].resident, figures[0].peak, figures[1].traced])
+        _row(table, name, [figures[0].resident, figures[1].traced])
     console.print(table)
 
 

@@ -62,7 +62,7 @@ class Settings:
         20_000, "Events waiting for one campaign: 0.2 s of one campaign at full rate; more is refused.", 1, 1_000_000
     )
     engine_events_max: int = _number(
-        100_000, "Events in the engine without a verdict: about 1 KB each in all, 100 MB.", 1, 10_000_000
+        100_000, "Events in the engine without a verdict: 1.1 KB each (0.6 KB in large batches), 110 MB.", 1, 10_000_000
     )
     request_deadline_seconds: float = _number(
         10.0, "What has no verdict by then is answered 503: below the 15 to 30 s most senders wait.", 0.1, 300
@@ -89,7 +89,7 @@ class Settings:
     query_timeout_seconds: float = _number(10.0, "A query to Postgres unanswered by then has failed.", 0.1, 300)
 
     dedup_turn_seconds: int = _number(
-        480, "Turn of the dedup window; Redis knows ids for one to two turns: 84 bytes each.", 60, 86_400
+        480, "Turn of the dedup window; Redis knows ids for one to two turns: at most 90 bytes each.", 60, 86_400
     )
     actor_idle_seconds: float = _number(60.0, "A campaign without mail for so long is passivated.", 1, 86_400)
     actors_max: int = _number(50_000, "Live campaigns in one process: 4 KB each, 200 MB.", 1, 1_000_000)
@@ -126,7 +126,9 @@ class Settings:
         30.0, "A request must arrive whole within this: slow senders hold memory.", 1, 600
     )
     idle_timeout_seconds: float = _number(75.0, "An idle keep-alive connection is closed: nginx's default.", 1, 3_600)
-    redis_memory_mb: int = _number(1_024, "`maxmemory` of the embedded Redis: 10 million ids and users.", 64, 1 << 20)
+    redis_memory_mb: int = _number(
+        1_024, "`maxmemory` of the embedded Redis: 5 million ids, each of its own user.", 64, 1 << 20
+    )
     failpoint: str = _text("", "For fault tests: where this process kills or freezes itself (engine/failpoints.py).")
 
     def __post_init__(self) -> None:

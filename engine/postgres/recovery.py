@@ -41,15 +41,15 @@ _LOOK_UP: Final = """
 
 # What a rebuild loads comes a chunk a row, packed: a million rows of their own cost Python, and all who wait for it,
 # three times as much (bench/rebuild.py).
-_USERS: Final = f"""
+_USERS: Final = """
     SELECT array_agg(user_id), array_agg(impressions)
-      FROM (SELECT user_id, count(*) AS impressions, (row_number() OVER () - 1) / {CHUNK} AS chunk FROM events
+      FROM (SELECT user_id, count(*) AS impressions, (row_number() OVER () - 1) / $4 AS chunk FROM events
              WHERE campaign_id = $1 AND spend_day = $2 AND event_type = 0 AND received_at >= $3 GROUP BY user_id) AS u
      GROUP BY chunk
 """
-_IDS: Final = f"""
+_IDS: Final = """
     SELECT string_agg(uuid_send(event_id) || timestamptz_send(received_at), '')
-      FROM (SELECT event_id, received_at, (row_number() OVER () - 1) / {CHUNK} AS chunk FROM events
+      FROM (SELECT event_id, received_at, (row_number() OVER () - 1) / $3 AS chunk FROM events
              WHERE campaign_id = $1 AND received_at >= $2) AS e
      GROUP BY chunk
 """
@@ -93,7 +93,7 @@ async def users_on(
     lets BRIN leave out older partitions.
     """
     since_us = max(0, spend_day - 2) * DAY_US
-    async with aclosing(_rows(database, timeout_seconds, _USERS, campaign_id, spend_day, since_us)) as rows:
+    async with aclosing(_rows(database, timeout_seconds, _USERS, campaign_id, spend_day, since_us, CHUNK)) as rows:
         async for users, impressions in rows:
             yield list(zip(users, impressions, strict=True))
 
@@ -102,7 +102,7 @@ async def ids_received(
     database: Database, campaign_id: CampaignId, since_us: int, timeout_seconds: float
 ) -> AsyncGenerator[Sequence[tuple[EventId, int]], None]:
     """Ids and receive times since then, in chunks."""
-    async with aclosing(_rows(database, timeout_seconds, _IDS, campaign_id, since_us)) as rows:
+    async with aclosing(_rows(database, timeout_seconds, _IDS, campaign_id, since_us, CHUNK)) as rows:
         async for (packed,) in rows:
             yield [(event_id, us_2000 + TO_2000_US) for event_id, us_2000 in _ID_AND_TIME.iter_unpack(packed)]
 
