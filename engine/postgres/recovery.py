@@ -39,8 +39,8 @@ _LOOK_UP: Final = """
                             AND e.event_id = w.event_id ORDER BY e.received_at DESC LIMIT 1) AS e
 """
 
-# What a rebuild loads comes a chunk a row, packed: a million rows of their own cost Python, and all who wait for it,
-# three times as much (bench/rebuild.py).
+# What a rebuild loads comes a chunk a row, packed: a million rows of their own would keep Python, and all who wait for
+# it, busy (bench/rebuild.py).
 _USERS: Final = """
     SELECT array_agg(user_id), array_agg(impressions)
       FROM (SELECT user_id, count(*) AS impressions, (row_number() OVER () - 1) / $4 AS chunk FROM events
