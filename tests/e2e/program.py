@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +32,23 @@ def headrace(*arguments: str, env: Mapping[str, str], **options: Any) -> subproc
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment of this process without any setting of Headrace, and `env`."""
+    """The environment of this process without any setting of Headrace, and `env`.
+
+    Byte code is kept for as long as this process lives: without it, half of a start is compiling.
+    """
     clean = {
         name: text
         for name, text in os.environ.items()
-        if not name.startswith("HEADRACE_") and not name.endswith("_URL")
+        if not name.startswith("HEADRACE_") and not name.endswith("_URL") and name != "PYTHONDONTWRITEBYTECODE"
     }
-    return {**clean, **env}
+    return {**clean, "PYTHONPYCACHEPREFIX": _byte_code(), **env}
+
+
+@cache
+def _byte_code() -> str:
+    folder = tempfile.mkdtemp(prefix="headrace-test-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 class Program:

@@ -1,21 +1,22 @@
 """`python -m tests.faults`: the fault matrix, several worlds at once, each fault with many seeds.
 
-Owns the order of work, the table and the exit status: 0 when no promise was broken, 1 otherwise. Each fault runs in a
-process and a world of its own, one seed after the other.
+Owns the order of work, the table and the exit status: 0 when no promise was broken, 1 otherwise. Each worker has a
+world of its own, in which it runs fault after fault, one seed after the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import queue
 import statistics
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -70,23 +71,22 @@ def header() -> str:
     return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
 
 
-async def run_fault(fault: Fault, first: int, seeds: int, keep: Path | None) -> Result:
-    """One world, seed after seed, and an audit at the end. Stops at the first broken promise or surprise."""
+async def run_fault(world: World, fault: Fault, options: argparse.Namespace) -> Result:
+    """Seed after seed, and an audit at the end. Stops at the first broken promise or surprise."""
     result = Result(fault.name)
-    async with open_world(fault.settings) as world:
-        for seed in range(first, first + seeds):
-            try:
-                with trio.fail_after(SEED_SECONDS):
-                    findings = await world.seed(fault, seed)
-            except Exception:  # noqa: BLE001 - whatever it was, it is told, with the logs kept
-                result.complaints.append(f"seed {seed}: {traceback.format_exc()}")
-            else:
-                result.add(seed, findings)
-            if result.complaints:
-                _keep(world, fault, seed, keep)
-                return result
-        await world.mend()
-        await _audit(world, result)
+    for seed in range(options.first, options.first + options.seeds):
+        try:
+            with trio.fail_after(SEED_SECONDS):
+                findings = await world.seed(fault, seed)
+        except Exception:  # noqa: BLE001 - whatever it was, it is told, with the logs kept
+            result.complaints.append(f"seed {seed}: {traceback.format_exc()}")
+        else:
+            result.add(seed, findings)
+        if result.complaints:
+            _keep(world, fault, seed, options.keep)
+            return result
+    await world.mend()
+    await _audit(world, result)
     return result
 
 
@@ -110,26 +110,53 @@ def _keep(world: World, fault: Fault, seed: int, keep: Path | None) -> None:
             (target / path.name).write_bytes(path.read_bytes())
 
 
-def run_all(names: Sequence[str], options: argparse.Namespace) -> Iterator[Result]:
-    """Each fault in a process of its own, so many at once; results as they come."""
+async def work(options: argparse.Namespace) -> None:
+    """Run faults whose names come on standard input, each answered by one line; a world serves while it is sound."""
+    names = [sys.stdin.readline().strip()]
+    while names[0]:
+        settings = FAULTS[names[0]].settings
+        async with open_world(settings) as world:
+            sound = True
+            while sound and names[0] and FAULTS[names[0]].settings == settings:
+                result = await run_fault(world, FAULTS[names[0]], options)
+                sound = not result.complaints
+                sys.stdout.write(json.dumps(asdict(result)) + "\n")
+                sys.stdout.flush()
+                names[0] = (await trio.to_thread.run_sync(sys.stdin.readline)).strip()
 
-    def run(name: str) -> Result:
-        with tempfile.NamedTemporaryFile("r", suffix=".json") as file:
-            command = [
-                sys.executable, "-m", "tests.faults", "--one", name, "--seeds", str(options.seeds),
-                "--first", str(options.first), "--result", file.name,
-            ]  # fmt: skip
-            if options.keep:
-                command += ["--keep", str(options.keep)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            text = file.read()
-        if not text:
-            return Result(name, complaints=[done.stdout[-2_000:] + done.stderr[-4_000:]])
-        return Result(**json.loads(text))
 
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for done in as_completed([pool.submit(run, name) for name in names]):
-            yield done.result()
+def run_all(names: Sequence[str], arguments: Sequence[str], jobs: int) -> Iterator[Result]:
+    """So many workers at once, each with a world of its own; results as they come."""
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    results: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
+    for name in names:
+        waiting.put(name)
+
+    def drive() -> None:
+        command = [sys.executable, "-m", "tests.faults", "--worker", *arguments]
+        while not waiting.empty():
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+                assert worker.stdin is not None
+                assert worker.stdout is not None
+                with suppress(queue.Empty):
+                    while True:
+                        name = waiting.get_nowait()
+                        worker.stdin.write(name + "\n")
+                        worker.stdin.flush()
+                        line = worker.stdout.readline()
+                        if not line:
+                            results.put(Result(name, complaints=["the worker ended"]))
+                            break
+                        results.put(Result(**json.loads(line)))
+                worker.stdin.close()
+        results.put(None)
+
+    drivers = [threading.Thread(target=drive, daemon=True) for _ in range(jobs)]
+    for driver in drivers:
+        driver.start()
+    for _ in drivers:
+        while (result := results.get()) is not None:
+            yield result
 
 
 def report(results: list[Result], seconds: float) -> int:
@@ -153,17 +180,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default="", help="only faults whose name holds this text")
     parser.add_argument("--keep", type=Path, help="folder for journals and logs of what went wrong")
     parser.add_argument("--list", action="store_true", help="list the faults")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what was asked for."""
     options = _arguments(argv)
-    if options.one:
-        result = trio.run(run_fault, FAULTS[options.one], options.first, options.seeds, options.keep)
-        options.result.write_text(json.dumps(asdict(result)))
+    if options.worker:
+        trio.run(work, options)
         return 0
     names = [name for name in FAULTS if options.only in name]
     if options.list:
@@ -172,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     results: list[Result] = []
     print(header(), flush=True)
-    for result in run_all(names, options):
+    for result in run_all(names, sys.argv[1:] if argv is None else argv, options.jobs):
         results.append(result)
         print(result.row(), flush=True)
         for complaint in result.complaints[:5]:

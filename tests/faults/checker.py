@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import psycopg
 
 EVENT_TYPES = ("impression", "click", "conversion")
 Row = tuple[int, str, int, str, int, Any]  # campaign, user, type, event id, cost in micros, spend day
+Book = tuple[int, int, int]  # campaign, spent by the ledger, spent by the rollup
 
 
 @dataclass
@@ -107,21 +108,27 @@ def read_journal(records: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Event]
 
 
 def check(journal: Path, db_url: str) -> Findings:
-    """Judge one journal."""
+    """Judge one journal by what Postgres has."""
     with open(journal) as file:
-        events, plans, clears = read_journal(map(json.loads, file))
-    campaigns = sorted({plan["campaign"] for plan in plans})
+        records = [json.loads(line) for line in file]
+    campaigns = sorted({record["campaign"] for record in records if record["what"] == "plan"})
     with psycopg.connect(db_url) as connection:
         rows: list[Row] = connection.execute(
             "SELECT campaign_id, user_id, event_type, event_id::text, cost_micros, spend_day FROM events"
             " WHERE campaign_id = ANY(%s)",
             (campaigns,),
         ).fetchall()
-        books = connection.execute(
+        books: list[Book] = connection.execute(
             "SELECT campaign_id, spent, coalesce((SELECT sum(spend) FROM rollup WHERE rollup.campaign_id ="
             " ledger.campaign_id), 0) FROM ledger WHERE campaign_id = ANY(%s)",
             (campaigns,),
         ).fetchall()
+    return judge(records, rows, books)
+
+
+def judge(records: Iterable[Mapping[str, Any]], rows: Sequence[Row], books: Sequence[Book]) -> Findings:
+    """What journal, rows and books say together."""
+    events, plans, clears = read_journal(records)
     findings = Findings()
     _check_events(findings, events, rows)
     _check_money(findings, plans, rows, books)
@@ -130,7 +137,7 @@ def check(journal: Path, db_url: str) -> Findings:
     return findings
 
 
-def _check_events(findings: Findings, events: Mapping[str, Event], rows: list[Row]) -> None:
+def _check_events(findings: Findings, events: Mapping[str, Event], rows: Sequence[Row]) -> None:
     copies = Counter(row[3] for row in rows)
     for row in rows:
         event = events.get(row[3])
@@ -161,7 +168,7 @@ def _check_events(findings: Findings, events: Mapping[str, Event], rows: list[Ro
 
 
 def _check_money(
-    findings: Findings, plans: list[Mapping[str, Any]], rows: list[Row], books: list[tuple[Any, ...]]
+    findings: Findings, plans: list[Mapping[str, Any]], rows: Sequence[Row], books: Sequence[Book]
 ) -> None:
     spent: dict[int, int] = defaultdict(int)
     days: dict[tuple[int, Any], int] = defaultdict(int)
@@ -193,7 +200,7 @@ def _count_overspend(findings: Findings, above_micros: int, where: object) -> No
         findings.note(f"{above_micros} micros above the budget", where)
 
 
-def _check_caps(findings: Findings, plans: list[Mapping[str, Any]], rows: list[Row]) -> None:
+def _check_caps(findings: Findings, plans: list[Mapping[str, Any]], rows: Sequence[Row]) -> None:
     caps: dict[int, int | None] = {}
     for plan in plans:
         campaign, cap = plan["campaign"], plan["cap"]

@@ -91,6 +91,7 @@ class EngineProcess:
         with trio.fail_after(START_SECONDS):
             while not await self.ready():
                 if not self.alive:
+                    await self.kill()
                     self.launch()
                     if not await self.addresses():
                         await self.ended()
@@ -117,15 +118,16 @@ class EngineProcess:
         process = self.process
         with trio.fail_after(seconds):
             status = await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
+        assert process.stdout is not None
+        process.stdout.close()
         self.intake = self.api = ""
         return status
 
     async def kill(self) -> None:
         """Kill -9, whatever state it is in."""
-        if self.alive:
+        if self.process is not None:
             self.send_signal(signal.SIGKILL)
             await self.ended()
-        self.intake = self.api = ""
 
     def move_clock(self, own_seconds: float = 0.0, compared_seconds: float = 0.0) -> None:
         """Move its clocks (see process.py), at once."""

@@ -18,7 +18,7 @@ import trio
 
 from tests.faults.journal import Journal
 
-SENDERS = 4
+SENDERS = 3
 BATCH_MAX = 16
 ANSWER_SECONDS = 8.0  # longer than any engine under test lets a request wait
 SETTLE_SECONDS = 60.0  # how long a retry may go on when all is well again
@@ -112,7 +112,7 @@ class Load:
                 async with trio.open_nursery() as nursery:
                     for _ in range(copies):
                         nursery.start_soon(self.attempt, client, bodies, patience)
-                await trio.sleep(self.source.random() * 0.02)
+                await trio.sleep(self.source.random() * 0.1)
 
     async def settle(self) -> list[str]:
         """Retry until every event has a verdict; ids that had none within the bound."""

@@ -18,7 +18,7 @@ from tests.faults.load import Body
 from tests.faults.proxy import Flow
 from tests.faults.world import Fault, World
 
-REACH_SECONDS = 30.0  # a failpoint that was not passed by then is a fault of the harness
+REACH_SECONDS = 90.0  # a failpoint that was not passed by then is a fault of the harness
 COMMITTED = b"COMMIT\0"  # the command tag, as it stands in Postgres's answer
 # Passed so often that a seed may pick the n-th time.
 FREQUENT = {"ledger.round": 20, "store.flush": 20, "store.look_up": 6, "store.heartbeat": 4}

@@ -163,7 +163,7 @@ class World:
         return findings
 
     async def mend(self) -> None:
-        """Whatever was broken works again: stores, proxies, engines. (A day that has come stays until the next seed.)"""
+        """Whatever was broken works again: stores, proxies, engines. Clocks stay where they are until the next seed."""
         self.postgres.disk.empty()
         self.redis.disk.empty()
         for engine in self.engines:
