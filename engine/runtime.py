@@ -8,7 +8,6 @@ goodbye to the other engines, close Redis, close Postgres.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,6 +15,7 @@ import trio
 
 from config.settings import Settings
 from engine import metrics
+from engine.clock import SteadyClock
 from engine.engine import Engine
 from engine.errors import StoreUnavailable
 from engine.failpoints import Failpoint
@@ -31,14 +31,6 @@ log = logging.getLogger(__name__)
 _ORPHANS_SECONDS = 60.0
 
 
-class WallClock:
-    """The machine's clock."""
-
-    def now_us(self) -> int:
-        """Microseconds since 1970-01-01 UTC."""
-        return time.time_ns() // 1_000
-
-
 @asynccontextmanager
 async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> AsyncIterator[Engine]:
     """A running engine on these stores; it drains and stops when the block ends.
@@ -46,19 +38,21 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
     Raises `StoreUnavailable` when a store can't be reached, and `ConfigurationUnsafe` when one is set up so that
     a 200 could be wrong.
     """
-    clock = WallClock()
+    clock = SteadyClock()
     async with open_store(db_url, settings) as store, open_ledger(redis_url, settings) as ledger:
         if settings.failpoint:
             failpoint = Failpoint(settings.failpoint)
             store, ledger = failpoint.around("store", store), failpoint.around("ledger", ledger)
         engines = Engines(await store.register_engine())
-        engines.heard(await store.heartbeat(engines.own))  # so that a living engine is not taken for a dead one
+        first = await store.heartbeat(engines.own)
+        engines.heard(first)  # so that a living engine is not taken for a dead one
         async with trio.open_nursery() as nursery:
             registry = Registry(settings, ledger, store, clock, engines, nursery)
             engine = Engine(settings, registry, store, ledger, clock)
+            _judge_clock(engine, clock, first.clock_offset_us)
             registry.start()
             nursery.start_soon(engine.tick)
-            nursery.start_soon(_heartbeats, settings, engine, registry, engines, store, ledger)
+            nursery.start_soon(_heartbeats, engine, registry, engines, clock, store, ledger)
             nursery.start_soon(_housekeeping, store, clock)
             async with store.listening(registry.plan_changed, registry.generation_raised, registry.read_all_again):
                 try:
@@ -76,7 +70,7 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
 
 
 async def _heartbeats(
-    settings: Settings, engine: Engine, registry: Registry, engines: Engines, roster: Roster, ledger: Ledger
+    engine: Engine, registry: Registry, engines: Engines, clock: SteadyClock, roster: Roster, ledger: Ledger
 ) -> None:
     """Say that we live, for ever; learn who died, how far our clock is off, and whether the stores are safe."""
     looked_at = trio.current_time()
@@ -88,19 +82,22 @@ async def _heartbeats(
         else:
             died = engines.alive - reply.alive - {engines.own}
             engines.heard(reply)
-            _judge_clock(settings, engine, reply.clock_offset_us)
+            _judge_clock(engine, clock, reply.clock_offset_us)
             _judge_stores(engine, reply.unsafe or await ledger.unsafe())
             if died or trio.current_time() - looked_at > _ORPHANS_SECONDS:
                 looked_at = trio.current_time()
                 await registry.recover_orphans()
-        await trio.sleep(settings.heartbeat_seconds)
+        await trio.sleep(engine.settings.heartbeat_seconds)
 
 
-def _judge_clock(settings: Settings, engine: Engine, offset_us: int) -> None:
+def _judge_clock(engine: Engine, clock: SteadyClock, offset_us: int) -> None:
+    """Follow the machine's clock only while it is right; else the engine refuses, and its own clock runs on evenly."""
     engine.clock_offset_us = offset_us
     metrics.clock_offset_seconds.set(offset_us / SECOND_US)
-    if abs(offset_us) > settings.clock_warn_seconds * SECOND_US:
+    if abs(offset_us) > engine.settings.clock_warn_seconds * SECOND_US:
         log.warning("this machine's clock is %.1f s off from Postgres's", offset_us / SECOND_US)
+    if abs(offset_us) <= engine.settings.clock_refuse_seconds * SECOND_US:
+        clock.follow()
 
 
 def _judge_stores(engine: Engine, unsafe: str | None) -> None:

@@ -6,7 +6,6 @@ on `flush` (flush.py, and the guard in migrations/0002_guard.sql).
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -15,6 +14,7 @@ import trio_asyncio  # type: ignore[import-untyped]
 from msgspec import structs
 
 from config.settings import Settings
+from engine.clock import machine_us
 from engine.errors import EngineError, StoreUnavailable
 from engine.model import (
     Campaign,
@@ -163,7 +163,7 @@ class PostgresStore:
 
 @asynccontextmanager
 async def open_store(
-    db_url: str, settings: Settings, *, now_us: Callable[[], int] = lambda: time.time_ns() // 1_000
+    db_url: str, settings: Settings, *, now_us: Callable[[], int] = machine_us
 ) -> AsyncIterator[PostgresStore]:
     """Postgres, checked, migrated, and with partitions for the days ahead.
 

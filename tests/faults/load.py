@@ -55,6 +55,9 @@ class Load:
         self.unsettled: deque[Body] = deque()
         self.answers = 0
         self._stopping = False
+        self._sending = 0
+        self._go = trio.Event()
+        self._go.set()
 
     # --- what is sent ---
 
@@ -103,15 +106,28 @@ class Load:
         """Send nothing new."""
         self._stopping = True
 
+    async def hold(self) -> None:
+        """Send nothing until `go_on`; returns when nothing is under way."""
+        self._go = trio.Event()
+        while self._sending:
+            await trio.sleep(0.01)
+
+    def go_on(self) -> None:
+        """Send again."""
+        self._go.set()
+
     async def _sender(self) -> None:
         async with httpx.AsyncClient(timeout=ANSWER_SECONDS, trust_env=False) as client:
             while not self._stopping:
+                await self._go.wait()
+                self._sending += 1
                 bodies = self.batch()
                 copies = 3 if self.source.random() < 0.1 else 1
                 patience = 0.005 if self.source.random() < 0.03 else ANSWER_SECONDS
                 async with trio.open_nursery() as nursery:
                     for _ in range(copies):
                         nursery.start_soon(self.attempt, client, bodies, patience)
+                self._sending -= 1
                 await trio.sleep(self.source.random() * 0.1)
 
     async def settle(self) -> list[str]:

@@ -1,6 +1,6 @@
 """The engine process of the fault harness: `headrace serve`, under clocks that a fault can move.
 
-Two clocks: the engine's own, and the one that it compares with Postgres's. Moving both is a machine whose clock is
+Two clocks: the machine's, and the one that is compared with Postgres's. Moving both is a machine whose clock is
 wrong; moving only the first is the whole world on another day, which Postgres can't be brought to.
 """
 
@@ -18,7 +18,7 @@ from unittest.mock import patch
 from api.__main__ import main
 from engine.postgres.store import open_store
 
-_MOVED = struct.Struct("<qq")  # microseconds: the engine's clock, the compared clock
+_MOVED = struct.Struct("<qq")  # microseconds: the machine's clock, the compared clock
 CLOCK = "FAULTS_CLOCK"
 
 
@@ -36,7 +36,7 @@ class MovedClock:
         self._memory = memory
 
     def now_us(self) -> int:
-        """Microseconds since 1970-01-01 UTC, as this engine believes."""
+        """Microseconds since 1970-01-01 UTC, as the machine says."""
         return time.time_ns() // 1_000 + int(_MOVED.unpack_from(self._memory)[0])
 
     def compared_us(self) -> int:
@@ -51,7 +51,7 @@ def _serve() -> int:
     ):
         clock = MovedClock(memory)
         with (
-            patch("engine.runtime.WallClock", lambda: clock),
+            patch("engine.clock.machine_us", clock.now_us),
             patch("engine.runtime.open_store", partial(open_store, now_us=clock.compared_us)),
         ):
             return main(["serve"])
