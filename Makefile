@@ -8,7 +8,7 @@ CODE := config engine api bench tests
 # No byte code of ours is needed, and an alias of the shell must not matter.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test check demo rebuild faults settings lock fmt clean setup
+.PHONY: help run test check sim demo rebuild faults settings lock fmt clean setup
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -23,6 +23,13 @@ check: setup ## formatting, lint and types
 	@$(BIN)/ruff format --check --quiet $(CODE) || { echo "make fmt puts that right."; exit 1; }
 	@$(BIN)/ruff check --quiet $(CODE)
 	@$(BIN)/mypy
+
+# SEED= tells one of them line by line; a seed that breaks a promise is printed with the command that repeats it.
+SEEDS ?= 2000
+STEPS ?= 200
+JOBS ?= 2
+sim: setup ## simulate SEEDS clusters of STEPS steps under faults, in JOBS processes; or one of them: SEED=
+	@$(BIN)/python -m tests.simulation --steps $(STEPS) $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --jobs $(JOBS))
 
 demo: setup ## start it, send a large generated load, print rate, verdicts, reports and audit
 	@$(BIN)/python -m bench.demo

@@ -6,6 +6,7 @@ are used for. `docs/settings.md` is generated from this file (`make settings`), 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -147,8 +148,9 @@ class Settings:
                 )
         if self.fresh_seconds < 30:
             raise SettingsError(
-                f"HEADRACE_OCCURRED_AHEAD_SECONDS is {self.occurred_ahead_seconds} and HEADRACE_DEDUP_TURN_SECONDS is "
-                f"{self.dedup_turn_seconds}: the turn must be at least 30 s longer, because ids younger than the "
+                f"HEADRACE_OCCURRED_AHEAD_SECONDS is {self.occurred_ahead_seconds}, HEADRACE_CLOCK_REFUSE_SECONDS is "
+                f"{self.clock_refuse_seconds} and HEADRACE_DEDUP_TURN_SECONDS is {self.dedup_turn_seconds}: the turn "
+                "must be at least 30 s longer than the first and twice the second, because ids younger than the "
                 "difference are not looked up in Postgres"
             )
 
@@ -159,8 +161,11 @@ class Settings:
 
     @property
     def fresh_seconds(self) -> int:
-        """An event whose own time is younger than this can't have been submitted before the dedup window."""
-        return self.dedup_turn_seconds - self.occurred_ahead_seconds
+        """An event whose own time is younger than this can't have been submitted before the dedup window.
+
+        Its sender's clock may be ahead; that of the engine which moved the window on, too, and ours may be behind.
+        """
+        return self.dedup_turn_seconds - self.occurred_ahead_seconds - 2 * math.ceil(self.clock_refuse_seconds)
 
 
 _ORDERED = (
@@ -173,6 +178,7 @@ _ORDERED = (
     ("recoveries_max", "query_connections", "each recovery uses one connection"),
     ("request_bytes_max", "intake_bytes_max", "one full body must be able to arrive"),
     ("clock_warn_seconds", "clock_refuse_seconds", "a warning comes before a refusal"),
+    ("request_deadline_seconds", "dedup_turn_seconds", "what is reserved must have been received within the window"),
     ("heartbeat_seconds", "engine_dead_seconds", "a living engine must not look dead"),
 )
 
@@ -234,7 +240,8 @@ def settings_page() -> str:
     lines += ["", "Checked against each other:", ""]
     lines += [f"- `{variable(a)}` may be at most `{variable(b)}`: {because}." for a, b, because in _ORDERED]
     lines += [
-        "- `HEADRACE_DEDUP_TURN_SECONDS` is at least 30 s longer than `HEADRACE_OCCURRED_AHEAD_SECONDS`.",
+        "- `HEADRACE_DEDUP_TURN_SECONDS` is at least 30 s longer than `HEADRACE_OCCURRED_AHEAD_SECONDS` and twice",
+        "  `HEADRACE_CLOCK_REFUSE_SECONDS`.",
         "",
     ]
     return "\n".join(lines)

@@ -251,13 +251,15 @@ class Actor:
                 else:
                     self._rest(CLOSED_PAUSES_SECONDS[self._closed_count - 1])
             case Reserved() | NotRun() | Done():
-                pass  # decided under a generation that no longer counts: thrown away
+                pass  # decided before something that changes everything: thrown away
 
     def _resolved(self, call: Resolve, reply: ReserveReply | ResolveReply) -> None:
-        """A tag was told, or Redis has moved on and a recovery settles it; else it is repeated."""
+        """A tag was told, or Redis has moved on and a recovery has settled it; else it is repeated, or recovered."""
         state = self.state
         if isinstance(reply, NotRun | Unknown | Closed):
             self._rest(REPEAT_PAUSE_SECONDS)
+        elif isinstance(reply, Lost) or (isinstance(reply, Stale) and reply.generation < call.generation):
+            self.doubt()  # (not merely dropped: after a split, the Redis that holds this tag may be back)
         elif call.commit:
             if call.tag in state.committed:
                 state.committed.remove(call.tag)

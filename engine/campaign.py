@@ -44,8 +44,8 @@ from engine.ports import BILLABLE as BILLABLE_FLAG
 from engine.ports import COUNTS_FOR_CAP, FREE, NO_CAP, LedgerRow, Letter, Reserve, Reserved
 from engine.submission import Entry
 
-# An entry is reserved at most so often: each time, a cause has been dealt with (a newer plan, a recovery);
-# who is still refused then is told to come again.
+# An entry is reserved at most so often (each time, a cause has been dealt with), and only while its sender may wait:
+# what was looked up for it grows old, as does the dedup window. Who is refused then is told to come again.
 ATTEMPTS_MAX: Final = 8
 # Tags of committed reservations that one call carries: Lua's `unpack` holds far more, a round seldom brings more.
 COMMITTED_TAGS_MAX: Final = 500
@@ -156,13 +156,13 @@ class CampaignState:
 
     __slots__ = (
         "campaign_id", "committed", "fresh_us", "generation", "generation_seen", "in_flight", "phase", "plan",
-        "today", "turn_us", "voids",
+        "today", "turn_us", "voids", "wait_us",
     )  # fmt: skip
 
-    def __init__(self, campaign_id: CampaignId, *, turn_seconds: int, fresh_seconds: int) -> None:
+    def __init__(self, campaign_id: CampaignId, *, turn_seconds: int, fresh_seconds: int, wait_seconds: float) -> None:
         self.campaign_id = campaign_id
         self.turn_us = turn_seconds * SECOND_US
-        self.fresh_us = fresh_seconds * SECOND_US
+        self.fresh_us, self.wait_us = fresh_seconds * SECOND_US, int(wait_seconds * SECOND_US)
         self.phase = Phase.LOADING
         self.plan: Campaign | None = None
         self.today: SpendDay | None = None
@@ -241,7 +241,7 @@ class CampaignState:
                 del self.in_flight[entry.event_id]  # its deadline passed before anything was reserved
             elif not entry.looked_up and (entry.told_us is None or entry.told_us < oldest_us):
                 late.append(entry)
-            elif entry.attempts >= ATTEMPTS_MAX:
+            elif entry.attempts >= ATTEMPTS_MAX or entry.received_us < now_us - self.wait_us:
                 self.settle(entry, UNAVAILABLE)
             else:
                 entry.attempts += 1

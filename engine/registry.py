@@ -143,7 +143,10 @@ class Registry:
     def _new_actor(self, campaign_id: CampaignId) -> Actor:
         settings = self._settings
         state = CampaignState(
-            campaign_id, turn_seconds=settings.dedup_turn_seconds, fresh_seconds=settings.fresh_seconds
+            campaign_id,
+            turn_seconds=settings.dedup_turn_seconds,
+            fresh_seconds=settings.fresh_seconds,
+            wait_seconds=settings.request_deadline_seconds,
         )
         return Actor(
             state,

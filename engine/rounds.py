@@ -31,7 +31,7 @@ class Rounds:
         self._events_max = events_max
         self._queue: deque[Actor] = deque()
         self._queued: set[Actor] = set()
-        self._resolve_later: set[Actor] = set()
+        self._resolve_later: dict[Actor, None] = {}  # in order, so that a seed of the simulation tells all
         self._resolve_work = trio.Event()
         self._work = trio.Event()
 
@@ -40,7 +40,7 @@ class Rounds:
         if actor.wants_round:
             self._enqueue(actor)
         elif actor.wants_resolve:
-            self._resolve_later.add(actor)
+            self._resolve_later[actor] = None
             self._resolve_work.set()
 
     def _enqueue(self, actor: Actor) -> None:

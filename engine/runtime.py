@@ -8,7 +8,7 @@ goodbye to the other engines, close Redis, close Postgres.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -49,10 +49,10 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
         async with trio.open_nursery() as nursery:
             registry = Registry(settings, ledger, store, clock, engines, nursery)
             engine = Engine(settings, registry, store, ledger, clock)
-            _judge_clock(engine, clock, first.clock_offset_us)
+            _judge_clock(engine, clock.follow, first.clock_offset_us)
             registry.start()
             nursery.start_soon(engine.tick)
-            nursery.start_soon(_heartbeats, engine, registry, engines, clock, store, ledger)
+            nursery.start_soon(heartbeats, engine, registry, engines, clock.follow, store, ledger)
             nursery.start_soon(_housekeeping, store, clock)
             async with store.listening(registry.plan_changed, registry.generation_raised, registry.read_all_again):
                 try:
@@ -69,8 +69,8 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
             await store.retire_engine(engines.own)
 
 
-async def _heartbeats(
-    engine: Engine, registry: Registry, engines: Engines, clock: SteadyClock, roster: Roster, ledger: Ledger
+async def heartbeats(
+    engine: Engine, registry: Registry, engines: Engines, follow: Callable[[], None], roster: Roster, ledger: Ledger
 ) -> None:
     """Say that we live, for ever; learn who died, how far our clock is off, and whether the stores are safe."""
     looked_at = trio.current_time()
@@ -82,7 +82,7 @@ async def _heartbeats(
         else:
             died = engines.alive - reply.alive - {engines.own}
             engines.heard(reply)
-            _judge_clock(engine, clock, reply.clock_offset_us)
+            _judge_clock(engine, follow, reply.clock_offset_us)
             _judge_stores(engine, reply.unsafe or await ledger.unsafe())
             if died or trio.current_time() - looked_at > _ORPHANS_SECONDS:
                 looked_at = trio.current_time()
@@ -90,14 +90,14 @@ async def _heartbeats(
         await trio.sleep(engine.settings.heartbeat_seconds)
 
 
-def _judge_clock(engine: Engine, clock: SteadyClock, offset_us: int) -> None:
+def _judge_clock(engine: Engine, follow: Callable[[], None], offset_us: int) -> None:
     """Follow the machine's clock only while it is right; else the engine refuses, and its own clock runs on evenly."""
     engine.clock_offset_us = offset_us
     metrics.clock_offset_seconds.set(offset_us / SECOND_US)
     if abs(offset_us) > engine.settings.clock_warn_seconds * SECOND_US:
         log.warning("this machine's clock is %.1f s off from Postgres's", offset_us / SECOND_US)
     if abs(offset_us) <= engine.settings.clock_refuse_seconds * SECOND_US:
-        clock.follow()
+        follow()
 
 
 def _judge_stores(engine: Engine, unsafe: str | None) -> None:

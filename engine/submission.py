@@ -82,17 +82,17 @@ class Submission:
     event that was not accepted. `answer` is the listener's: it is called exactly once, when all have a verdict.
     """
 
-    __slots__ = ("answer", "deadline_us", "done", "entries", "open", "received_us", "verdicts")
+    __slots__ = ("answer", "deadline", "done", "entries", "open", "received_us", "verdicts")
 
     def __init__(
         self,
         received_us: int,
-        deadline_us: int,
+        deadline: float,
         done: Callable[[Submission], None],
         answer: Callable[[Submission], None],
     ) -> None:
         self.received_us = received_us
-        self.deadline_us = deadline_us
+        self.deadline = deadline  # in trio's time
         self.done = done  # the engine's, which ends in `answer`
         self.answer = answer
         self.entries: list[Entry | Invalid] = []

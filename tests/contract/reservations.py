@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
 import redis
@@ -38,6 +38,10 @@ class Rig(Protocol):
         """The data is back, in another memory image."""
         ...
 
+    def full(self) -> AbstractContextManager[None]:
+        """Out of memory, for a while."""
+        ...
+
 
 class FakeRig:
     """The fake."""
@@ -53,6 +57,13 @@ class FakeRig:
     def restart(self) -> None:
         """Another image."""
         self.fake.restart()
+
+    @contextmanager
+    def full(self) -> Iterator[None]:
+        """Full because we say so."""
+        self.fake.full = True
+        yield
+        self.fake.full = False
 
 
 class RedisRig:
@@ -71,6 +82,15 @@ class RedisRig:
         """What was written names another image than ours."""
         for key in self.client.scan_iter("*:s"):
             self.client.hset(key, "run", "another run and replication")
+
+    @contextmanager
+    def full(self) -> Iterator[None]:
+        """Any memory is too much."""
+        self.client.config_set("maxmemory", 1)
+        try:
+            yield
+        finally:
+            self.client.config_set("maxmemory", 0)
 
 
 @asynccontextmanager

@@ -631,3 +631,29 @@ async def test_one_bad_call_does_not_touch_the_others(ledger: Ledger) -> None:
 async def test_a_ledger_that_answers_says_so(ledger: Ledger) -> None:
     """Ping."""
     assert await ledger.ping()
+
+
+# --- out of memory ---
+
+
+async def test_a_full_ledger_refuses_and_gives_back(rig: Rig, ledger: Ledger) -> None:
+    """Out of memory: reserve did not run; what only frees goes on."""
+    pending, settled = reserve(), reserve()
+    await ledger.round([pending, settled])
+    with rig.full():
+        assert isinstance(await ask(ledger, reserve()), NotRun)
+        assert await ledger.round([void(pending), commit(settled)]) == [Done(), Done()]
+        assert isinstance(await ledger.load_users(CAMPAIGN, 1, [("ada", 1)]), NotRun)
+        assert await ledger.begin(CAMPAIGN, 2) == Kept([])
+        assert await ledger.ready(CAMPAIGN, 2, spend(COST), TURN, 1) == Done()
+    assert await ask(ledger, reserve(generation=2)) == Reserved(b"A", 2 * COST, 2 * COST)
+
+
+async def test_a_full_ledger_moves_on_with_day_and_window(rig: Rig, ledger: Ledger) -> None:
+    """What it refused to reserve has told it the time: it forgets the turn that is over, and a day that is."""
+    call = reserve()
+    await ledger.round([call, commit(call)])
+    with rig.full():
+        assert isinstance(await ask(ledger, reserve(turn=TURN + 2, day=DAY + 1)), NotRun)
+    assert await ask(ledger, reserve()) == DayBehind(DAY + 1)
+    assert await ask(ledger, reserve(ids=call.ids, day=DAY + 1)) == Reserved(b"A", 2 * COST, COST)

@@ -16,7 +16,7 @@ import redis
 
 from config.settings import Settings
 from engine.model import CampaignId
-from engine.ports import Done, Emptied, Kept, Letter, Lost, NotRun, Reserved, Unknown
+from engine.ports import Done, Emptied, Letter, Lost, NotRun, Reserved, Unknown
 from engine.redis.ledger import RedisLedger, open_ledger
 from tests.contract.reservations import (
     CAMPAIGN,
@@ -88,36 +88,16 @@ async def test_a_connection_that_redis_closed_is_replaced(rig: RedisRig) -> None
 
 
 @pytest.mark.stores
-async def test_a_full_redis_refuses_and_gives_back(rig: RedisRig) -> None:
-    """Out of memory: reserve did not run; what only frees goes on."""
-    pending, settled = reserve(), reserve()
-    await rig.ledger.round([pending, settled])
-    rig.client.config_set("maxmemory", 1)
-    try:
-        assert isinstance(await ask(rig.ledger, reserve()), NotRun)
-        assert await rig.ledger.round([void(pending), commit(settled)]) == [Done(), Done()]
-        assert isinstance(await rig.ledger.load_users(CAMPAIGN, 1, [("ada", 1)]), NotRun)
-        assert await rig.ledger.begin(CAMPAIGN, 2) == Kept([])
-        assert await rig.ledger.ready(CAMPAIGN, 2, spend(COST), TURN, 1) == Done()
-    finally:
-        rig.client.config_set("maxmemory", 0)
-    assert await ask(rig.ledger, reserve(generation=2)) == Reserved(b"A", 2 * COST, 2 * COST)
-
-
-@pytest.mark.stores
 async def test_a_full_redis_moves_on_with_the_window(rig: RedisRig) -> None:
     """Though it refuses reserve, it drops the ids of turns that are over: it does not stay full for ever."""
     call = reserve(100)
     await rig.ledger.round([call, commit(call)])
     assert rig.client.hlen(f"{{{CAMPAIGN}}}:i{TURN % 2}") == 100
-    rig.client.config_set("maxmemory", 1)
-    try:
+    with rig.full():
         assert isinstance(await ask(rig.ledger, reserve(turn=TURN + 1)), NotRun)
         assert rig.client.hlen(f"{{{CAMPAIGN}}}:i{TURN % 2}") == 100
         assert isinstance(await ask(rig.ledger, reserve(turn=TURN + 2)), NotRun)
         assert rig.client.hlen(f"{{{CAMPAIGN}}}:i{TURN % 2}") == 0
-    finally:
-        rig.client.config_set("maxmemory", 0)
     assert await ask(rig.ledger, reserve(ids=call.ids, turn=TURN + 1)) == Reserved(b"A" * 100, 200 * COST, 200 * COST)
 
 

@@ -304,6 +304,16 @@ async def test_changes_rise_the_version_and_reach_the_judge(store: Store) -> Non
     assert await store.update_campaign(CampaignId(404), {"active": True}) is None
 
 
+async def test_changes_at_once_are_all_kept(store: Store) -> None:
+    """Each is made to what the one before it has left."""
+    campaign = await new_campaign(store)
+    async with trio.open_nursery() as nursery:
+        for changes in ({"active": False}, {"freq_cap_impressions_per_day": 2}, {"pacing": Pacing.EVEN}):
+            nursery.start_soon(store.update_campaign, campaign, changes)
+    plan, _ = (await store.plans([campaign]))[campaign]
+    assert (plan.version, plan.active, plan.freq_cap_impressions_per_day, plan.pacing) == (4, False, 2, Pacing.EVEN)
+
+
 async def test_plans_of_unknown_campaigns_are_absent(store: Store) -> None:
     """Only what exists is answered."""
     campaign = await new_campaign(store)

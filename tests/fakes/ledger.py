@@ -1,8 +1,8 @@
 """A Redis of plain Python: the ledger's five keys a campaign, its functions, and faults on demand.
 
 Passes the same contract tests as the real ledger. Faults: `fail_next` lets one round trip go wrong, `away` makes every
-one `NotRun`, `forget` empties the memory, `restart` makes it another image with the old data. `books` is plain data:
-a deep copy of it, put back, is a Redis that comes back old.
+one `NotRun`, `forget` empties the memory, `restart` makes it another image with the old data, `full` is a Redis that is
+out of memory. `books` is plain data: a deep copy of it, put back, is a Redis that comes back old.
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ class FakeLedger:
         self.image = 1
         self.away = False
         self.unsafe_because: str | None = None
+        self.full = False
         self.round_trips = 0
         self._trouble: deque[tuple[Trouble, int]] = deque()
         self._late: list[Callable[[], object]] = []
@@ -215,6 +216,10 @@ class FakeLedger:
 
     def _reserve(self, call: Reserve) -> ReserveReply:
         book = self._enter(call.campaign_id, call.generation, needs_open=True)
+        if self.full:
+            if isinstance(book, Book) and book.sums is not None:
+                _move_on(book, book.sums, call.day, call.turn)  # (the function `turn`, which the adapter then sends)
+            return NotRun("OOM")
         if not isinstance(book, Book):
             return book
         sums = book.sums
@@ -259,6 +264,8 @@ class FakeLedger:
         return Emptied()
 
     def _load(self, campaign_id: CampaignId, generation: int, size: int, load: Callable[[Book], None]) -> LoadReply:
+        if self.full:
+            return NotRun("OOM")
         book = self._enter(campaign_id, generation, needs_open=False)
         if not isinstance(book, Book):
             return book

@@ -257,6 +257,7 @@ class FakeStore:
         plan = self.campaigns.get(campaign_id)
         if plan is not None and changes:
             async with self.ledger[campaign_id].lock:
+                plan = self.campaigns[campaign_id]  # (as it is once we hold the lock)
                 plan = msgspec.structs.replace(plan, version=plan.version + 1, **changes)
                 self.campaigns[campaign_id] = plan
             self._tell_plan(plan)

@@ -10,6 +10,7 @@ import pytest
 from engine.campaign import (
     ATTEMPTS_MAX,
     TRANSITIONS,
+    UNAVAILABLE,
     Admitted,
     Applied,
     CampaignState,
@@ -27,7 +28,7 @@ from tests.plans import NOON_US, entry, plan, submission
 
 def opened(campaign: Campaign | None = None) -> CampaignState:
     """A state that may reserve."""
-    state = CampaignState(CampaignId(7), turn_seconds=480, fresh_seconds=180)
+    state = CampaignState(CampaignId(7), turn_seconds=480, fresh_seconds=180, wait_seconds=10)
     state.adopt_plan(campaign or plan(), NOON_US)
     state.signal(Signal.PLAN)
     return state
@@ -281,3 +282,14 @@ def test_a_stored_event_of_other_time_is_still_the_same_event() -> None:
         stored.event_id, stored.campaign_id, stored.ad_id, stored.user_id, stored.event_type, stored.cost_micros, 5, 3
     )
     assert one.same_event(moved)
+
+
+def test_who_has_waited_too_long_is_not_reserved() -> None:
+    """What Postgres and Redis said of an old entry may be over: other days, ids that the window has dropped."""
+    state = opened()
+    first = entry(event_id=uuid.uuid4())
+    repeat = entry(event_id=uuid.UUID(bytes=first.event_id))
+    assert state.admit([first, repeat], 1, NOON_US).late == [first]
+    first.looked_up = True
+    assert state.admit([first], 2, NOON_US + 11 * SECOND_US).request is None
+    assert verdict_of(first) == verdict_of(repeat) == UNAVAILABLE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +14,18 @@ from config.settings import Settings
 from engine.campaign import CampaignState
 from engine.engine import Engine
 from engine.model import DAY_US, CampaignId, Event, Reason, Status, Verdict, datetime_from_us
-from engine.ports import BILLABLE, NO_CAP, Reserve, Reserved
+from engine.ports import (
+    BILLABLE,
+    NO_CAP,
+    Batch,
+    FlushReply,
+    NotRun,
+    Reserve,
+    Reserved,
+    ReserveReply,
+    Resolve,
+    ResolveReply,
+)
 from engine.recovery import Recovery
 from engine.registry import Engines, Registry
 from engine.submission import Submission
@@ -36,6 +47,7 @@ class World:
         self.store = FakeStore(self.now_us)
         self.ledger = FakeLedger()
         self.settings = Settings(**settings)
+        self.clock_step_us = 0
         self.registry = Registry(self.settings, self.ledger, self.store, self, Engines(1), nursery)
         self.engine = Engine(self.settings, self.registry, self.store, self.ledger, self)
         self.registry.start()
@@ -43,7 +55,7 @@ class World:
 
     def now_us(self) -> int:
         """Noon, and what trio's clock has moved since."""
-        return NOON_US + int(trio.current_time() * 1_000_000)
+        return NOON_US + int(trio.current_time() * 1_000_000) + self.clock_step_us
 
     async def campaign(self, **fields: object) -> int:
         """Make a campaign: cpm at 1.00 and plenty of budget, unless told otherwise."""
@@ -276,6 +288,85 @@ async def test_what_has_no_verdict_at_its_deadline_is_unavailable(autojump_clock
     release.set()
     world.store.hold = None
     assert await world.reasons(event) == ["duplicate"]
+
+
+async def test_a_clock_that_is_set_back_lets_no_request_wait_longer(autojump_clock: MockClock, world: World) -> None:
+    """Deadlines are kept by a clock that never steps."""
+    campaign = await world.campaign()
+    world.store.hold = trio.sleep_forever
+    with trio.fail_after(world.settings.request_deadline_seconds + 1):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.send, shown(campaign))
+            await trio.sleep(1)
+            world.clock_step_us = -3_600_000_000
+
+
+async def test_clocks_that_disagree_do_not_turn_a_retry_into_a_refusal(autojump_clock: MockClock, world: World) -> None:
+    """One machine's clock is as far ahead as may be, another's as far behind: the old event is looked up in time."""
+    campaign = await world.campaign(total_budget="0.001")
+    settings = world.settings
+    off_us = int(settings.clock_refuse_seconds) * 1_000_000
+    world.clock_step_us = off_us
+    await trio.sleep(settings.dedup_turn_seconds - settings.clock_refuse_seconds - 1)  # a turn is about to end
+    told_us = world.now_us() + settings.occurred_ahead_seconds * 1_000_000
+    event = shown(campaign, event_id=uuid.uuid4(), occurred_at=datetime_from_us(told_us))
+    assert await world.reasons(event) == ["accepted"]
+    await trio.sleep(settings.dedup_turn_seconds + 1)
+    assert await world.reasons(shown(campaign)) == ["total_budget"]  # the turn of the first event is forgotten
+    world.clock_step_us = -off_us
+    assert await world.reasons(event) == ["duplicate"]
+
+
+async def test_a_reply_that_is_thrown_away_holds_nothing(
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refused flush sends the actor back to its plan while a reserve is under way: what that reserved is undone."""
+    campaign = await world.campaign()
+    await world.send(shown(campaign))
+    flush, round_ = world.store.flush, world.ledger.round
+    flushes, rounds = trio.Event(), trio.Event()
+
+    async def late_flush(batches: Sequence[Batch]) -> FlushReply:
+        await flushes.wait()
+        return await flush(batches)
+
+    async def late_round(calls: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:
+        replies = await round_(calls)
+        await rounds.wait()
+        return replies
+
+    monkeypatch.setattr(world.store, "flush", late_flush)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.send, shown(campaign))
+        await trio.sleep(0.2)  # its flush is under way
+        monkeypatch.setattr(world.ledger, "round", late_round)
+        nursery.start_soon(world.send, shown(campaign, "bob"))
+        await trio.sleep(0.2)  # its reserve has no answer yet
+        await world.store.update_campaign(CampaignId(campaign), {"total_budget_micros": 1})
+        flushes.set()
+        await trio.sleep(0.2)
+        rounds.set()
+    await trio.sleep(1)
+    assert await world.ledger.pending_tags([CampaignId(campaign)]) == {campaign: []}
+
+
+async def test_a_void_that_finds_another_redis_recovers_the_campaign(
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Redis that held the reservation may be back: only a newer generation is sure to end it."""
+    campaign = await world.campaign()
+    await world.send(shown(campaign))
+
+    async def fail(_: object) -> NotRun:
+        world.ledger.restart()
+        return NotRun("as the test wished")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store, "flush", fail)
+        assert await world.reasons(shown(campaign)) == ["unavailable"]
+    await trio.sleep(1)
+    book = world.ledger.books[CampaignId(campaign)]
+    assert (book.open, book.image) == (True, world.ledger.image)
 
 
 async def test_an_idle_actor_is_passivated_and_starts_again_where_it_was(

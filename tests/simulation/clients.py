@@ -1,0 +1,144 @@
+"""The senders: new events and old ones, once or many times at once, to whichever engine.
+
+Owns what is sent, and that every request is answered once and in time. What the answers must be is the checker's.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from engine.model import SECOND_US, Event, Status, datetime_from_us, new_event_id
+from engine.submission import Submission
+from tests.simulation.cluster import Process
+from tests.simulation.world import World
+
+ANSWER_SECONDS: Final = 10.0 + 1.0  # the deadline, and slack for the tick that sees it
+USERS: Final = "abcdefgh"
+TYPES: Final = ("impression", "impression", "impression", "click", "conversion")
+# An event that tells no time of its own is looked up on three days: sent again after 48 h, it may be a new one.
+FORGOTTEN_US: Final = 46 * 3_600 * SECOND_US
+
+
+@dataclass(slots=True)
+class Sent:
+    """A request that can be repeated."""
+
+    events: list[Event]
+    key: str | None
+    first_us: int
+
+
+class Clients:
+    """Everybody who sends."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.campaigns: list[int] = []
+        self.requests: list[Sent] = []
+        self.waiting = 0
+        self.sent_events = 0
+        self.statuses: list[str] = []
+
+    def request(self) -> Sent:
+        """A new request, or one that was sent before, whole or in part."""
+        source = self.world.source
+        now_us = self.world.now_us()
+        if self.requests and source.random() < 0.4:
+            recent = self.requests[-8:] if source.random() < 0.6 else self.requests
+            old = source.choice(recent)
+            if now_us - old.first_us < FORGOTTEN_US:
+                return old if old.key is not None else self._again(old)
+        key = source.randbytes(4).hex() if source.random() < 0.1 else None
+        events = [self._event(now_us, with_id=key is None) for _ in range(source.choice((1, 1, 2, 5)))]
+        made = Sent(events, key, now_us)
+        if key is not None or all(event.event_id is not None for event in events):
+            self.requests.append(made)
+        return made
+
+    def _again(self, old: Sent) -> Sent:
+        source = self.world.source
+        events = [event for event in old.events if source.random() < 0.8] or old.events
+        if source.random() < 0.05:  # the same id for another event
+            events = [msgspec.structs.replace(event, user_id=source.choice(USERS)) for event in events]
+        if source.random() < 0.2:  # twice in one request
+            events = events + events[:1]
+        return Sent(events, None, old.first_us)
+
+    def _event(self, now_us: int, *, with_id: bool) -> Event:
+        source = self.world.source
+        settings = self.world.settings
+        age_us = source.choice((0, 0, 0, 1, 20, 100, 500, 3_600, 80_000)) * SECOND_US
+        if source.random() < 0.2:
+            age_us = -int(settings.occurred_ahead_seconds * source.random() * SECOND_US)
+        event_id: uuid.UUID | None = None
+        told_us: int | None = now_us - age_us if source.random() < 0.6 else None
+        if with_id and source.random() < 0.95:
+            event_id = uuid.UUID(bytes=source.randbytes(16), version=4)
+            if source.random() < 0.3:
+                event_id = uuid.UUID(bytes=new_event_id(now_us - age_us, source.randbytes(10)))
+        return Event(
+            campaign_id=source.choice(self.campaigns),
+            user_id=source.choice(USERS),
+            event_type=source.choice(TYPES),
+            event_id=event_id,
+            occurred_at=None if told_us is None else datetime_from_us(told_us),
+        )
+
+    def send(self, process: Process, request: Sent) -> None:
+        """Send a request to an engine, on a connection of its own."""
+
+        async def exchange() -> None:
+            await self.answer_of(process, request.events, request.key)
+
+        process.start_soon(exchange)
+
+    async def answer_of(self, process: Process, events: list[Event], key: str | None = None) -> Submission | None:
+        """Send, and wait for the one answer. None: the process no longer serves."""
+        await process.awake()
+        engine, checker = process.engine, self.world.checker
+        if engine is None:
+            return None
+        answers: list[Submission] = []
+        done = trio.Event()
+        sent_at = checker.moment
+
+        def answer(submission: Submission) -> None:
+            answers.append(submission)
+            checker.answered(submission, sent_at)
+            done.set()
+
+        self.sent_events += len(events)
+        submission = engine.submit(events, answer, idempotency_key=key)
+        ids = [getattr(entry, "event_id", b"") or b"" for entry in submission.entries]
+        self.world.note(process.name, f"request {[each.hex()[:6] for each in ids]}")
+        await self._in_time(process, done)
+        if len(answers) != 1:
+            checker.violated(f"{process.name}: a request was answered {len(answers)} times")
+            return None
+        told = [_told(submission.verdicts.get(index)) for index in range(len(events))]
+        self.world.counts.update(f"verdict {each}" for each in told)
+        self.world.note(process.name, f"answer {[each.hex()[:6] for each in ids]}: {told}")
+        return submission
+
+    async def _in_time(self, process: Process, done: trio.Event) -> None:
+        """Wait for an answer as long as a request may take; while the engine is frozen, no time passes for it."""
+        since = trio.current_time()
+        while not done.is_set():
+            with trio.move_on_after(since + ANSWER_SECONDS - trio.current_time()):
+                await done.wait()
+                return
+            if not process.frozen and process.thawed_at <= since:
+                return
+            await process.awake()
+            since = process.thawed_at
+
+
+def _told(verdict: Any) -> str:
+    if verdict is None:
+        return Status.ACCEPTED.value
+    return str(verdict.reason or verdict.status)

@@ -1,0 +1,155 @@
+"""Engine processes: the real engine on a simulated network, which can be killed, frozen and thawed.
+
+Owns the life of a process. Composes the engine as `engine/runtime.py` does, with other stores and clocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
+
+import trio
+from trio import sleep
+
+from engine import arrival
+from engine.engine import Engine
+from engine.errors import StoreUnavailable
+from engine.model import SECOND_US
+from engine.registry import Engines, Registry
+from engine.runtime import heartbeats
+from tests.simulation.network import LedgerLink, News, StoreLink, Wire
+from tests.simulation.world import World
+
+T = TypeVar("T")
+REGISTRATION_PAUSE_SECONDS: Final = 1.0
+_current: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+
+
+class Process:
+    """One engine process."""
+
+    def __init__(self, world: World, slot: int, incarnation: int) -> None:
+        self.world = world
+        self.slot = slot
+        self.name = f"e{slot}.{incarnation}"
+        self.wire = Wire(world, self)
+        self.offset_us = world.clock_offset_us()
+        self.engine: Engine | None = None  # None: not serving yet, or no more
+        self.registry: Registry | None = None
+        self.news: News | None = None
+        self.thawed_at = 0.0
+        self._scope = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
+        self._thawed = trio.Event()
+        self._thawed.set()
+
+    def now_us(self) -> int:
+        """The clock of its machine."""
+        return self.world.now_us() + self.offset_us
+
+    def follow(self) -> None:
+        """Nothing to do: a step of this machine's clock is never hidden from its engine."""
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Start, and serve until killed."""
+        _current.set(self)
+        store = StoreLink(self.wire, self.now_us)
+        with self._scope:
+            try:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    await self._start(nursery, store)
+            except Exception as fault:  # noqa: BLE001  # whatever it is, it ended an engine
+                self.world.checker.violated(f"{self.name} failed: {fault!r}", fault)
+        self.engine = None
+
+    async def _start(self, nursery: trio.Nursery, store: StoreLink) -> None:
+        world = self.world
+        while True:
+            try:
+                engines = Engines(await store.register_engine())
+                engines.heard(await store.heartbeat(engines.own))
+                break
+            except StoreUnavailable:
+                await trio.sleep(REGISTRATION_PAUSE_SECONDS)
+        ledger = LedgerLink(self.wire)
+        self.registry = registry = Registry(world.settings, ledger, store, self, engines, nursery)
+        engine = Engine(world.settings, registry, store, ledger, self)
+        registry.start()
+        nursery.start_soon(engine.tick)
+        nursery.start_soon(heartbeats, engine, registry, engines, self.follow, store, ledger)
+        self.news = News(self.wire, registry.plan_changed, registry.generation_raised, registry.read_all_again)
+        nursery.start_soon(self.news.listen)
+        self.engine = engine
+        world.note(self.name, f"serves as engine {engines.own}, its clock off by {self.offset_us / SECOND_US:.0f} s")
+
+    def kill(self) -> None:
+        """As `kill -9`: at any await; what is on the wire arrives or not."""
+        self.world.note(self.name, "killed")
+        self.wire.dead = True
+        self.engine = None
+        self._scope.cancel()
+        self._thawed.set()
+
+    def start_soon(self, work: Callable[[], object]) -> None:
+        """Run an async function of a client, which ends when this process is killed."""
+        if self._nursery is not None and self.engine is not None:
+            self._nursery.start_soon(self._as_ours, work)
+
+    async def _as_ours(self, work: Callable[[], object]) -> None:
+        _current.set(self)
+        await work()  # type: ignore[misc]
+
+    # --- sleep ----------------------------------------------------------------------------------------------
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it does nothing now."""
+        return not self._thawed.is_set()
+
+    def freeze(self) -> None:
+        """Stop all of it where it is: nothing that it awaits comes back, and nobody hears of it."""
+        self.world.note(self.name, "frozen")
+        self._thawed = trio.Event()
+
+    def thaw(self) -> None:
+        """Go on with everything it had decided."""
+        self.world.note(self.name, "thawed")
+        self.thawed_at = trio.current_time()
+        self._thawed.set()
+
+    async def awake(self) -> None:
+        """Wait while it is frozen."""
+        while not self._thawed.is_set():
+            await self._thawed.wait()
+
+
+class _Randomness:
+    """Stands in for `os` where the engine makes ids."""
+
+    def __init__(self, world: World) -> None:
+        self.urandom = world.source.randbytes
+
+
+@contextlib.contextmanager
+def simulated(world: World) -> Iterator[None]:
+    """Let engines sleep only while they are not frozen, and make their ids from the seed."""
+
+    async def gated(seconds: float) -> None:
+        await sleep(seconds)
+        process = _current.get()
+        if process is not None:
+            await process.awake()
+
+    names = vars(arrival)
+    kept = trio.sleep, names["os"]
+    trio.sleep = gated
+    names["os"] = _Randomness(world)
+    try:
+        yield
+    finally:
+        trio.sleep, names["os"] = kept

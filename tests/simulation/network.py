@@ -1,0 +1,495 @@
+"""The network between one engine process and the stores: the ports, with delay, loss and partition on the way.
+
+Owns what can happen to a message. A store acts when the message arrives, in one step; what its engine hears of it,
+and when, is another matter. Knows no engine code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+
+import trio
+from trio import sleep
+
+from engine.errors import StoreUnavailable
+from engine.model import Campaign, CampaignId, CampaignSpend, EventId, HeartbeatReply, NewCampaign, Report, StoredEvent
+from engine.ports import (
+    Batch,
+    BeginReply,
+    Committed,
+    FlushReply,
+    LedgerRow,
+    LoadReply,
+    NotRun,
+    ReadyReply,
+    Reserve,
+    Reserved,
+    ReserveReply,
+    Resolve,
+    ResolveReply,
+    Unknown,
+    Wanted,
+)
+from tests.fakes.ledger import FakeLedger
+from tests.simulation.world import POSTGRES, REDIS, World
+
+T = TypeVar("T")
+CHUNK: Final = 3  # rows of one piece of a rebuild: small, so that things happen between two
+QUIET_AFTER_SECONDS: Final = 12  # a listening connection that was cut without a word is found out by then
+
+
+class NotReached(Exception):
+    """Certainly nothing happened."""
+
+
+class NoAnswer(Exception):
+    """It happened, or not, or will."""
+
+
+class Sender(Protocol):
+    """The engine process at this end of the wire."""
+
+    name: str
+
+    async def awake(self) -> None:
+        """Wait while the process is frozen."""
+        ...
+
+
+@dataclass(slots=True)
+class Fate:
+    """What befalls one exchange."""
+
+    request_seconds: float
+    answer_seconds: float
+    lost: bool
+    unanswered: bool
+    noticed: bool  # the connection breaks at once; otherwise only the timeout tells
+
+
+class Trip:
+    """One exchange under way."""
+
+    __slots__ = ("arrived", "done", "replied", "reply", "scope", "to")
+
+    def __init__(self, to: str) -> None:
+        self.to = to
+        self.scope = trio.CancelScope()
+        self.done = trio.Event()
+        self.arrived = False
+        self.replied = False
+        self.reply: Any = None
+
+    def end(self, *, carried_out: bool) -> None:
+        """The connection breaks."""
+        if not carried_out:
+            self.scope.cancel()
+        self.done.set()
+
+
+class Wire:
+    """One engine's connections to both stores."""
+
+    def __init__(self, world: World, sender: Sender) -> None:
+        self.world = world
+        self.sender = sender
+        self.cut: set[str] = set()  # stores that can't be reached
+        self.dead = False  # its engine was killed
+        self.redis: FakeLedger | None = None  # the server that it still believes in, after a split
+
+    def server(self) -> FakeLedger:
+        """The Redis that this engine reaches."""
+        if self.redis is not None and self.redis in self.world.others:
+            return self.redis
+        return self.world.redis
+
+    def reaches(self, to: str) -> bool:
+        """Whether a message would arrive now."""
+        away = self.world.redis_away if to == REDIS else self.world.postgres_away
+        return to not in self.cut and not away
+
+    async def exchange(
+        self, to: str, what: str, run: Callable[[], Awaitable[T]], timeout_seconds: float, *, troubled: bool = False
+    ) -> T:
+        """One request and its answer. Raises `NotReached` and `NoAnswer`."""
+        world, sender = self.world, self.sender
+        await sender.awake()
+        if (not self.reaches(to) or world.source.random() < world.weather.refused) and world.source.random() < 0.7:
+            world.counts[f"{to}: refused"] += 1
+            await sleep(world.source.choice((0, 0.01, 2)))
+            await sender.awake()
+            world.note(sender.name, f"{what}: not reached")
+            raise NotReached(to)
+        trip = Trip(to)
+        world.in_flight[trip] = None
+        world.nursery.start_soon(self._carry, trip, self._fate(to, troubled), what, run)
+        try:
+            with trio.move_on_after(timeout_seconds):
+                await trip.done.wait()
+        finally:
+            if self.dead and not trip.arrived and world.source.random() < 0.5:
+                trip.scope.cancel()
+        await sender.awake()
+        if not trip.replied:
+            world.note(sender.name, f"{what}: no answer")
+            raise NoAnswer(to)
+        reply: T = trip.reply
+        return reply
+
+    def _fate(self, to: str, troubled: bool) -> Fate:
+        world, weather = self.world, self.world.weather
+        draw = world.source.random
+        pace = weather.pace_seconds
+        fate = Fate(pace * draw(), pace * draw(), draw() < weather.lost, draw() < weather.unanswered, draw() < 0.7)
+        if draw() < weather.slow:
+            fate.request_seconds += 4 * draw()
+            fate.answer_seconds += 4 * draw()
+            world.counts[f"{to}: slow"] += 1
+        late = draw() < weather.late
+        if troubled and not (fate.lost or fate.unanswered or late):
+            match world.source.randrange(3):
+                case 0:
+                    fate.lost = True
+                case 1:
+                    fate.unanswered = True
+                case _:
+                    late = True
+        if late:
+            fate.request_seconds += world.source.choice((1, 10, 30, 200)) * draw()
+            fate.unanswered = True
+            world.counts[f"{to}: delivered late"] += 1
+        elif fate.lost:
+            world.counts[f"{to}: request lost"] += 1
+        elif fate.unanswered:
+            world.counts[f"{to}: answer lost"] += 1
+        return fate
+
+    async def _carry(self, trip: Trip, fate: Fate, what: str, run: Callable[[], Awaitable[Any]]) -> None:
+        """The way there, the store's work, the way back."""
+        world = self.world
+        try:
+            with trip.scope:
+                if fate.unanswered and fate.noticed and fate.request_seconds > 1:
+                    trip.done.set()  # given up long before it arrives
+                await sleep(fate.request_seconds)
+                if fate.lost or not self.reaches(trip.to):
+                    if fate.noticed:
+                        trip.done.set()
+                    return
+                trip.arrived = True
+                trip.reply = await run()
+                world.note(self.sender.name, f"{what}: {_shown(trip.reply)}")
+                await sleep(fate.answer_seconds)
+                if fate.unanswered or not self.reaches(trip.to):
+                    if fate.noticed:
+                        trip.done.set()
+                elif not trip.done.is_set():
+                    trip.replied = True
+                    trip.done.set()
+        finally:
+            del world.in_flight[trip]
+
+
+class LedgerLink:
+    """`Ledger`, as one engine reaches it."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._timeout_seconds = wire.world.settings.ledger_timeout_seconds
+
+    async def round(self, calls: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:
+        """All calls; or a first part is answered and the rest is in trouble."""
+        world = self._wire.world
+        part = len(calls)
+        if part > 1 and world.source.random() < max(world.weather.lost, world.weather.unanswered):
+            part = world.source.randrange(1, part)
+        replies = await self._part(calls[:part], troubled=False)
+        if part < len(calls):
+            if isinstance(replies[-1], Unknown | NotRun):
+                return [*replies, *[replies[-1]] * (len(calls) - part)]
+            replies += await self._part(calls[part:], troubled=True)
+        return replies
+
+    async def _part(self, calls: Sequence[Reserve | Resolve], *, troubled: bool) -> list[ReserveReply | ResolveReply]:
+        async def run() -> list[ReserveReply | ResolveReply]:
+            server = self._wire.server()
+            replies = await server.round(calls)
+            for call, reply in zip(calls, replies, strict=True):
+                if isinstance(call, Reserve) and isinstance(reply, Reserved):
+                    self._wire.world.checker.reserved(call, reply)
+                self._wire.world.checker.agree(call.campaign_id)
+            return replies
+
+        reply = await self._answer("round " + ", ".join(map(_call_shown, calls)), run, troubled=troubled)
+        return [reply] * len(calls) if isinstance(reply, NotRun | Unknown) else reply
+
+    async def _answer(
+        self, what: str, run: Callable[[], Awaitable[T]], *, troubled: bool = False
+    ) -> T | NotRun | Unknown:
+        try:
+            return await self._wire.exchange(REDIS, what, run, self._timeout_seconds, troubled=troubled)
+        except NotReached:
+            return NotRun("not reached")
+        except NoAnswer:
+            return Unknown("no answer")
+
+    async def begin(self, campaign_id: CampaignId, generation: int) -> BeginReply:
+        """Close a campaign."""
+        what = f"begin c{campaign_id} g{generation}"
+        return await self._answer(what, lambda: self._wire.server().begin(campaign_id, generation))
+
+    async def settle(self, campaign_id: CampaignId, generation: int, tag: int, *, commit: bool) -> LoadReply:
+        """Settle one reservation of a closed campaign."""
+        what = f"settle c{campaign_id} g{generation} #{tag:x} {'commit' if commit else 'void'}"
+        return await self._answer(what, lambda: self._wire.server().settle(campaign_id, generation, tag, commit=commit))
+
+    async def load_users(self, campaign_id: CampaignId, generation: int, users: Sequence[tuple[str, int]]) -> LoadReply:
+        """Users of a rebuild."""
+        what = f"load users c{campaign_id} g{generation} {list(users)}"
+        return await self._answer(what, lambda: self._wire.server().load_users(campaign_id, generation, users))
+
+    async def load_ids(self, campaign_id: CampaignId, generation: int, turn: int, ids: Sequence[EventId]) -> LoadReply:
+        """Ids of a rebuild."""
+        what = f"load ids c{campaign_id} g{generation} t{turn} {[each.hex()[:6] for each in ids]}"
+        return await self._answer(what, lambda: self._wire.server().load_ids(campaign_id, generation, turn, ids))
+
+    async def ready(
+        self, campaign_id: CampaignId, generation: int, spend: CampaignSpend, turn: int, plan_version: int
+    ) -> ReadyReply:
+        """Open a campaign."""
+
+        async def run() -> ReadyReply:
+            reply = await self._wire.server().ready(campaign_id, generation, spend, turn, plan_version)
+            self._wire.world.checker.agree(campaign_id)
+            return reply
+
+        return await self._answer(f"ready c{campaign_id} g{generation} {spend.spent_micros}", run)
+
+    async def pending_tags(self, campaign_ids: Sequence[CampaignId]) -> dict[CampaignId, list[int]] | NotRun:
+        """Tags that wait for their commit."""
+        reply = await self._answer(
+            f"pending {list(campaign_ids)}", lambda: self._wire.server().pending_tags(campaign_ids)
+        )
+        return NotRun(reply.detail) if isinstance(reply, Unknown) else reply
+
+    async def ping(self) -> bool:
+        """Whether it answers."""
+        return await self._answer("ping", lambda: self._wire.server().ping()) is True
+
+    async def unsafe(self) -> str | None:
+        """How it is set up is not what the simulation is about; and it would be one trip more a heartbeat."""
+        return None
+
+
+class StoreLink:
+    """`EventStore`, `CampaignStore` and `Roster`, as one engine reaches them."""
+
+    def __init__(self, wire: Wire, now_us: Callable[[], int]) -> None:
+        self._wire = wire
+        self._store = wire.world.store
+        self._now_us = now_us
+        self._settings = wire.world.settings
+
+    async def _ask(self, what: str, run: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await self._wire.exchange(POSTGRES, what, run, self._settings.query_timeout_seconds)
+        except NotReached:
+            raise StoreUnavailable("not reached", certain=True) from None
+        except NoAnswer:
+            raise StoreUnavailable("no answer", certain=False) from None
+
+    async def flush(self, batches: Sequence[Batch]) -> FlushReply:
+        """One transaction."""
+        world = self._wire.world
+
+        async def run() -> FlushReply:
+            reply = await self._store.flush(batches)
+            if isinstance(reply, Committed):
+                world.checker.committed(batches)
+            return reply
+
+        what = "flush " + ", ".join(
+            f"c{each.campaign_id} g{each.generation} #{each.tag:x} {[row.event_id.hex()[:6] for row in each.rows]}"
+            for each in batches
+        )
+        try:
+            return await self._wire.exchange(POSTGRES, what, run, self._settings.flush_timeout_seconds)
+        except NotReached:
+            return NotRun("not reached", data=world.source.random() < 0.2)
+        except NoAnswer:
+            return Unknown("no answer")
+
+    async def plans(self, campaign_ids: Sequence[CampaignId]) -> dict[CampaignId, tuple[Campaign, LedgerRow]]:
+        """Plans and ledger rows."""
+        return await self._ask(f"plans {list(campaign_ids)}", lambda: self._store.plans(campaign_ids))
+
+    async def look_up(self, wanted: Sequence[Wanted]) -> dict[tuple[CampaignId, bytes], StoredEvent]:
+        """Committed events by id."""
+        what = f"look up {[each.event_id.hex()[:6] for each in wanted]}"
+        return await self._ask(what, lambda: self._store.look_up(wanted))
+
+    async def raise_generation(self, campaign_id: CampaignId) -> LedgerRow | None:
+        """`gen + 1`."""
+        return await self._ask(f"raise c{campaign_id}", lambda: self._store.raise_generation(campaign_id))
+
+    def users_on(self, campaign_id: CampaignId, spend_day: int) -> AsyncGenerator[Sequence[tuple[str, int]], None]:
+        """Impressions a user."""
+        what = f"users c{campaign_id} {spend_day}"
+        return self._stream(what, lambda: self._store.users_on(campaign_id, spend_day))
+
+    def ids_received(
+        self, campaign_id: CampaignId, since_us: int
+    ) -> AsyncGenerator[Sequence[tuple[EventId, int]], None]:
+        """Ids and receive times."""
+        what = f"ids c{campaign_id} {since_us}"
+        return self._stream(what, lambda: self._store.ids_received(campaign_id, since_us))
+
+    async def _stream(
+        self, what: str, read: Callable[[], AsyncGenerator[Sequence[T], None]]
+    ) -> AsyncGenerator[Sequence[T], None]:
+        """One snapshot, in pieces."""
+
+        async def run() -> list[T]:
+            return [row async for chunk in read() for row in chunk]
+
+        rows = await self._ask(what, run)
+        for start in range(0, len(rows), CHUNK):
+            yield rows[start : start + CHUNK]
+            await sleep(self._wire.world.weather.pace_seconds)
+            await self._wire.sender.awake()
+
+    async def create_campaign(self, new: NewCampaign) -> tuple[Campaign, CampaignSpend]:
+        """A new campaign."""
+        return await self._ask("create", lambda: self._store.create_campaign(new))
+
+    async def campaign(self, campaign_id: CampaignId) -> tuple[Campaign, CampaignSpend] | None:
+        """A campaign."""
+        return await self._ask(f"campaign c{campaign_id}", lambda: self._store.campaign(campaign_id))
+
+    async def page_campaigns(self, after: int, limit: int) -> list[tuple[Campaign, CampaignSpend]]:
+        """Some campaigns."""
+        return await self._ask("page", lambda: self._store.page_campaigns(after, limit))
+
+    async def update_campaign(
+        self, campaign_id: CampaignId, changes: Mapping[str, object]
+    ) -> tuple[Campaign, CampaignSpend] | None:
+        """Change a plan."""
+
+        async def run() -> tuple[Campaign, CampaignSpend] | None:
+            changed = await self._store.update_campaign(campaign_id, changes)
+            if changed is not None:
+                self._wire.world.checker.planned(changed[0])
+            return changed
+
+        return await self._ask(f"update c{campaign_id} {dict(changes)}", run)
+
+    async def report(self, campaign_id: CampaignId, start_us: int | None, end_us: int | None) -> Report | None:
+        """Counts and spend."""
+        return await self._ask("report", lambda: self._store.report(campaign_id, start_us, end_us))
+
+    async def ping(self) -> bool:
+        """Whether it answers."""
+        return await self._ask("ping", self._store.ping)
+
+    async def register_engine(self) -> int:
+        """A number for this process."""
+        return await self._ask("register", self._store.register_engine)
+
+    async def heartbeat(self, number: int) -> HeartbeatReply:
+        """Say that this engine lives; hear how far its clock is off, half of the round trip counted."""
+        sent_us = self._now_us()
+
+        async def run() -> tuple[HeartbeatReply, int]:
+            return await self._store.heartbeat(number), self._store.now_us()
+
+        reply, store_us = await self._ask("heartbeat", run)
+        half_way_us = (sent_us + self._now_us()) // 2
+        return HeartbeatReply(half_way_us - store_us, reply.alive | {number}, reply.newest)
+
+    async def make_partitions(self) -> None:
+        """Nothing to do."""
+        await self._ask("partitions", self._store.make_partitions)
+
+
+class News:
+    """The listening connection of one engine: NOTIFYs come late, in order, or not at all when it is lost."""
+
+    def __init__(self, wire: Wire, plan_changed: Any, generation_raised: Any, lost: Callable[[], None]) -> None:
+        self._wire = wire
+        self._plan_changed = plan_changed
+        self._generation_raised = generation_raised
+        self._lost = lost
+        self._broken = trio.Event()
+        self._connection = 0
+        self._due = 0.0
+
+    def break_off(self) -> None:
+        """The connection is lost, and with it what is on its way."""
+        self._connection += 1
+        self._broken.set()
+
+    async def listen(self) -> None:
+        """Listen, for ever; tell of each loss, and once more when it listens again (as engine/postgres/listen.py)."""
+        world = self._wire.world
+        while True:
+            async with self._listening():
+                await self._broken.wait()
+            await sleep(world.source.choice((0, 0.1, QUIET_AFTER_SECONDS)))
+            await self._wire.sender.awake()
+            self._lost()
+            while not self._wire.reaches(POSTGRES):  # noqa: ASYNC110  # what it waits for is many things
+                await sleep(1)
+            await sleep(world.source.choice((0.05, 1)))
+            await self._wire.sender.awake()
+            self._broken = trio.Event()
+            self._lost()
+
+    @contextlib.asynccontextmanager
+    async def _listening(self) -> AsyncIterator[None]:
+        def hear(what: str, tell: Callable[[CampaignId, int], None]) -> Callable[[CampaignId, int], None]:
+            def told(campaign_id: CampaignId, number: int) -> None:
+                self._wire.world.nursery.start_soon(self._deliver, what, tell, campaign_id, number, self._connection)
+
+            return told
+
+        plan, generation = hear("plan", self._plan_changed), hear("generation", self._generation_raised)
+        async with self._wire.world.store.listening(plan, generation, self._lost):
+            yield
+
+    async def _deliver(
+        self, what: str, tell: Callable[[CampaignId, int], None], campaign_id: CampaignId, number: int, connection: int
+    ) -> None:
+        """In the order in which they were sent, each after some time."""
+        world = self._wire.world
+        if not self._wire.reaches(POSTGRES):
+            self.break_off()
+        now = trio.current_time()
+        self._due = max(self._due + 1e-6, now + world.source.choice((0, 0.01, 1)) * world.weather.pace_seconds * 3)
+        await trio.sleep_until(self._due)
+        await self._wire.sender.awake()
+        if connection == self._connection and not self._wire.dead:
+            world.note(self._wire.sender.name, f"news: {what} of c{campaign_id} is {number}")
+            tell(campaign_id, number)
+
+
+def _call_shown(call: Reserve | Resolve) -> str:
+    if isinstance(call, Resolve):
+        return f"{'commit' if call.commit else 'void'} c{call.campaign_id} g{call.generation} #{call.tag:x}"
+    ids = " ".join(call.ids[at : at + 3].hex() for at in range(0, len(call.ids), 16))
+    return f"reserve c{call.campaign_id} g{call.generation} #{call.tag:x} v{call.plan_version} d{call.day} [{ids}]"
+
+
+def _shown(reply: object) -> str:
+    """A reply, short: of what was found, how many."""
+    if isinstance(reply, list):
+        return ", ".join(map(_shown, reply))
+    if isinstance(reply, Reserved):
+        return f"{reply.letters.decode()} {reply.total_micros} {reply.today_micros}"
+    if isinstance(reply, dict):
+        return f"{len(reply)} found"
+    if isinstance(reply, tuple):
+        return type(reply[0]).__name__
+    return repr(reply)[:200]

@@ -1,0 +1,397 @@
+"""One seed from its beginning to its end: a cluster under load and faults, then everything mended and checked.
+
+Owns the order of things and the choice of faults. Everything random comes from the seed, so a seed tells all.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+from trio import sleep
+from trio._core import _run
+from trio.testing import MockClock
+
+from engine.errors import EngineError
+from engine.model import SECOND_US, CampaignId, Event, Status
+from tests.simulation.clients import Clients
+from tests.simulation.cluster import Process, simulated
+from tests.simulation.network import StoreLink, Wire
+from tests.simulation.world import POSTGRES, REDIS, ZONES, Weather, World
+
+PRICES: Final = {"cpm": ("1.00", "2.50", "0.50"), "cpc": ("0.001", "0.003"), "cpa": ("0.001", "0.002")}
+AMOUNTS: Final = ("0.000001", "0.002", "0.01", "0.03", "1000")
+CHANGES: Final[tuple[Callable[[random.Random], dict[str, object]], ...]] = (
+    lambda source: {"active": source.random() < 0.7},
+    lambda source: {"freq_cap_impressions_per_day": source.choice((None, 1, 2, 3))},
+    lambda source: {"total_budget": source.choice(AMOUNTS)},
+    lambda source: {"daily_budget": source.choice(AMOUNTS)},
+    lambda source: {"unit_price": source.choice(PRICES["cpm"] + PRICES["cpc"])},
+    lambda source: {"pacing": source.choice(("asap", "even"))},
+)
+VIOLATIONS_SHOWN: Final = 5
+# After the mending: the dead are known after three heartbeats, and looked for once a minute.
+CALM_SECONDS: Final = 25.0
+ORPHANS_SECONDS: Final = 70.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one seed showed."""
+
+    seed: int
+    steps: int
+    violations: list[str]
+    digest: str
+    lines: list[str]
+    counts: Counter[str]
+    sent: int
+    acknowledged: int
+
+
+class Simulation:
+    """The cluster, its senders, and who breaks things."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.clients = Clients(world)
+        self.processes: list[Process] = []
+        self.born = 0
+        source = world.source
+        # Each seed knows some faults only, each as often as it likes: rare ones then meet in pairs.
+        self.faults = {fault: source.choice((0.0, 0.0, 1.0, 3.0)) for fault in self._faults()}
+        self.fault_share = source.choice((0.02, 0.05, 0.15))
+        self.hurry = source.choice((0.0, 0.01, 0.3, 3.0))
+
+    # --- steps ----------------------------------------------------------------------------------------------
+
+    async def set_up(self) -> None:
+        """Engines and campaigns."""
+        source = self.world.source
+        for slot in range(source.choice((1, 2, 2, 3))):
+            self._start_process(slot)
+        root = StoreLink(Wire(self.world, _Operator()), self.world.now_us)
+        await sleep(0.1)
+        engine = next(process.engine for process in self.processes if process.engine is not None)
+        for _ in range(source.choice((1, 2, 3))):
+            model = source.choice(("cpm", "cpm", "cpc", "cpa"))
+            view = await engine.create_campaign(
+                {
+                    "name": "spring",
+                    "pricing_model": model,
+                    "unit_price": source.choice(PRICES[model]),
+                    "total_budget": source.choice(AMOUNTS[2:]),
+                    "daily_budget": source.choice(AMOUNTS[2:]),
+                    "freq_cap_impressions_per_day": source.choice((None, 1, 2)),
+                    "pacing": source.choice(("asap", "asap", "even")),
+                    "timezone": source.choice(ZONES),
+                }
+            )
+            found = await root.campaign(view.campaign.id)
+            assert found is not None
+            self.world.checker.planned(found[0])
+            self.clients.campaigns.append(view.campaign.id)
+        self.world.weather = Weather.of(source)
+
+    def _start_process(self, slot: int) -> None:
+        process = Process(self.world, slot, self.born)
+        self.born += 1
+        self.processes.append(process)
+        self.world.nursery.start_soon(process.run)
+
+    async def step(self) -> None:
+        """Send something, break or mend something, or let time pass."""
+        source = self.world.source
+        draw = source.random()
+        if draw < self.fault_share and any(self.faults.values()):
+            fault = source.choices(list(self.faults), list(self.faults.values()))[0]
+            if fault():
+                self.world.counts[f"fault: {fault.__name__.strip('_').replace('_', ' ')}"] += 1
+        elif draw < 0.75:
+            request = self.clients.request()
+            for _ in range(source.choice((1, 1, 1, 1, 2, 3))):
+                self.clients.send(source.choice(self.processes), request)
+        else:
+            await sleep(source.random() * source.choice((0, self.hurry, 0.5, 6)))
+        await sleep(self.hurry * source.random() * 0.1)
+        for campaign_id in self.clients.campaigns:
+            self.world.checker.agree_in_detail(CampaignId(campaign_id))
+
+    def _faults(self) -> list[Callable[[], bool]]:
+        return [
+            self._kill, self._freeze, self._partition, self._lose_news, self._step_clock, self._change_weather,
+            self._change_plan, self._burst, self._leap, self._midnight,
+            self._restart_redis, self._empty_redis, self._fail_over, self._split, self._fill_redis, self._leave_redis,
+            self._restart_postgres, self._stick_commits, self._leave_postgres,
+        ]  # fmt: skip
+
+    # --- faults of engines ----------------------------------------------------------------------------------
+
+    def _kill(self) -> bool:
+        process = self.world.source.choice(self.processes)
+        self.processes.remove(process)
+        process.kill()
+        self._start_process(process.slot)
+        return True
+
+    def _freeze(self) -> bool:
+        process = self.world.source.choice(self.processes)
+        if process.frozen:
+            process.thaw()
+            return True
+        process.freeze()
+        self._later(process.thaw if self.world.source.random() < 0.9 else (lambda: None), (1, 8, 60))
+        return True
+
+    def _partition(self) -> bool:
+        wire = self.world.source.choice(self.processes).wire
+        store = self.world.source.choice((REDIS, POSTGRES))
+        wire.cut ^= {store}
+        if store in wire.cut:
+            self._later(lambda: wire.cut.discard(store), (1, 4, 40))
+        self.world.note(wire.sender.name, f"cut off from {sorted(wire.cut)}")
+        return True
+
+    def _lose_news(self) -> bool:
+        news = self.world.source.choice(self.processes).news
+        if news is not None:
+            news.break_off()
+        return news is not None
+
+    def _step_clock(self) -> bool:
+        process = self.world.source.choice(self.processes)
+        process.offset_us = self.world.clock_offset_us()
+        self.world.note(process.name, f"its clock is off by {process.offset_us / SECOND_US:.0f} s")
+        return True
+
+    # --- faults of the network, and what is no fault --------------------------------------------------------
+
+    def _change_weather(self) -> bool:
+        self.world.weather = Weather.of(self.world.source) if self.world.source.random() < 0.7 else Weather()
+        return True
+
+    def _change_plan(self) -> bool:
+        source = self.world.source
+        process = source.choice(self.processes)
+        campaign_id = source.choice(self.clients.campaigns)
+        changes: dict[str, object] = {}
+        for _ in range(source.choice((1, 2))):
+            changes |= source.choice(CHANGES)(source)
+
+        async def change() -> None:
+            if process.engine is not None:
+                try:
+                    await process.engine.update_campaign(campaign_id, changes)
+                except EngineError as error:
+                    self.world.note(process.name, f"plan not changed: {error}")
+
+        if source.random() < 0.5:
+            self._burst()
+        process.start_soon(change)
+        return True
+
+    def _burst(self) -> bool:
+        """One request from everywhere at once, or many requests to one engine."""
+        source = self.world.source
+        if source.random() < 0.5:
+            request = self.clients.request()
+            for process in self.processes * 2:
+                self.clients.send(process, request)
+        else:
+            process = source.choice(self.processes)
+            for _ in range(10):
+                self.clients.send(process, self.clients.request())
+        return True
+
+    def _leap(self) -> bool:
+        self.world.leap(None)
+        return True
+
+    def _midnight(self) -> bool:
+        self.world.leap(self.world.source.choice(ZONES))
+        return True
+
+    # --- faults of stores -----------------------------------------------------------------------------------
+
+    def _restart_redis(self) -> bool:
+        self.world.restart_redis(emptied=False)
+        return True
+
+    def _empty_redis(self) -> bool:
+        self.world.restart_redis(emptied=True)
+        return True
+
+    def _fail_over(self) -> bool:
+        return self._copied(split=False)
+
+    def _split(self) -> bool:
+        world = self.world
+        if world.others:
+            world.heal_split(back=world.source.random() < 0.5)
+            return True
+        old = world.redis
+        if not self._copied(split=True):
+            return False
+        for process in self.processes:
+            process.wire.redis = old if world.source.random() < 0.5 else None
+        self._later(lambda: world.heal_split(back=world.source.random() < 0.5), (5, 30))
+        return True
+
+    def _copied(self, *, split: bool) -> bool:
+        """Keep a copy of Redis, or go back to one."""
+        if not self.world.copies or self.world.source.random() < 0.5:
+            self.world.keep_copy()
+            return False
+        self.world.fail_over(split=split)
+        self.world.note("redis", "split in two" if split else "failed over to an old copy")
+        return True
+
+    def _fill_redis(self) -> bool:
+        redis = self.world.redis
+        redis.full = not redis.full
+        if redis.full:
+            self._later(lambda: setattr(redis, "full", False), (1, 10))
+        return True
+
+    def _leave_redis(self) -> bool:
+        self.world.redis_away = True
+        self.world.break_connections(REDIS)
+        self._later(lambda: setattr(self.world, "redis_away", False), (0.1, 1, 15))
+        return True
+
+    def _restart_postgres(self) -> bool:
+        self.world.restart_postgres()
+        for process in self.processes:
+            if process.news is not None:
+                process.news.break_off()
+        return True
+
+    def _stick_commits(self) -> bool:
+        self.world.stuck += self.world.source.choice((1, 2, 5))
+        return True
+
+    def _leave_postgres(self) -> bool:
+        self.world.postgres_away = True
+        self._restart_postgres()
+        self._later(lambda: setattr(self.world, "postgres_away", False), (0.1, 1, 15))
+        return True
+
+    def _later(self, mend: Callable[[], None], seconds: tuple[float, ...]) -> None:
+        async def wait() -> None:
+            await sleep(self.world.source.choice(seconds) * self.world.source.random())
+            mend()
+
+        self.world.nursery.start_soon(wait)
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    async def mend(self) -> None:
+        """All is well again, and stays so; every campaign is used once more, by every engine."""
+        world = self.world
+        world.note("world", "mended")
+        world.weather = Weather()
+        world.redis_away = world.postgres_away = False
+        world.stuck = 0
+        world.unstick()
+        world.heal_split(back=world.source.random() < 0.5)
+        world.redis.full = False
+        for process in self.processes:
+            process.wire.cut.clear()
+            process.offset_us = 0
+            process.thaw()
+        await sleep(CALM_SECONDS)
+        world.weather = Weather()  # (no fault that mends later changes it, but a plain rule is best)
+        await self._probe()
+        await sleep(ORPHANS_SECONDS)
+        for trip in list(world.in_flight):
+            trip.end(carried_out=False)
+        await self._probe(strict=True)
+        await sleep(3)
+
+    async def _probe(self, *, strict: bool = False) -> None:
+        for process in self.processes:
+            for campaign_id in self.clients.campaigns:
+                event = Event(campaign_id=campaign_id, user_id="z", event_type="click")
+                answer = await self.clients.answer_of(process, [event])
+                if answer is None:
+                    self.world.checker.violated(f"{process.name} does not serve when all is mended")
+                elif strict and (verdict := answer.verdicts.get(0)) is not None and verdict.status is Status.RETRY:
+                    self.world.checker.violated(f"c{campaign_id}: {verdict} by {process.name} when all is mended")
+
+    def check(self) -> None:
+        """The invariants of the end."""
+        checker = self.world.checker
+        checker.check_end([CampaignId(each) for each in self.clients.campaigns])
+        for process in self.processes:
+            if process.registry is None or not process.registry.quiet:
+                checker.violated(f"{process.name}: something is under way in the end")
+
+
+class _Operator:
+    """Who makes the campaigns."""
+
+    name = "operator"
+
+    async def awake(self) -> None:
+        """Always."""
+
+
+@contextmanager
+def _scheduled_by(source: random.Random) -> Iterator[None]:
+    """Trio picks the next task at random, on purpose; let it do so by the seed.
+
+    It has a switch for just that, made for Hypothesis: tasks in the order of their making, then shuffled by `_r`.
+    """
+    kept = _run._r, _run._ALLOW_DETERMINISTIC_SCHEDULING
+    _run._r = random.Random(source.getrandbits(64))
+    _run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        _run._r, _run._ALLOW_DETERMINISTIC_SCHEDULING = kept  # type: ignore[misc]
+
+
+def simulate(seed: int, steps: int, say: Callable[[str], None] | None = None) -> Outcome:
+    """Run one seed; `say` hears every line of its trace."""
+    source = random.Random(seed)
+
+    async def main() -> Outcome:
+        async with trio.open_nursery() as nursery:
+            world = World(source, nursery, say)
+            simulation = Simulation(world)
+            log = logging.getLogger("engine")
+            kept, log.propagate = (log.level, log.propagate), False
+            log.addHandler(world.checker)
+            log.setLevel(logging.ERROR)
+            try:
+                with simulated(world):
+                    await _run_steps(simulation, steps)
+            finally:
+                log.removeHandler(world.checker)
+                log.level, log.propagate = kept
+            nursery.cancel_scope.cancel()
+        checker = world.checker
+        return Outcome(
+            seed, steps, checker.violations[:VIOLATIONS_SHOWN], world.digest, list(world.lines), world.counts,
+            simulation.clients.sent_events, checker.acknowledged,
+        )  # fmt: skip
+
+    with _scheduled_by(source):
+        return trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+async def _run_steps(simulation: Simulation, steps: int) -> None:
+    checker = simulation.world.checker
+    await simulation.set_up()
+    for _ in range(steps):
+        await simulation.step()
+        if checker.violations:
+            return
+    await simulation.mend()
+    simulation.check()
