@@ -125,7 +125,7 @@ class PlanBehind:
 
 @dataclass(frozen=True, slots=True)
 class DayBehind:
-    """Another engine has reached a later spend day."""
+    """Another engine has reached a later spend day, or is more than a turn ahead: decide again."""
 
     day: int
 

@@ -166,7 +166,7 @@ end
 -- ARGV  1 gen  2 tag  3 ver  4 day  5 bkt  6 total budget  7 daily budget  8 allowance  9 cap (-1: none)
 --       10 cost of a billable event  11 kinds (a byte an event: 1 billable, 2 counts for the cap)
 --       12 ids  13 users (msgpack array; read only with a cap)  14 committed tags
--- Reply OK letters total today | PLAN ver (a newer plan is known) | DAY day (a later day is reached)
+-- Reply OK letters total today | PLAN ver (a newer plan is known) | DAY day (a later day, or a turn after the next, is reached)
 -- Letters: P in flight, D duplicate of a committed event, C capped, T total budget, Y daily budget, W allowance,
 -- A accepted. With any A, all of it is written under the tag; otherwise only plan, day and turn move on.
 local function reserve(keys, argv)
@@ -176,7 +176,8 @@ local function reserve(keys, argv)
     if not call then return shape('reserve') end
     local ver, day, bkt = call.ver, call.day, math.max(call.bkt, s.bkt)
     if ver < s.ver then return {'PLAN', tostring(s.ver)} end
-    if day < s.day then return {'DAY', tostring(s.day)} end
+    -- (Decided more than a turn ago, by an engine that slept meanwhile: what it looked up then is as old.)
+    if day < s.day or call.bkt < s.bkt - 1 then return {'DAY', tostring(s.day)} end
     local same_day = day == s.day
     if call.cap >= 0 and same_day and s.unc == day then
         -- The cap is new today, and earlier impressions were not counted. Postgres knows them: disown the state, so

@@ -354,7 +354,7 @@ async def test_turns_only_move_forward(ledger: Ledger) -> None:
 
 async def test_a_turn_moves_though_nothing_was_accepted(ledger: Ledger) -> None:
     """A refused call moves it on, too: whoever lags behind then writes into the new turn."""
-    call = reserve(turn=TURN)
+    call = reserve(turn=TURN + 1)
     await ledger.round([reserve(turn=TURN + 2, total_budget_micros=0), call])
     assert await letters(ledger, reserve(ids=call.ids, turn=TURN + 3)) == b"P"
 
@@ -586,6 +586,13 @@ async def test_ready_refuses_what_is_still_pending(ledger: Ledger) -> None:
     assert await ledger.ready(CAMPAIGN, 2, spend(), TURN, 1) == Done()
 
 
+async def test_a_call_that_was_decided_more_than_a_turn_ago_is_decided_again(ledger: Ledger) -> None:
+    """Its ids may have been looked up before the window that Redis now knows; a lagging clock is within a turn."""
+    await ask(ledger, reserve(turn=TURN + 2))
+    assert await letters(ledger, reserve(turn=TURN + 1)) == b"A"
+    assert await ask(ledger, reserve(turn=TURN)) == DayBehind(DAY)
+
+
 async def test_ready_allows_a_day_that_the_ledger_has_not_reached(ledger: Ledger) -> None:
     """Redis moved on at midnight, and nothing of the new day is committed yet."""
     call, late = reserve(), reserve(day=DAY + 1)
@@ -656,4 +663,4 @@ async def test_a_full_ledger_moves_on_with_day_and_window(rig: Rig, ledger: Ledg
     with rig.full():
         assert isinstance(await ask(ledger, reserve(turn=TURN + 2, day=DAY + 1)), NotRun)
     assert await ask(ledger, reserve()) == DayBehind(DAY + 1)
-    assert await ask(ledger, reserve(ids=call.ids, day=DAY + 1)) == Reserved(b"A", 2 * COST, COST)
+    assert await ask(ledger, reserve(ids=call.ids, day=DAY + 1, turn=TURN + 1)) == Reserved(b"A", 2 * COST, COST)

@@ -231,7 +231,7 @@ class FakeLedger:
             return NotRun("SHAPE")
         if call.plan_version < sums.version:
             return PlanBehind(sums.version)
-        if call.day < sums.day:
+        if call.day < sums.day or call.turn < sums.turn - 1:
             return DayBehind(sums.day)
         if call.cap != NO_CAP and sums.uncounted_day == call.day == sums.day:
             book.image = 0
