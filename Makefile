@@ -8,7 +8,7 @@ CODE := config engine api bench tests
 # No byte code of ours is needed, and an alias of the shell must not matter.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test check sim demo rebuild faults settings lock fmt clean setup
+.PHONY: help run test check sim mutants demo rebuild faults settings lock fmt clean setup
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,9 @@ rebuild: setup ## measure how long a campaign of a million events is away when R
 
 faults: setup ## run every fault with SEEDS seeds (20) in JOBS worlds at once (4): an hour; journals of failures in build/faults
 	@$(BIN)/python -m tests.faults --seeds $(or $(SEEDS),20) --jobs $(or $(JOBS),4) --keep build/faults
+
+mutants: setup ## switch off each safety line in turn: the suite must fail every time (some ten minutes)
+	@$(BIN)/python -m tests.mutants
 
 settings: setup ## write docs/settings.md anew from config/settings.py
 	@$(BIN)/python -c 'from config.settings import settings_page; print(settings_page(), end="")' > docs/settings.md

@@ -16,11 +16,12 @@ import redis
 
 from config.settings import Settings
 from engine.model import CampaignId
-from engine.ports import Done, Emptied, Letter, Lost, NotRun, Reserved, Unknown
+from engine.ports import DayBehind, Done, Emptied, Letter, Lost, NotRun, Reserved, Unknown
 from engine.redis.ledger import RedisLedger, open_ledger
 from tests.contract.reservations import (
     CAMPAIGN,
     COST,
+    DAY,
     TURN,
     RedisRig,
     ask,
@@ -99,6 +100,20 @@ async def test_a_full_redis_moves_on_with_the_window(rig: RedisRig) -> None:
         assert isinstance(await ask(rig.ledger, reserve(turn=TURN + 2)), NotRun)
         assert rig.client.hlen(f"{{{CAMPAIGN}}}:i{TURN % 2}") == 0
     assert await ask(rig.ledger, reserve(ids=call.ids, turn=TURN + 1)) == Reserved(b"A" * 100, 200 * COST, 200 * COST)
+
+
+@pytest.mark.stores
+async def test_a_full_redis_moves_forward_only(rig: RedisRig) -> None:
+    """The refused reserve of an engine that lags behind takes neither day nor window back."""
+    call = reserve(day=DAY + 1, turn=TURN + 2)
+    await rig.ledger.round([call, commit(call)])
+    rig.client.config_set("maxmemory", 1)
+    try:
+        assert isinstance(await ask(rig.ledger, reserve(day=DAY, turn=TURN)), NotRun)
+    finally:
+        rig.client.config_set("maxmemory", 0)
+    assert await ask(rig.ledger, reserve(day=DAY)) == DayBehind(DAY + 1)
+    assert await letters(rig.ledger, reserve(ids=call.ids, day=DAY + 1, turn=TURN + 2)) == b"D"
 
 
 @pytest.mark.stores
@@ -316,3 +331,15 @@ async def test_an_answer_that_trickles_is_bounded(scripted: ScriptedRedis, talki
     talking._timeout_seconds = patience
     scripted.answers.append(b"*1\r\n$4\r\nLOST\r\n")
     assert await ask(talking, reserve()) == Lost()
+
+
+async def test_a_connection_that_owes_an_answer_is_not_used_again(
+    scripted: ScriptedRedis, talking: RedisLedger
+) -> None:
+    """The answer may come yet, at any moment, and would be read as that of the next call."""
+    scripted.answers.extend([SILENCE, b"*1\r\n$4\r\nLOST\r\n"])
+    assert isinstance(await ask(talking, reserve()), Unknown)
+    assert await ask(talking, reserve()) == Lost()
+    first, *greeting, second = scripted.heard
+    assert first == second == b"headrace_reserve"
+    assert b"CLIENT" in greeting

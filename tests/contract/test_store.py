@@ -212,6 +212,22 @@ async def test_look_up_by_day_and_on_any_day(store: Store) -> None:
     assert await store.look_up([]) == {}
 
 
+@pytest.mark.parametrize("dated", [True, False])
+async def test_a_look_up_is_of_one_campaign(store: Store, dated: bool) -> None:
+    """Campaigns that have the same id find each its own event, and a third one finds none."""
+    one, other, third = [await new_campaign(store) for _ in range(3)]
+    row = impression(now())
+    assert (
+        await store.flush([bunch(one, [row], tag=1), bunch(other, [replace(row, user=b"bob")], tag=2)]) == Committed()
+    )
+    wanted = [Wanted(each, row.event_id, [row.day] if dated else None) for each in (one, other, third)]
+    found = await store.look_up(wanted)
+    assert {key: event.user_id for key, event in found.items()} == {
+        (one, row.event_id): "ada",
+        (other, row.event_id): "bob",
+    }
+
+
 async def test_raising_a_generation_tells_the_ledger(store: Store) -> None:
     """The raised row carries what is committed."""
     campaign = await new_campaign(store)

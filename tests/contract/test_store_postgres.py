@@ -397,6 +397,38 @@ async def test_another_default_isolation_does_no_harm(database_url: str) -> None
         assert replies == [Committed()]
 
 
+async def test_every_commit_waits_for_the_disk(database_url: str) -> None:
+    """Though the database's default is changed after the check at start: flushes, campaigns and generations."""
+    async with open_store(database_url, Settings()) as store:
+        database = database_url.split("/")[3].split("?")[0]
+        ask(database_url, f'ALTER DATABASE "{database}" SET synchronous_commit = off')
+        ask(database_url, "CREATE TABLE seen (setting text)")
+        ask(
+            database_url,
+            "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " INSERT INTO seen VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$",
+        )
+        ask(
+            database_url,
+            "CREATE TRIGGER see AFTER INSERT OR UPDATE ON ledger FOR EACH STATEMENT EXECUTE FUNCTION see()",
+        )
+        end_sessions(database_url, "headrace")
+        await store.ping()  # which may meet the session that has ended
+        campaign = await new_campaign(store)
+        assert await store.flush([bunch(campaign, [impression(now())])]) == Committed()
+        await store.raise_generation(campaign)
+    assert ask(database_url, "SELECT setting FROM seen") == [("on",)] * 3
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_a_clock_that_is_off_is_told(database_url: str, hours: int) -> None:
+    """Positive when ours is ahead of Postgres's: an hour, give or take what a call may take."""
+    hour_us = 3_600 * 1_000_000
+    async with open_store(database_url, Settings(), now_us=lambda: now() + hours * hour_us) as store:
+        told = (await store.heartbeat(await store.register_engine())).clock_offset_us
+    assert abs(told - hours * hour_us) < hour_us // 2
+
+
 async def test_days_without_a_partition_are_kept_by_the_default_one(database_url: str) -> None:
     """An old and a far day are lost by nobody, and don't keep later partitions from being made."""
     async with open_store(database_url, Settings(partitions_ahead_days=1)) as store:

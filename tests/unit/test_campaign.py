@@ -138,6 +138,17 @@ def test_who_joined_a_refused_event_is_refused_with_it() -> None:
     assert [verdict_of(each).reason for each in pair] == [Reason.TOTAL_BUDGET] * 2  # type: ignore[union-attr]
 
 
+def test_another_event_under_the_id_of_a_refused_one_is_not_refused_with_it() -> None:
+    """On its own it may fare otherwise: nobody has looked."""
+    state, request, same = opened(), submission(), uuid.uuid4()
+    now = datetime.fromtimestamp(NOON_US / SECOND_US, UTC)
+    pair = [entry(request, event_id=same, occurred_at=now, user_id=user) for user in ("ada", "bob")]
+    answered(state, pair, b"T")
+    assert [verdict_of(each).reason for each in pair] == [  # type: ignore[union-attr]
+        Reason.TOTAL_BUDGET, Reason.IN_FLIGHT,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("letter", "reason", "retry_after_seconds"),
     [
@@ -235,6 +246,15 @@ def test_the_spend_day_only_moves_forward() -> None:
         admitted = state.admit([entry(now_us=now_us)], 1, now_us)
         assert admitted.request is not None
         assert admitted.request.call.day == day
+
+
+def test_news_of_an_older_day_do_not_move_ours_back() -> None:
+    """The ledger's row stands at the day of its latest commit."""
+    state = opened()
+    today = spend_day(NOON_US, "UTC").day
+    for day in (today - 1, today + 1, today):
+        state.reach_day(day)
+    assert state.today == spend_day(NOON_US + DAY_US, "UTC")
 
 
 def test_no_generation_older_than_one_seen_in_postgres_is_used() -> None:

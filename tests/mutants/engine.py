@@ -1,0 +1,506 @@
+"""Mutants of the engine's side: what an actor makes of each answer, the recovery, and who is told what."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Edit, Mutant
+
+ACTOR = "engine/actor.py"
+ARRIVAL = "engine/arrival.py"
+CAMPAIGN = "engine/campaign.py"
+LOOKUPS = "engine/lookups.py"
+RECOVERY = "engine/recovery.py"
+REGISTRY = "engine/registry.py"
+ARRIVING = "tests/unit/test_arrival.py"
+DECISIONS = "tests/unit/test_campaign.py"
+WORLD = "tests/unit/test_engine.py"
+JUDGED = "tests/unit/test_judged.py"
+
+
+def one(name: str, protects: str, file: str, old: str, new: str, *tests: str, second: bool = False) -> Mutant:
+    """A mutant of one edit."""
+    return Mutant(name, protects, [Edit(file, old, new)], tests, second)
+
+
+UNKNOWN = [
+    one(
+        "no-void-of-an-unknown-outcome",
+        "What may have committed is never undone.",
+        ACTOR,
+        "                case NotRun():\n                    state.voids",
+        "                case NotRun() | Unknown():\n                    state.voids",
+        f"{WORLD}::test_a_commit_without_a_certain_answer_is_counted_once",
+    ),
+    one(
+        "an-unknown-outcome-is-recovered",
+        "A COMMIT without an answer is fenced, and then known.",
+        ACTOR,
+        "                    if self._unknown:\n                        self.doubt()\n",
+        "",
+        f"{WORLD}::test_a_commit_without_a_certain_answer_is_counted_once",
+    ),
+    Mutant(
+        "looked-up-only-after-the-raise",
+        "What an unknown COMMIT did is asked when it can't change any more.",
+        [
+            Edit(ACTOR, "if reservation.generation < seen]", "if reservation.generation <= seen]"),
+            Edit(ACTOR, "if reservation.generation >= seen]", "if reservation.generation > seen]"),
+        ],
+        [f"{JUDGED}::test_an_unanswered_commit_is_asked_for_when_it_is_in_or_out_for_good"],
+    ),
+    one(
+        "looked-up-under-its-own-tag",
+        "A row of an unknown COMMIT is told accepted only if this very reservation paid for it.",
+        ACTOR,
+        "[LookUp(self, entry, Absent.AGAIN, reservation.tag) for",
+        "[LookUp(self, entry, Absent.AGAIN) for",
+        f"{WORLD}::test_a_commit_without_a_certain_answer_is_counted_once",
+    ),
+    one(
+        "a-found-row-is-compared-with-the-tag",
+        "A row that another reservation paid for is a duplicate.",
+        CAMPAIGN,
+        "        if stored.batch == tag:\n",
+        "        if tag is not None:\n",
+        f"{DECISIONS}::test_what_is_found_under_its_own_tag_is_accepted_and_otherwise_a_duplicate",
+    ),
+    one(
+        "an-unanswered-reserve-is-recovered",
+        "A reserve that may have run is fenced and settled.",
+        ACTOR,
+        "            case Lost() | Unknown():\n                self.doubt()\n",
+        "            case Lost():\n                self.doubt()\n            case Unknown():\n                pass\n",
+        f"{WORLD}::test_a_reserve_without_a_certain_answer_is_counted_once",
+    ),
+    one(
+        "an-older-generation-is-recovered",
+        "A Redis that came back old is brought to the newest generation.",
+        ACTOR,
+        "            case Stale(generation) if generation < state.generation:\n                self.doubt()\n",
+        "            case Stale(generation) if generation < state.generation:\n"
+        "                state.generation = state.generation_seen = generation\n",
+        JUDGED,
+    ),
+]
+
+REFUSED = [
+    one(
+        "a-refused-reservation-is-voided",
+        "What Postgres refused does not hold money, users and ids for ever.",
+        ACTOR,
+        "        if cause is not RefusalCause.GENERATION:\n",
+        "        if False:\n",
+        JUDGED,
+        WORLD,
+    ),
+    one(
+        "what-did-not-run-is-voided",
+        "A flush that certainly did not run holds nothing.",
+        ACTOR,
+        "                case NotRun():\n"
+        "                    state.voids.append((reservation.generation, reservation.tag))\n",
+        "                case NotRun():\n",
+        f"{WORLD}::test_without_postgres_events_are_unavailable_and_the_money_comes_back",
+    ),
+    one(
+        "a-void-is-repeated-until-answered",
+        "An undo whose answer was lost is not forgotten.",
+        ACTOR,
+        "if isinstance(reply, NotRun | Unknown | Closed):",
+        "if isinstance(reply, Closed):",
+        JUDGED,
+    ),
+    one(
+        "a-unique-violation-is-looked-up",
+        "Only those events of a refused batch that are stored are duplicates.",
+        ACTOR,
+        "            self.services.look_up([LookUp(self, entry, Absent.AGAIN) for entry in entries])\n",
+        "            for entry in entries:\n                state.settle_found(entry, entry.as_stored(0))\n",
+        f"{WORLD}::test_a_row_that_redis_had_forgotten_is_a_duplicate_and_its_neighbours_are_accepted",
+    ),
+]
+
+KNOWN = [
+    one(
+        "duplicate-is-looked-up",
+        "Redis's word alone makes no duplicate.",
+        ACTOR,
+        "        if applied.known:\n",
+        "        for entry, letter in list(applied.known):\n"
+        "            if letter is Letter.DUPLICATE:\n"
+        "                applied.known.remove((entry, letter))\n"
+        "                self.state.settle_found(entry, entry.as_stored(0))\n"
+        "        if applied.known:\n",
+        JUDGED,
+    ),
+    one(
+        "a-duplicate-that-is-not-stored",
+        "What Postgres does not have is no duplicate, whatever Redis says.",
+        ACTOR,
+        "            elif look_up.absent is Absent.IN_FLIGHT:\n",
+        "            elif look_up.absent is Absent.CONTRADICTION:\n"
+        "                state.settle_found(entry, entry.as_stored(0))\n"
+        "            elif look_up.absent is Absent.IN_FLIGHT:\n",
+        JUDGED,
+    ),
+    one(
+        "in-flight-is-no-duplicate",
+        "An event that is under way elsewhere is no duplicate by itself.",
+        ACTOR,
+        "                state.settle(entry, IN_FLIGHT)\n",
+        "                state.settle_found(entry, entry.as_stored(0))\n",
+        JUDGED,
+    ),
+    one(
+        "in-flight-is-looked-up",
+        "What another engine has committed meanwhile is a duplicate.",
+        ACTOR,
+        "        if applied.known:\n",
+        "        for entry, letter in list(applied.known):\n"
+        "            if letter is Letter.PENDING:\n"
+        "                applied.known.remove((entry, letter))\n"
+        "                self.state.settle(entry, IN_FLIGHT)\n"
+        "        if applied.known:\n",
+        JUDGED,
+    ),
+    one(
+        "another-event-is-no-duplicate",
+        "A duplicate is the same event, not another one under its id.",
+        CAMPAIGN,
+        "    if not entry.same_event(stored):\n        return ID_REUSED\n",
+        "",
+        f"{DECISIONS}::test_the_same_id_for_another_event_is_refused_as_reused",
+    ),
+    one(
+        "who-joins-is-the-same-event",
+        "Another event under the id of one that is refused does not share its refusal.",
+        CAMPAIGN,
+        "        elif entry.same_event(first.as_stored(0)):\n",
+        "        elif True:\n",
+        f"{DECISIONS}::test_another_event_under_the_id_of_a_refused_one_is_not_refused_with_it",
+    ),
+    one(
+        "late-lane",
+        "An event older than the window is looked up in Postgres first.",
+        CAMPAIGN,
+        "elif not entry.looked_up and (entry.told_us is None or entry.told_us < oldest_us):",
+        "elif False:",
+        f"{DECISIONS}::test_an_event_from_before_the_window_or_without_a_time_is_looked_up_first",
+    ),
+    one(
+        "late-lane-without-a-time",
+        "An id that tells no time may be old.",
+        CAMPAIGN,
+        "(entry.told_us is None or entry.told_us < oldest_us)",
+        "(entry.told_us is not None and entry.told_us < oldest_us)",
+        f"{DECISIONS}::test_an_event_from_before_the_window_or_without_a_time_is_looked_up_first",
+    ),
+    one(
+        "late-lane-every-time",
+        "A late event that has to be reserved again is looked up again.",
+        CAMPAIGN,
+        "                entry.looked_up = False\n",
+        "",
+        f"{DECISIONS}::test_a_late_event_is_looked_up_again_for_every_call",
+    ),
+    one(
+        "late-lane-of-three-days",
+        "A retry after midnight of an event that tells no time finds the row of the day before.",
+        LOOKUPS,
+        "return [today, today - 1, today - 2]",
+        "return [today]",
+        JUDGED,
+    ),
+    one(
+        "a-look-up-that-failed-says-nothing",
+        "Nobody is told 'new' because Postgres could not be asked.",
+        LOOKUPS,
+        "            for each in batch:\n                each.actor.look_up_failed(each)\n            return\n",
+        "            found = {}\n",
+        JUDGED,
+    ),
+    one(
+        "identity-day",
+        "A retry on another day meets the same unique key.",
+        ARRIVAL,
+        "day = (now_us if told_us is None else told_us) // DAY_US",
+        "day = now_us // DAY_US",
+        f"{ARRIVING}::test_the_identity_day_is_of_the_first_time_that_is_told",
+    ),
+    one(
+        "occurred-at-is-not-ahead",
+        "An event that claims to be of the future would never be late.",
+        ARRIVAL,
+        "    if occurred_us > now_us + limits.ahead_us:\n",
+        "    if False:\n",
+        f"{ARRIVING}::test_what_types_cannot_say_is_refused_with_the_field",
+    ),
+    one(
+        "an-id-is-not-ahead",
+        "An id that claims to be of the future would never be late.",
+        ARRIVAL,
+        "            if told_us is not None and told_us > now_us + limits.ahead_us:\n",
+        "            if False:\n",
+        f"{ARRIVING}::test_what_types_cannot_say_is_refused_with_the_field",
+    ),
+    one(
+        "derived-ids-differ",
+        "Two events of a request are not each other's duplicates because neither has an id.",
+        ARRIVAL,
+        'f"{index}:{idempotency_key}"',
+        'f"{idempotency_key}"',
+        f"{ARRIVING}::test_an_idempotency_key_makes_the_same_ids_again",
+    ),
+]
+
+STATE = [
+    one(
+        "accepted-by-postgres-only",
+        "A letter A is no 200.",
+        CAMPAIGN,
+        "                accepted.append(entry)\n",
+        "                accepted.append(entry)\n                entry.settle(None)\n",
+        f"{DECISIONS}::test_nothing_is_settled_before_its_commit",
+    ),
+    one(
+        "an-inactive-campaign-has-no-budget",
+        "A paused campaign accepts nothing.",
+        CAMPAIGN,
+        "        if plan.active:\n",
+        "        if True:\n",
+        f"{DECISIONS}::test_an_inactive_campaign_asks_for_no_money_and_refuses",
+    ),
+    one(
+        "day-forward-in-the-engine",
+        "A clock that goes back does not open yesterday again.",
+        CAMPAIGN,
+        "        if day > self.today.day:\n",
+        "        if day != self.today.day:\n",
+        f"{DECISIONS}::test_news_of_an_older_day_do_not_move_ours_back",
+    ),
+    one(
+        "generation-forward-in-the-engine",
+        "A generation older than one seen in Postgres is not used.",
+        CAMPAIGN,
+        "        if generation > self.generation_seen:\n",
+        "        if generation != self.generation_seen:\n",
+        f"{DECISIONS}::test_no_generation_older_than_one_seen_in_postgres_is_used",
+    ),
+    one(
+        "told-under-an-older-generation",
+        "Nobody is refused by a Redis that a recovery has left behind.",
+        ACTOR,
+        "discarded = state.phase is Phase.CLOSED or call.generation < state.generation_seen",
+        "discarded = state.phase is Phase.CLOSED",
+        JUDGED,
+    ),
+    one(
+        "settled-once-in-a-request",
+        "What comes after the deadline changes no answer.",
+        "engine/submission.py",
+        "        if self.settled:\n            return\n",
+        "",
+        "tests/unit/test_submission.py",
+    ),
+    one(
+        "clock-refusal",
+        "An engine whose clock is far off takes nothing: days and windows come from it.",
+        "engine/engine.py",
+        "if self._draining or self.unsafe or abs(self.clock_offset_us) >",
+        "if self._draining or self.unsafe or SECOND_US >",
+        JUDGED,
+    ),
+    one(
+        "clock-is-told",
+        "Each heartbeat tells the engine how far its clock is off.",
+        "engine/runtime.py",
+        "    engine.clock_offset_us = offset_us\n",
+        "",
+        JUDGED,
+    ),
+    one(
+        "tags-are-unique",
+        "No two reservations of an engine have the same tag.",
+        REGISTRY,
+        "        self._tags += 1\n",
+        "        self._tags = 1\n",
+        JUDGED,
+    ),
+    one(
+        "tags-are-unique-over-engines",
+        "No two engines have the same tag.",
+        REGISTRY,
+        "return self.own << 32 | self._tags",
+        "return self._tags",
+        JUDGED,
+    ),
+]
+
+REMEDY = [
+    Mutant(
+        "rebuild-after-the-raise",
+        "A rebuild reads what older batches left, when none of them can commit any more.",
+        [
+            Edit(
+                RECOVERY,
+                "CLOCK_SLACK_US: Final = 60 * SECOND_US\n",
+                "CLOCK_SLACK_US: Final = 60 * SECOND_US\n_EARLY = {}\n",
+            ),
+            Edit(
+                RECOVERY,
+                "                row = await self._raise(campaign_id)\n",
+                "                _EARLY[campaign_id] = [ids async for ids in self.store.ids_received(campaign_id, 0)]\n"
+                "                row = await self._raise(campaign_id)\n",
+            ),
+            Edit(
+                RECOVERY,
+                "            async for ids in received:\n",
+                "            for ids in _EARLY[row.campaign_id]:\n",
+            ),
+        ],
+        [JUDGED],
+    ),
+    one(
+        "raised-before-redis-follows",
+        "Redis opens only under a generation that Postgres has.",
+        RECOVERY,
+        "                row = await self._raise(campaign_id)\n",
+        "                (_, row) = (await self.store.plans([campaign_id]))[campaign_id]\n",
+        WORLD,
+    ),
+    one(
+        "kept-is-committed-only-if-stored",
+        "A pending reservation whose rows are not in Postgres is undone.",
+        RECOVERY,
+        "commit = stored is not None and stored.batch == each.tag",
+        "commit = True",
+        JUDGED,
+        WORLD,
+    ),
+    one(
+        "kept-is-undone-only-if-not-stored",
+        "A pending reservation whose rows are in Postgres is not undone.",
+        RECOVERY,
+        "commit = stored is not None and stored.batch == each.tag",
+        "commit = False",
+        JUDGED,
+        WORLD,
+    ),
+    one(
+        "kept-is-committed-under-its-tag",
+        "A row that another reservation paid for does not commit this one.",
+        RECOVERY,
+        "commit = stored is not None and stored.batch == each.tag",
+        "commit = stored is not None",
+        JUDGED,
+    ),
+    one(
+        "rebuild-brings-users",
+        "A cap holds over the loss of Redis.",
+        RECOVERY,
+        "                _check(await self.ledger.load_users(row.campaign_id, row.generation, users))\n",
+        "                pass\n",
+        f"{WORLD}::test_a_redis_that_forgot_is_rebuilt_with_its_users_and_ids",
+    ),
+    one(
+        "rebuild-brings-ids",
+        "A retry is a duplicate after the loss of Redis, whatever the budget says.",
+        RECOVERY,
+        "                await self._load_ids(row, turn, ids)\n",
+        "                pass\n",
+        f"{JUDGED}::test_a_rebuild_knows_what_committed_while_it_waited",
+    ),
+    one(
+        "rebuild-of-two-turns",
+        "A rebuild loads the turn before, too.",
+        RECOVERY,
+        "since_us = (turn - 1) * self.turn_us",
+        "since_us = turn * self.turn_us + CLOCK_SLACK_US",
+        JUDGED,
+    ),
+    one(
+        "orphans-are-looked-for",
+        "Reservations of a dead engine are settled by the next actor.",
+        REGISTRY,
+        "doubtful = self._suspect & new | await self._orphaned(list(new))",
+        "doubtful = self._suspect & new",
+        f"{WORLD}::test_reservations_of_a_dead_engine_are_given_back",
+    ),
+    one(
+        "orphans-of-live-actors",
+        "An actor that lives settles the reservations of an engine that died.",
+        REGISTRY,
+        "                    with actor.boundary:\n                        actor.doubt()\n",
+        "                    pass\n",
+        JUDGED,
+    ),
+    one(
+        "a-failed-actor-is-suspect",
+        "What a failed actor had reserved is settled before the next one begins.",
+        REGISTRY,
+        "        self._suspect.add(campaign_id)\n",
+        "",
+        JUDGED,
+        WORLD,
+    ),
+]
+
+WAITING = [
+    one(
+        "nobody-is-reserved-too-late",
+        "What was looked up for an event grows old: after its deadline it is not reserved.",
+        CAMPAIGN,
+        "elif entry.attempts >= ATTEMPTS_MAX or entry.received_us < now_us - self.wait_us:",
+        "elif entry.attempts >= ATTEMPTS_MAX:",
+        f"{DECISIONS}::test_who_has_waited_too_long_is_not_reserved",
+    ),
+    one(
+        "clocks-may-disagree",
+        "The window may have been moved on by a clock that is ahead, and ours may be behind.",
+        "config/settings.py",
+        "return self.dedup_turn_seconds - self.occurred_ahead_seconds - 2 * math.ceil(self.clock_refuse_seconds)",
+        "return self.dedup_turn_seconds - self.occurred_ahead_seconds",
+        f"{WORLD}::test_clocks_that_disagree_do_not_turn_a_retry_into_a_refusal",
+    ),
+    one(
+        "a-reply-counts-with-its-generation",
+        "What is reserved while a plan is read again is not forgotten: nobody else would ever void it.",
+        ACTOR,
+        "discarded = state.phase is Phase.CLOSED or call.generation < state.generation_seen",
+        "discarded = state.phase is not Phase.RESERVING or call.generation < state.generation_seen",
+        f"{WORLD}::test_what_is_reserved_while_an_older_batch_is_refused_is_not_forgotten",
+    ),
+    one(
+        "a-void-that-finds-another-redis",
+        "A tag that another Redis may hold still is settled by a recovery.",
+        ACTOR,
+        "elif isinstance(reply, Lost) or (isinstance(reply, Stale) and reply.generation < call.generation):",
+        "elif False:",
+        f"{WORLD}::test_a_void_that_finds_another_redis_recovers_the_campaign",
+    ),
+    one(
+        "no-event-while-a-store-is-unsafe",
+        "A store that may lose a commit or a budget is not used.",
+        "engine/engine.py",
+        "if self._draining or self.unsafe or abs(",
+        "if self._draining or abs(",
+        f"{WORLD}::test_no_event_is_taken_while_a_store_is_unsafe",
+    ),
+    one(
+        "the-clock-does-not-step",
+        "Redis is not told to forget young ids by a clock that was set.",
+        "engine/clock.py",
+        "return time.clock_gettime_ns(_EVEN) // 1_000 + self._offset_us",
+        "return machine_us()",
+        "tests/unit/test_clock.py",
+    ),
+    one(
+        "a-wrong-clock-is-not-followed",
+        "The engine's clock follows the machine's only while that is right.",
+        "engine/runtime.py",
+        "    if abs(offset_us) <= engine.settings.clock_refuse_seconds * SECOND_US:\n        follow()",
+        "    follow()",
+        JUDGED,
+    ),
+]
+
+MUTANTS = UNKNOWN + REFUSED + KNOWN + STATE + REMEDY + WAITING

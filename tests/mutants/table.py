@@ -1,0 +1,7 @@
+"""Every mutant."""
+
+from __future__ import annotations
+
+from tests.mutants import engine, judge, ledger
+
+MUTANTS = ledger.MUTANTS + judge.MUTANTS + engine.MUTANTS

@@ -1,0 +1,362 @@
+"""Only Postgres makes a verdict: what Redis says, or nobody answers, is never enough. The engine over fakes."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from engine import runtime
+from engine.campaign import CampaignState
+from engine.errors import StoreUnavailable
+from engine.model import DAY_US, SECOND_US, CampaignId, Event, HeartbeatReply, Status, datetime_from_us
+from engine.ports import BILLABLE, FREE, NO_CAP, Batch, Committed, FlushReply, Reserve, Reserved, Unknown
+from engine.registry import Engines
+from tests.contract.flushes import bunch, impression
+from tests.fakes.ledger import LOADED
+from tests.fakes.ledger import Trouble as RedisTrouble
+from tests.fakes.store import Trouble as PostgresTrouble
+from tests.plans import NOON_US
+from tests.unit.test_engine import World, shown
+
+DEAD, OTHER = 0 << 32 | 9, 2 << 32 | 9  # tags of an engine that is not alive, and of one that our news don't know yet
+TURN_US = 480 * SECOND_US
+
+
+@pytest.fixture
+async def world(autojump_clock: MockClock) -> AsyncIterator[World]:
+    """A fresh engine on fresh fakes."""
+    async with trio.open_nursery() as nursery:
+        yield World(nursery)
+        nursery.cancel_scope.cancel()
+
+
+def fresh(world: World, campaign: int, user: str = "ada") -> Event:
+    """An impression of this moment, which is not looked up first."""
+    return shown(campaign, user, event_id=uuid.uuid4(), occurred_at=datetime_from_us(world.now_us()))
+
+
+def id_of(event: Event) -> bytes:
+    """Its 16 bytes."""
+    assert event.event_id is not None
+    return event.event_id.bytes
+
+
+async def held(world: World, campaign: int, tag: int, events: Sequence[Event], cost_micros: int) -> None:
+    """Another engine's reservation, which waits for its commit."""
+    book = world.ledger.books[CampaignId(campaign)]
+    call = Reserve(
+        CampaignId(campaign), book.generation, tag, 1, NOON_US // DAY_US, world.now_us() // TURN_US,
+        2_000, 2_000, 2_000, NO_CAP, cost_micros, bytes([BILLABLE if cost_micros else FREE]) * len(events),
+        b"".join(map(id_of, events)), ["eve"] * len(events),
+    )  # fmt: skip
+    assert await world.ledger.round([call]) == [Reserved(b"A" * len(events), *[book_total(world, campaign)] * 2)]
+
+
+def book_total(world: World, campaign: int) -> int:
+    """All that Redis has reserved."""
+    sums = world.ledger.books[CampaignId(campaign)].sums
+    assert sums is not None
+    return sums.total
+
+
+# --- what Redis knows ---
+
+
+async def test_a_duplicate_that_postgres_does_not_have_is_none(autojump_clock: MockClock, world: World) -> None:
+    """D is Redis's word, and Redis may be wrong: the sender is told to come again."""
+    campaign = await world.campaign()
+    await world.send(shown(campaign))
+    event = fresh(world, campaign)
+    for bucket in world.ledger.books[CampaignId(campaign)].buckets:
+        bucket[id_of(event)] = LOADED
+    verdict = (await world.send(event))[0]
+    assert verdict is not None
+    assert verdict.status is Status.RETRY
+
+
+async def test_what_another_engine_has_under_way_is_in_flight(autojump_clock: MockClock, world: World) -> None:
+    """P is no duplicate: that engine may still be refused."""
+    campaign = await world.campaign()
+    await world.send(shown(campaign))
+    event = fresh(world, campaign)
+    await held(world, campaign, OTHER, [event], 1_000)
+    assert await world.reasons(event) == ["in_flight"]
+
+
+async def test_what_another_engine_has_committed_is_a_duplicate(autojump_clock: MockClock, world: World) -> None:
+    """Though Redis was not told yet."""
+    campaign = await world.campaign()
+    await world.send(shown(campaign))
+    event = fresh(world, campaign)
+    await held(world, campaign, OTHER, [event], 1_000)
+    row = impression(world.now_us(), event_id=id_of(event))
+    generation = world.ledger.books[CampaignId(campaign)].generation
+    assert await world.store.flush([bunch(CampaignId(campaign), [row], generation=generation)]) == Committed()
+    assert await world.reasons(event) == ["duplicate"]
+
+
+async def test_an_id_without_a_time_is_the_same_event_after_midnight(
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its identity day would be another one, so the unique key would not notice."""
+    campaign = await world.campaign()
+    event = shown(campaign, event_id=uuid.uuid4())
+    assert await world.reasons(event) == ["accepted"]
+    for days in (1, 2):
+        monkeypatch.setattr(world, "now_us", lambda days=days: NOON_US + days * DAY_US)
+        assert await world.reasons(event) == ["duplicate"]
+    assert world.spent(campaign) == 1_000
+
+
+async def test_a_look_up_that_failed_is_no_news(
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event may be committed, so it is not told that the budget has no room for it."""
+    campaign = await world.campaign(total_budget="0.001")
+    event = shown(campaign, event_id=uuid.uuid4())
+    assert await world.reasons(event) == ["accepted"]
+    for bucket in world.ledger.books[CampaignId(campaign)].buckets:
+        bucket.clear()  # the window has moved on
+
+    async def fail(_: object) -> Any:
+        await trio.lowlevel.checkpoint()
+        raise StoreUnavailable("as the test wished", certain=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store, "look_up", fail)
+        assert await world.reasons(event) == ["unavailable"]
+    assert await world.reasons(event) == ["duplicate"]
+
+
+async def test_a_refusal_of_a_redis_that_was_left_behind_is_not_told(
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its generation was raised while it answered: the event is asked again."""
+    campaign = await world.campaign()
+    await world.send(shown(campaign))
+    await trio.sleep(1)
+    left_behind = world.ledger.round
+
+    async def refuse(calls: Sequence[Any]) -> list[Any]:
+        monkeypatch.setattr(world.ledger, "round", left_behind)
+        row = await world.store.raise_generation(CampaignId(campaign))
+        assert row is not None
+        world.registry.generation_raised(row.campaign_id, row.generation)
+        return [Reserved(b"T", 1_000, 1_000) for _ in calls]
+
+    monkeypatch.setattr(world.ledger, "round", refuse)
+    assert await world.reasons(shown(campaign)) == ["accepted"]
+
+
+async def test_a_redis_that_came_back_old_is_brought_to_the_newest_generation(
+    autojump_clock: MockClock, world: World
+) -> None:
+    """Its own image, of a time before the last recovery: nobody goes back to it."""
+    campaign = await world.campaign(total_budget="0.003")
+    await world.send(shown(campaign))
+    old = deepcopy(world.ledger.books)
+    image = world.ledger.image
+    world.ledger.forget()
+    await world.send(shown(campaign))
+    world.ledger.books, world.ledger.image = old, image
+    assert await world.reasons(shown(campaign), shown(campaign)) == ["accepted", "total_budget"]
+
+
+# --- what Postgres refused, and what nobody answered ---
+
+
+async def test_an_unanswered_commit_is_asked_for_when_it_is_in_or_out_for_good(
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection was cut, and Postgres commits a while later."""
+    campaign = await world.campaign(total_budget="0.002")
+    await world.send(shown(campaign))
+    flush, begun = world.store.flush, trio.Event()
+
+    async def commit_slowly() -> None:
+        begun.set()
+        await trio.sleep(2)
+
+    async with trio.open_nursery() as postgres:
+
+        async def cut(batches: Sequence[Batch]) -> FlushReply:
+            monkeypatch.setattr(world.store, "flush", flush)
+            world.store.hold = commit_slowly
+            postgres.start_soon(flush, batches)
+            await begun.wait()
+            world.store.hold = None
+            return Unknown("the connection was cut")
+
+        monkeypatch.setattr(world.store, "flush", cut)
+        assert await world.reasons(fresh(world, campaign)) == ["accepted"]
+    assert await world.reasons(fresh(world, campaign)) == ["total_budget"]
+    assert world.spent(campaign) == 2_000
+
+
+async def test_what_postgres_refused_is_given_back(autojump_clock: MockClock, world: World) -> None:
+    """A unique violation: the money of the refused reservation is free again."""
+    campaign = await world.campaign(total_budget="0.003")
+    known = fresh(world, campaign)
+    assert await world.reasons(known) == ["accepted"]
+    for bucket in world.ledger.books[CampaignId(campaign)].buckets:
+        bucket.clear()
+    assert await world.reasons(known) == ["duplicate"]
+    assert await world.reasons(*[shown(campaign) for _ in range(3)]) == ["accepted"] * 2 + ["total_budget"]
+
+
+@pytest.mark.parametrize("trouble", list(RedisTrouble))
+async def test_an_undo_is_repeated_until_it_is_answered(
+    autojump_clock: MockClock, world: World, trouble: RedisTrouble
+) -> None:
+    """Nothing is held for ever because an answer was lost."""
+    campaign = await world.campaign(total_budget="0.002")
+    await world.send(shown(campaign))
+    await trio.sleep(1)
+    world.store.trouble.append(PostgresTrouble.NOT_RUN)
+    world.ledger.fail_next(trouble, answered=1)  # the reserve is answered
+    world.ledger.fail_next(trouble)
+    assert await world.reasons(shown(campaign)) == ["unavailable"]
+    await trio.sleep(2)
+    assert await world.ledger.pending_tags([CampaignId(campaign)]) == {campaign: []}
+    assert await world.reasons(shown(campaign)) == ["accepted"]
+
+
+# --- the remedy ---
+
+
+async def test_a_rebuild_knows_what_committed_while_it_waited(autojump_clock: MockClock, world: World) -> None:
+    """Redis forgot during a flush: the flush's ids are read after the raise, which waits for it."""
+    campaign = await world.campaign(total_budget="0.003")
+    await world.send(shown(campaign))
+    event, release = fresh(world, campaign), trio.Event()
+    world.store.hold = release.wait
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.send, event)
+        await trio.sleep(0.1)
+        world.ledger.forget()
+        nursery.start_soon(world.send, fresh(world, campaign))
+        await trio.sleep(0.1)
+        release.set()
+    assert world.spent(campaign) == 3_000
+    assert await world.reasons(event) == ["duplicate"]
+
+
+async def test_a_rebuild_knows_the_turn_before(
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A retry shortly after a turn has begun is no late event, and a duplicate all the same."""
+    campaign = await world.campaign(total_budget="0.001")
+    monkeypatch.setattr(world, "now_us", lambda: NOON_US + TURN_US - SECOND_US)
+    event = fresh(world, campaign)
+    assert await world.reasons(event) == ["accepted"]
+    monkeypatch.setattr(world, "now_us", lambda: NOON_US + TURN_US + SECOND_US)
+    world.ledger.forget()
+    assert await world.reasons(event) == ["duplicate"]
+
+
+async def test_a_free_reservation_that_did_not_commit_leaves_no_id_behind(
+    autojump_clock: MockClock, world: World
+) -> None:
+    """It costs nothing, so no sum tells that it was settled wrongly."""
+    campaign = await world.campaign(pricing_model="cpc")
+    await world.send(shown(campaign))
+    world.store.trouble.append(PostgresTrouble.UNKNOWN_BEFORE)
+    assert await world.reasons(fresh(world, campaign)) == ["accepted"]
+
+
+async def test_a_free_reservation_that_did_commit_counts_for_the_cap(autojump_clock: MockClock, world: World) -> None:
+    """It costs nothing, so no sum tells that it was settled wrongly."""
+    campaign = await world.campaign(pricing_model="cpc", freq_cap_impressions_per_day=1)
+    await world.send(shown(campaign, "bob"))
+    world.store.trouble.append(PostgresTrouble.UNKNOWN_AFTER)
+    assert await world.reasons(fresh(world, campaign)) == ["accepted"]
+    assert await world.reasons(fresh(world, campaign)) == ["frequency_capped"]
+
+
+async def test_a_row_that_somebody_else_paid_for_commits_no_reservation(
+    autojump_clock: MockClock, world: World
+) -> None:
+    """A dead engine had reserved a stored event anew, and a new one with it: the new one is not known."""
+    campaign = await world.campaign(pricing_model="cpc")
+    stored, new = fresh(world, campaign), fresh(world, campaign, "eve")
+    assert await world.reasons(stored) == ["accepted"]
+    await trio.sleep(1)
+    for bucket in world.ledger.books[CampaignId(campaign)].buckets:
+        bucket.clear()
+    await held(world, campaign, DEAD, [stored, new], 0)
+    await world.registry.recover_orphans()
+    assert await world.reasons(new) == ["accepted"]
+
+
+async def test_a_living_actor_gives_back_what_a_dead_engine_held(autojump_clock: MockClock, world: World) -> None:
+    """Asked for when an engine dies, and once a minute."""
+    campaign = await world.campaign(total_budget="0.002")
+    await world.send(shown(campaign))
+    await held(world, campaign, DEAD, [fresh(world, campaign)], 1_000)
+    await world.registry.recover_orphans()
+    assert await world.reasons(shown(campaign)) == ["accepted"]
+
+
+async def test_what_a_failed_actor_had_reserved_is_given_back(
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its engine lives, so nobody would take the reservation for an orphan."""
+    campaign = await world.campaign(total_budget="0.002")
+    await world.send(shown(campaign))
+
+    def fault(*_: Any) -> Any:
+        raise RuntimeError("as the test wished")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CampaignState, "apply", fault)
+        assert await world.reasons(shown(campaign)) == ["unavailable"]
+    assert await world.reasons(shown(campaign)) == ["accepted"]
+
+
+# --- clocks and tags ---
+
+
+@pytest.mark.parametrize("seconds", [-31, 31])
+async def test_an_engine_whose_clock_is_far_off_takes_nothing(
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    """Until a heartbeat says that it is right again; its own clock is not set by it meanwhile."""
+    campaign = await world.campaign()
+    engines, offset = Engines(1), seconds
+    followed: list[int] = []
+
+    async def heartbeat(number: int) -> HeartbeatReply:
+        await trio.lowlevel.checkpoint()
+        return HeartbeatReply(offset * SECOND_US, frozenset([number]), number)
+
+    monkeypatch.setattr(world.store, "heartbeat", heartbeat)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(
+            runtime.heartbeats,
+            world.engine,
+            world.registry,
+            engines,
+            lambda: followed.append(offset),
+            world.store,
+            world.ledger,
+        )
+        await trio.sleep(1)
+        assert await world.reasons(shown(campaign)) == ["unavailable"]
+        assert followed == []
+        offset = seconds // 2
+        await trio.sleep(world.settings.heartbeat_seconds)
+        assert await world.reasons(shown(campaign)) == ["accepted"]
+        assert followed == [offset]
+        nursery.cancel_scope.cancel()
+
+
+def test_no_two_reservations_have_the_same_tag() -> None:
+    """In one engine and in all of them: a row's tag says who paid for it."""
+    tags = [engines.next_tag() for engines in (Engines(1), Engines(2)) for _ in range(3)]
+    assert len(set(tags)) == 6

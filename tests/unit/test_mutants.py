@@ -1,0 +1,48 @@
+"""The table of mutants fits the code: a refactoring that moves a safety line must move its mutant with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.mutants.mutant import Mutant
+from tests.mutants.runner import ROOT, Outcome, judge
+from tests.mutants.table import MUTANTS
+
+
+def test_names_are_unique() -> None:
+    """`--only` means one of them."""
+    assert [name for name, times in Counter(each.name for each in MUTANTS).items() if times > 1] == []
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_fits_the_code(mutant: Mutant) -> None:
+    """What it replaces occurs exactly once, and what it says is there changes something."""
+    assert mutant.protects.endswith(".")
+    for edit in mutant.edits:
+        assert (ROOT / edit.file).read_text(encoding="utf-8").count(edit.old) == 1, f"{edit.file}: {edit.old!r}"
+        assert edit.old != edit.new
+
+
+@pytest.mark.parametrize("test", sorted({test for each in MUTANTS for test in each.tests}))
+def test_the_tests_that_should_notice_are_there(test: str) -> None:
+    """A renamed test would be found out only by the run."""
+    file, _, name = test.partition("::")
+    assert f"def {name}" in (ROOT / file).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "outcome"),
+    [
+        (1, "FAILED tests/a.py::test_b[x y] - assert 1 == 2", Outcome.CAUGHT),
+        (1, "ERROR tests/a.py::test_b - assert 1 == 2", Outcome.INVALID),
+        (1, "E   NameError: no\nFAILED tests/a.py::test_b - NameError: no", Outcome.INVALID),
+        (2, "ERROR tests/a.py - SyntaxError: invalid", Outcome.INVALID),
+        (4, "ERROR: not found: tests/a.py::test_b", Outcome.INVALID),
+        (5, "no tests ran", Outcome.INVALID),
+    ],
+)
+def test_only_a_test_that_failed_has_caught_a_mutant(status: int, output: str, outcome: Outcome) -> None:
+    """Not a collection that failed, nor a line that can't run."""
+    assert judge(status, output, is_pytest=True)[0] is outcome
