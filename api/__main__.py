@@ -1,4 +1,4 @@
-"""The command line: `headrace serve | send FILE | audit`.
+"""The command line: `headrace serve | send FILE | audit | recover CAMPAIGN`.
 
 Owns the arguments and what a wrong one costs: one clear line on standard error, and exit status 2. What a command
 does stands in its own module, which is imported only when it runs.
@@ -44,10 +44,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_send_arguments(send)
     audit = commands.add_parser(
         "audit",
-        help="recompute ledger, rollups and Redis from the events, and show what differs",
+        help="recompute ledger, rollups and Redis from the events, show what differs, halt those campaigns",
+        description="Recompute ledger, rollups and Redis from the events, and show what differs. A campaign whose "
+        "books differ is halted: it answers 503 until `headrace recover` has rebuilt them.",
         epilog="Exit status: 0 no difference; 1 one or more; 2 a store can't be reached.",
     )
+    audit.add_argument("--no-halt", action="store_true", help="only look: change nothing")
     audit.set_defaults(run=_audit)
+    recover = commands.add_parser(
+        "recover",
+        help="rebuild a campaign's ledger, rollups and Redis from its events, and put it back in service",
+        description="Rebuild a campaign's ledger row, rollups and Redis from its events, and put it back in service. "
+        "Engines may run; the campaign answers 503 meanwhile.",
+        epilog="Exit status: 0 every campaign is back; 1 one is unknown or could not be brought back; 2 a store can't "
+        "be reached.",
+    )
+    recover.add_argument("campaigns", metavar="CAMPAIGN", nargs="+", type=_campaign, help="number of a campaign")
+    recover.set_defaults(run=_recover)
     return parser
 
 
@@ -79,6 +92,12 @@ def _add_send_arguments(send: argparse.ArgumentParser) -> None:
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 100_000:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to 100000")
+    return int(text)
+
+
+def _campaign(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} must be the number of a campaign")
     return int(text)
 
 
@@ -126,10 +145,16 @@ def _intake_url(settings: Settings) -> str:
     return f"http://{settings.intake}"
 
 
-def _audit(_: argparse.Namespace) -> int:
+def _audit(arguments: argparse.Namespace) -> int:
     from api.audit import run
 
-    return run(load_settings())
+    return run(load_settings(), halt=not arguments.no_halt)
+
+
+def _recover(arguments: argparse.Namespace) -> int:
+    from api.recover import run
+
+    return run(load_settings(), arguments.campaigns)
 
 
 if __name__ == "__main__":

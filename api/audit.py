@@ -1,10 +1,12 @@
-"""`headrace audit`: recompute everything from the events, show what differs.
+"""`headrace audit`: recompute everything from the events, show what differs, halt the campaigns whose books do.
 
 Owns the table, the closing line and the exit status: 0 for no difference, 1 for one or more, 2 when there was nothing
-to audit or a store could not be asked. What is checked stands in engine/audit.py.
+to audit or a store could not be asked. What is checked, and what halts, stands in engine/audit.py.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import trio
 from rich.console import Console
@@ -18,14 +20,14 @@ from engine.embedded import open_stores
 from engine.errors import EngineError
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, *, halt: bool = True) -> int:
     """Audit the stores of the settings: those of the URLs, or the embedded ones, started for the time if need be."""
     if not (settings.db_url and settings.redis_url) and not (settings.data_path / "stores").exists():
         _complain(f"there is nothing to audit: no embedded stores in HEADRACE_DATA ({settings.data}), and no DB_URL")
         return 2
     try:
         with open_stores(settings) as stores:
-            result = trio.run(audit, stores.db_url, stores.redis_url, settings)
+            result = trio.run(partial(audit, stores.db_url, stores.redis_url, settings, halt=halt))
     except EngineError as error:
         _complain(str(error))
         return 2
@@ -49,6 +51,9 @@ def _show(result: AuditResult) -> None:
     if result.rebuilt_later:
         where = _count(result.rebuilt_later, "campaign")
         console.print(f"Redis doesn't hold {where}: rebuilt from Postgres at next use, not compared.", style="dim")
+    for campaign, reason in sorted(result.halted.items()):
+        said = f"campaign {campaign} is halted; to rebuild its books: headrace recover {campaign} ({reason})"
+        console.print(Text(said), style="bold red", soft_wrap=True)
     console.print(closing_line(result), style="bold red" if result.differences else "bold green", soft_wrap=True)
 
 

@@ -129,6 +129,10 @@ class CampaignAnswer(msgspec.Struct):
     spent_total: Money
     spent_today: Annotated[Money, Meta(description="On the campaign's own calendar day.")]
     cost_per_event: Annotated[Money, Meta(description="Of one billable event: cpm is the price of 1,000, rounded.")]
+    halted: Annotated[
+        str | None,
+        Meta(description="Null in service; else why its events are answered 503: since when, who found it, and what."),
+    ]
 
     @classmethod
     def of(cls, view: CampaignView) -> CampaignAnswer:
@@ -150,6 +154,7 @@ class CampaignAnswer(msgspec.Struct):
             spent_total=decimal_text(view.spent_total_micros),
             spent_today=decimal_text(view.spent_today_micros),
             cost_per_event=decimal_text(plan.cost_micros),
+            halted=view.halted,
         )
 
 

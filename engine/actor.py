@@ -8,6 +8,7 @@ Knows no Redis and no Postgres, and no other actor. A fault in here closes this 
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Sequence
 from typing import Final
 
@@ -339,12 +340,9 @@ class Actor:
             elif look_up.absent is Absent.IN_FLIGHT:
                 state.settle(entry, IN_FLIGHT)
             else:
-                log.error(
-                    "campaign %s: Redis calls event %s committed, Postgres does not have it",
-                    state.campaign_id,
-                    entry.event_id.hex(),
-                )
-                state.settle(entry, UNAVAILABLE)
+                # No healthy race ends here: architecture.md, "What halts a campaign". It answers this entry, too.
+                event_id = uuid.UUID(bytes=entry.event_id)
+                self.services.differs(self, f"Redis calls event {event_id} committed, Postgres does not have it")
 
     def look_up_failed(self, look_up: LookUp) -> None:
         """Postgres could not be asked: nothing is known, a retry is safe."""
@@ -386,10 +384,14 @@ class Actor:
     def fail(self) -> None:
         """After a fault: answer everything 503 and stop. What was reserved is settled by the next actor's recovery."""
         log.exception("campaign %s: its actor failed and is rebuilt", self.state.campaign_id)
-        self.state.phase = Phase.STOPPED  # from any phase: this is no transition of a healthy life
-        for entry in self.mailbox.take(len(self.mailbox)) + list(self.state.in_flight.values()):
-            entry.settle(UNAVAILABLE)
-            for repeat in entry.repeats or ():
-                repeat.settle(UNAVAILABLE)
-        self.state.in_flight.clear()
+        self.halt(UNAVAILABLE)
         self.services.crashed(self)
+
+    def halt(self, verdict: Verdict) -> None:
+        """Stop at once, from any phase, and give everything that waits or is under way this verdict: a retry."""
+        self.state.phase = Phase.STOPPED  # this is no transition of a healthy life
+        for entry in self.mailbox.take(len(self.mailbox)) + list(self.state.in_flight.values()):
+            for waiting in (entry, *(entry.repeats or ())):
+                waiting.settle(verdict)
+        self.state.in_flight.clear()
+        self._unknown.clear()

@@ -3,7 +3,7 @@
 Owns the facts about one campaign and the rules that they must meet. Pure: knows no store; engine/auditor.py
 gathers the facts.
 
-Two rules need a word:
+Three rules need a word:
 
 - **Budgets and cap** are what the plan says today, and the tables keep no history of plans. So a campaign whose plan
   was never changed (version 1) must keep them; spend above a budget that may have been lowered since is a *note*,
@@ -11,18 +11,18 @@ Two rules need a word:
 - **Redis** reserves before Postgres commits, and hears of a commit later. So `total` must be the ledger's `spent`
   plus the pending reservations that are not committed yet. A Redis that has no open state of this memory image and
   of the ledger's generation is rebuilt at the campaign's next use, and not compared.
+- **What halts a campaign** are its `books`: ledger, rollups and Redis's sums, which say something else than the events.
+  Whoever goes on with them may spend what is not there, and a rebuild mends them. A limit that was passed and an id
+  that is there twice are differences too, but they stand in the events themselves: no rebuild takes them back, so a
+  halt would never end, and it would protect nothing, because the guard refuses what goes further over a budget.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import date, timedelta
-from typing import Final
 
-from engine.model import datetime_from_us, decimal_text
-
-_EPOCH: Final = date(1970, 1, 1)
+from engine.model import datetime_from_us, day_text, decimal_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class LedgerFacts:
     today_micros: int
     total_budget_micros: int
     daily_budget_micros: int
+    halted: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ class CampaignFacts:
 
     `today_micros` is the spend of the events of the ledger's day, `latest_day` the latest spend day of any event
     (None without events), `day_max_micros` the spend of the dearest spend day. `users_above_cap` counts users and
-    days, `impressions_max` is the most that one of those saw on one day.
+    days, `impressions_max` is the most that one of those saw on one day. `ids_twice` counts ids that were received
+    twice within 48 hours: an event that tells no time of its own is promised to be known for so long, not for ever.
     """
 
     campaign_id: int
@@ -112,23 +114,31 @@ class RedisFacts:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it must be; a `note` may have an innocent reason, which the audit can't see."""
+    """One thing that is not as it must be; a `note` may have an innocent reason, which the audit can't see.
+
+    `books`: a rebuild from the events mends it.
+    """
 
     campaign_id: int
     check: str
     expected: str
     found: str
     note: bool = False
+    books: bool = False
 
 
 @dataclass(slots=True)
 class AuditResult:
-    """What was audited and found. `rebuilt_later` counts campaigns that Redis doesn't hold at present."""
+    """What was audited and found. `rebuilt_later` counts campaigns that Redis doesn't hold at present.
+
+    `halted` tells why each campaign that is halted is so, be it by this audit or from before.
+    """
 
     campaigns: int = 0
     events: int = 0
     rebuilt_later: int = 0
     findings: list[Finding] = field(default_factory=list)
+    halted: dict[int, str] = field(default_factory=dict)
 
     @property
     def differences(self) -> list[Finding]:
@@ -180,8 +190,8 @@ def _compare_ledger(facts: CampaignFacts, plan: PlanFacts, ledger: LedgerFacts) 
         },
     )
     if facts.latest_day is not None and facts.latest_day != ledger.day:
-        days = _day_text(facts.latest_day), _day_text(ledger.day)
-        findings.append(Finding(facts.campaign_id, "ledger day", *days))
+        days = day_text(facts.latest_day), day_text(ledger.day)
+        findings.append(Finding(facts.campaign_id, "ledger day", *days, books=True))
     return findings
 
 
@@ -192,6 +202,7 @@ def _compare_rollup(facts: CampaignFacts) -> list[Finding]:
             f"rollup {datetime_from_us(hour.hour_us):%Y-%m-%d %H:%M}Z",
             _counts_text(hour.events),
             _counts_text(hour.rollup),
+            books=True,
         )
         for hour in facts.hours
     ]
@@ -218,7 +229,7 @@ def _check_limits(facts: CampaignFacts, plan: PlanFacts) -> list[Finding]:
 def _unequal(campaign_id: int, sums: Mapping[str, tuple[int, int]]) -> list[Finding]:
     """A finding for each amount whose (expected, found) differ."""
     return [
-        Finding(campaign_id, check, decimal_text(expected), decimal_text(found))
+        Finding(campaign_id, check, decimal_text(expected), decimal_text(found), books=True)
         for check, (expected, found) in sums.items()
         if expected != found
     ]
@@ -227,7 +238,3 @@ def _unequal(campaign_id: int, sums: Mapping[str, tuple[int, int]]) -> list[Find
 def _counts_text(counts: HourCounts) -> str:
     spend = decimal_text(counts.spend_micros)
     return f"{counts.impressions:,} impressions, {counts.clicks:,} clicks, {counts.conversions:,} conversions, {spend}"
-
-
-def _day_text(day: int) -> str:
-    return (_EPOCH + timedelta(days=day)).isoformat()

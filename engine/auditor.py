@@ -1,12 +1,17 @@
-"""The audit, put together: facts from both stores, judged by engine/audit.py. Changes nothing.
+"""The audit, put together: facts from both stores, judged by engine/audit.py; what it does about differences.
 
 Owns the order of reading. Postgres alone is one snapshot. Redis and the ledger are two stores, and a running engine
 moves both: campaigns that seem to differ are read once more, one by one, with the ledger row held so that no flush of
 theirs can commit in between (a few milliseconds each). What differs then, differs.
+
+Books that differ halt their campaign, once everything is judged: a reason in its ledger row and a raised generation,
+the only thing that an audit changes. (A campaign that somebody recovers during the audit may be halted for what was
+wrong before; nothing is lost by recovering it again.)
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,16 +20,18 @@ import trio_asyncio  # type: ignore[import-untyped]
 from config.settings import Settings
 from engine.audit import AuditResult, Finding, compare, compare_redis, is_held
 from engine.errors import EngineError
+from engine.halts import halt_reason
 from engine.postgres.audit import ReadRedis, read_both, read_facts
 from engine.postgres.database import Database, normal_url, open_database
+from engine.postgres.halt import halt as halt_campaign
 from engine.redis.audit import open_reader
 
 # One MULTI of Redis: two small hashes a campaign, about 0.3 ms in all.
 CAMPAIGNS_A_READ: Final = 100
 
 
-async def audit(db_url: str, redis_url: str, settings: Settings) -> AuditResult:
-    """Recompute everything from the events, and compare.
+async def audit(db_url: str, redis_url: str, settings: Settings, *, halt: bool = True) -> AuditResult:
+    """Recompute everything from the events, and compare; with `halt`, halt the campaigns whose books differ.
 
     Raises `StoreUnavailable` when a store can't be reached or gives up.
     """
@@ -39,6 +46,8 @@ async def audit(db_url: str, redis_url: str, settings: Settings) -> AuditResult:
                 campaigns = await _audit_postgres(database, result)
                 for start in range(0, len(campaigns), CAMPAIGNS_A_READ):
                     await _audit_redis(database, reader.read, campaigns[start : start + CAMPAIGNS_A_READ], result)
+                if halt:
+                    await _halt(database, result)
             except EngineError as error:
                 refusal = error
     if refusal is not None:
@@ -54,6 +63,8 @@ async def _audit_postgres(database: Database, result: AuditResult) -> list[int]:
         result.campaigns += 1
         result.events += facts.events
         result.findings += compare(facts)
+        if facts.ledger is not None and facts.ledger.halted is not None:
+            result.halted[facts.campaign_id] = facts.ledger.halted
     return [facts.campaign_id for facts in everything if facts.ledger is not None]
 
 
@@ -75,3 +86,13 @@ async def _judge_held(database: Database, read_redis: ReadRedis, campaign: int) 
         for ledger, redis, committed in held.values()
         for finding in compare_redis(campaign, ledger, redis, committed)
     ]
+
+
+async def _halt(database: Database, result: AuditResult) -> None:
+    """Halt each campaign that is in service and whose books differ."""
+    books = {finding.campaign_id: finding for finding in reversed(result.differences) if finding.books}
+    for campaign, first in sorted(books.items()):
+        if campaign not in result.halted:
+            what = f"{first.check}: expected {first.expected}, found {first.found}"
+            result.halted[campaign] = halt_reason(time.time_ns() // 1_000, "headrace audit", what)
+            await halt_campaign(database, campaign, result.halted[campaign])

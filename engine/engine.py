@@ -135,6 +135,7 @@ class Engine:
             metrics.events_open.set(self._events_open)
             metrics.flush_queue_events.set(self._registry.flusher.events_waiting)
             metrics.actors.set(len(self._registry))
+            metrics.campaigns_halted.set(len(self._registry.halts))
 
     async def drain(self) -> None:
         """Take nothing more; wait until every request has its answer and Redis knows every outcome."""
@@ -183,7 +184,7 @@ class Engine:
     def _view(self, plan: Campaign, spend: CampaignSpend) -> CampaignView:
         today = spend_day(self._clock.now_us(), plan.timezone).day
         spent_today = spend.today_micros if spend.day >= today else Micros(0)
-        return CampaignView(plan, spend.spent_micros, spent_today)
+        return CampaignView(plan, spend.spent_micros, spent_today, spend.halted)
 
     # --- readiness ------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ _LEDGER: Final = (
     "unsafe",
 )  # fmt: skip
 _STORE: Final = (
-    "campaign", "create_campaign", "flush", "heartbeat", "ids_received", "look_up", "make_partitions",
+    "campaign", "create_campaign", "flush", "halt", "heartbeat", "ids_received", "look_up", "make_partitions",
     "page_campaigns", "ping", "plans", "raise_generation", "register_engine", "report", "retire_engine",
     "update_campaign", "users_on",
 )  # fmt: skip

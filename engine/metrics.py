@@ -31,6 +31,11 @@ actor_faults = Counter("headrace_actor_faults_total", "Actors that failed and we
 events_open = Gauge("headrace_events_open", "Events without a verdict.", multiprocess_mode="livesum")
 flush_queue_events = Gauge("headrace_flush_queue_events", "Events waiting for a flush.", multiprocess_mode="livesum")
 actors = Gauge("headrace_actors", "Live campaigns.", multiprocess_mode="livesum")
+differences = Counter("headrace_differences_total", "Contradictions that were found; each halts its campaign.")
+# (The same campaign is halted for every process: of several, the one that knows of most.)
+campaigns_halted = Gauge(
+    "headrace_campaigns_halted", "Halted campaigns that this process has met.", multiprocess_mode="livemax"
+)
 clock_offset_seconds = Gauge(
     "headrace_clock_offset_seconds", "Our clock less that of Postgres.", multiprocess_mode="livemostrecent"
 )

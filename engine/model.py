@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import IntEnum, StrEnum
 from typing import Annotated, Final, Literal, NewType
@@ -170,11 +170,15 @@ class NewCampaign(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CampaignSpend(msgspec.Struct, frozen=True):
-    """What the ledger row of a campaign says: all committed spend, and that of its latest spend day."""
+    """What the ledger row of a campaign says: all committed spend, and that of its latest spend day.
+
+    `halted` is None in service, else why the campaign takes no events: its books differ.
+    """
 
     spent_micros: Micros
     day: int
     today_micros: Micros
+    halted: str | None = None
 
 
 class CampaignView(msgspec.Struct, frozen=True):
@@ -183,6 +187,7 @@ class CampaignView(msgspec.Struct, frozen=True):
     campaign: Campaign
     spent_total_micros: Micros
     spent_today_micros: Micros
+    halted: str | None = None
 
 
 class HeartbeatReply(msgspec.Struct, frozen=True):
@@ -253,6 +258,11 @@ def datetime_from_us(instant_us: int) -> datetime:
 def instant_text(instant_us: int) -> str:
     """Time at the border: RFC 3339 in UTC with microseconds, such as 2026-01-31T12:00:00.000000Z."""
     return datetime_from_us(instant_us).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def day_text(day: int) -> str:
+    """A day as people read it: 2026-01-31."""
+    return (_EPOCH + timedelta(days=day)).date().isoformat()
 
 
 def uuid7_us(event_id: bytes) -> int | None:

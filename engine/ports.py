@@ -247,6 +247,11 @@ class LedgerRow:
     generation: int
     spend: CampaignSpend
 
+    @property
+    def halted(self) -> str | None:
+        """Why the campaign is out of service; None if it is in service."""
+        return self.spend.halted
+
 
 @dataclass(frozen=True, slots=True)
 class Committed:
@@ -313,6 +318,13 @@ class EventStore(Protocol):
 
     async def raise_generation(self, campaign_id: CampaignId) -> LedgerRow | None:
         """`gen + 1`, committed, after every older batch is in or out for good. None: no such campaign."""
+        ...
+
+    async def halt(self, campaign_id: CampaignId, reason: str) -> int | None:
+        """Take it out of service, and raise its generation with that; whoever is halted already keeps the reason.
+
+        The generation that stands then. None: no such campaign.
+        """
         ...
 
     def users_on(self, campaign_id: CampaignId, spend_day: int) -> AsyncGenerator[Sequence[tuple[str, int]], None]:

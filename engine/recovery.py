@@ -40,6 +40,15 @@ class RecoveryFailed(Exception):
     """A store is away, or Redis would not follow. Nothing is lost: recover again later."""
 
 
+class CampaignHalted(Exception):
+    """Its books differ: Redis is left as it is, so nothing reserved can commit before an operator has looked."""
+
+    def __init__(self, generation: int, reason: str) -> None:
+        super().__init__(reason)
+        self.generation = generation
+        self.reason = reason
+
+
 class _StartOver(Exception):
     """Redis forgot or disagreed in the middle: raise the generation again."""
 
@@ -65,12 +74,14 @@ class Recovery:
         """Fence what is under way, then bring Redis to what Postgres says; return the generation that is in force.
 
         `on_raised` is called with each generation that Postgres has committed, before Redis is touched: from
-        then on, batches of older generations are in or out for good. Raises `RecoveryFailed`.
+        then on, batches of older generations are in or out for good. Raises `RecoveryFailed` and `CampaignHalted`.
         """
         try:
             for _ in range(ROUNDS_MAX):
                 row = await self._raise(campaign_id)
                 on_raised(row.generation)
+                if row.halted is not None:
+                    raise CampaignHalted(row.generation, row.halted)
                 try:
                     await self._follow(row, plan_version)
                 except _StartOver:

@@ -18,11 +18,12 @@ from engine.actor import Actor
 from engine.campaign import OVERLOADED, UNAVAILABLE, UNKNOWN_CAMPAIGN, CampaignState, Phase
 from engine.errors import StoreUnavailable
 from engine.flusher import Flusher
+from engine.halts import HALTED, Halts
 from engine.lookups import LookUps
 from engine.mailbox import Mailbox
 from engine.model import Campaign, CampaignId, HeartbeatReply, Verdict
 from engine.ports import Clock, EventStore, Ledger, NotRun
-from engine.recovery import Recovery, RecoveryFailed
+from engine.recovery import CampaignHalted, Recovery, RecoveryFailed
 from engine.rounds import Rounds
 from engine.services import Services
 from engine.submission import Entry
@@ -87,6 +88,7 @@ class Registry:
         self._look_ups = LookUps(store, events_max=settings.lookup_events_max)
         self._recovery = Recovery(ledger, store, clock, settings.dedup_turn_seconds * 1_000_000)
         self._recoveries = trio.CapacityLimiter(settings.recoveries_max)
+        self.halts = Halts(store, clock, nursery)
         self._actors: dict[CampaignId, Actor] = {}
         self._loads: deque[Actor] = deque()
         self._load_work = trio.Event()
@@ -101,6 +103,7 @@ class Registry:
             recover=self._recover,
             rest=self._rest,
             crashed=self._crashed,
+            differs=self._differs,
         )
 
     def __len__(self) -> int:
@@ -132,6 +135,8 @@ class Registry:
             actor.post(entries, trio.current_time())
 
     def _refuse_new(self, campaign_id: CampaignId) -> Verdict | None:
+        if self.halts.refuses(campaign_id):
+            return HALTED
         if len(self._actors) >= self._settings.actors_max:
             self._passivate(older_than_seconds=0.0)
             if len(self._actors) >= self._settings.actors_max:
@@ -171,13 +176,20 @@ class Registry:
             actor.load()
 
     def generation_raised(self, campaign_id: CampaignId, generation: int) -> None:
-        """Postgres says that somebody recovers this campaign."""
+        """Postgres says that somebody recovers this campaign, has halted it, or has rebuilt its books."""
         actor = self._actors.get(campaign_id)
-        if actor is not None:
+        if self.halts.raised(campaign_id, generation) and actor is None:
+            actor = self._actors[campaign_id] = self._new_actor(campaign_id)
+            actor.load()
+        elif actor is not None:
+            news = generation > actor.state.generation_seen
             actor.generation_raised(generation)
+            if news and actor.state.phase in (Phase.OPEN, Phase.RESERVING):
+                actor.load()  # the row says which of these it is
 
     def read_all_again(self) -> None:
         """The news from Postgres was interrupted: every live actor reads its plan and generation again."""
+        self.halts.forget()
         for actor in self._actors.values():
             actor.load()
 
@@ -211,7 +223,12 @@ class Registry:
                 actor.load_failed(UNKNOWN_CAMPAIGN)
                 self._forget(actor)
                 continue
-            actor.loaded(*plans[campaign_id], now_us)
+            plan, row = plans[campaign_id]
+            if row.halted is not None:
+                self._halted(actor, row.generation, row.halted)
+                continue
+            self.halts.served(campaign_id)
+            actor.loaded(plan, row, now_us)
             if campaign_id in doubtful:
                 actor.doubt()
 
@@ -263,6 +280,8 @@ class Registry:
                     generation = await self._recovery.recover(
                         state.campaign_id, state.plan.version, actor.generation_raised
                     )
+            except CampaignHalted as halted:
+                self._halted(actor, halted.generation, halted.reason)
             except RecoveryFailed as failed:
                 log.warning("campaign %s: not recovered yet: %s", state.campaign_id, failed)
                 metrics.recoveries.labels("failed").inc()
@@ -276,6 +295,21 @@ class Registry:
                 metrics.recovery_seconds.observe(trio.current_time() - started)
                 self._suspect.discard(state.campaign_id)
                 actor.recovered(generation)
+
+    def _halted(self, actor: Actor, generation: int, reason: str) -> None:
+        """Its row says so: it is no more, and new ones are refused."""
+        if actor.state.phase is not Phase.STOPPED:
+            self.halts.met(actor.state.campaign_id, generation, reason)
+            self._end_halted(actor)
+
+    def _differs(self, actor: Actor, what: str) -> None:
+        self.halts.differs(actor.state.campaign_id, what)
+        self._end_halted(actor)
+
+    def _end_halted(self, actor: Actor) -> None:
+        with actor.boundary:
+            actor.halt(HALTED)
+        self._forget(actor)
 
     def _rest(self, actor: Actor, seconds: float) -> None:
         self._nursery.start_soon(self._wake_later, actor, seconds)

@@ -47,3 +47,4 @@ class Services:
     recover: Callable[[Actor], None]
     rest: Callable[[Actor, float], None]
     crashed: Callable[[Actor], None]
+    differs: Callable[[Actor, str], None]

@@ -33,7 +33,7 @@ _SUMS: Final = """
     )
     SELECT coalesce(c.id, s.campaign_id) AS campaign_id, s.events, s.event_spend, s.event_today, s.latest_day,
            s.day_max, c.version, c.total_budget_micros, c.daily_budget_micros, c.freq_cap_impressions_per_day AS cap,
-           l.gen, l.spent, l.day, l.today, l.total_budget, l.daily_budget
+           l.gen, l.spent, l.day, l.today, l.total_budget, l.daily_budget, l.halted
       FROM campaigns AS c
       LEFT JOIN ledger AS l ON l.campaign_id = c.id
       FULL JOIN sums AS s ON s.campaign_id = c.id
@@ -70,15 +70,20 @@ _ABOVE_CAP: Final = """
      GROUP BY 1
 """
 
-# The unique key is of one identity day: an id on two days is found here only.
+# The unique key is of one identity day: an id on two days is found here only. (LIMIT: a probe for each of the few.)
 _IDS_TWICE: Final = """
     SELECT campaign_id, count(*) AS ids
-      FROM (SELECT campaign_id FROM events GROUP BY campaign_id, event_id HAVING count(*) > 1) AS twice
+      FROM (SELECT campaign_id, event_id FROM events GROUP BY 1, 2 HAVING count(*) > 1) AS twice
+     CROSS JOIN LATERAL (
+         SELECT FROM events AS e JOIN events AS f ON f.campaign_id = e.campaign_id AND f.event_id = e.event_id
+          WHERE e.campaign_id = twice.campaign_id AND e.event_id = twice.event_id AND e.day < f.day
+            AND f.received_at < e.received_at + interval '48 hours'
+            AND e.received_at < f.received_at + interval '48 hours' LIMIT 1) AS soon
      GROUP BY 1
 """
 
 _LEDGER: Final = """
-    SELECT campaign_id, gen, spent, day, today, total_budget, daily_budget FROM ledger
+    SELECT campaign_id, gen, spent, day, today, total_budget, daily_budget, halted FROM ledger
      WHERE campaign_id = ANY ($1::bigint[]) ORDER BY campaign_id
 """
 
@@ -103,8 +108,9 @@ async def read_facts(database: Database) -> list[CampaignFacts]:
 
     try:
         return await database.run(read)
-    except asyncpg.UndefinedTableError as error:
-        message = "Postgres: this database has no tables of Headrace yet; an engine makes them at its start"
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:
+        what = "no tables" if isinstance(error, asyncpg.UndefinedTableError) else "older tables"
+        message = f"Postgres: this database has {what} of Headrace yet; an engine makes them at its start"
         raise StoreUnavailable(message, certain=True) from error
 
 
@@ -169,7 +175,8 @@ def _plan(row: asyncpg.Record) -> PlanFacts:
 
 
 def _ledger(row: asyncpg.Record) -> LedgerFacts:
-    return LedgerFacts(*(row[name] for name in ("gen", "spent", "day", "today", "total_budget", "daily_budget")))
+    names = ("gen", "spent", "day", "today", "total_budget", "daily_budget", "halted")
+    return LedgerFacts(*(row[name] for name in names))
 
 
 async def _committed(connection: Connection, found: Mapping[int, RedisFacts]) -> dict[int, set[int]]:

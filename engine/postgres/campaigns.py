@@ -25,7 +25,8 @@ _FIELDS: Final = (
 )  # fmt: skip
 
 _SELECT: Final = f"""
-    SELECT c.id, {", ".join(f"c.{name}" for name in _FIELDS)}, c.version, c.created_at, l.gen, l.spent, l.day, l.today
+    SELECT c.id, {", ".join(f"c.{name}" for name in _FIELDS)}, c.version, c.created_at, l.gen, l.spent, l.day, l.today,
+           l.halted
       FROM campaigns AS c JOIN ledger AS l ON l.campaign_id = c.id
 """
 
@@ -101,10 +102,9 @@ async def read_plans(
 
 
 def ledger_row(row: asyncpg.Record) -> LedgerRow:
-    """The judge's row, from a record with id, gen, spent, day, today."""
-    return LedgerRow(
-        CampaignId(row["id"]), row["gen"], CampaignSpend(Micros(row["spent"]), row["day"], Micros(row["today"]))
-    )
+    """The judge's row, from a record with id, gen, spent, day, today, halted."""
+    spend = CampaignSpend(Micros(row["spent"]), row["day"], Micros(row["today"]), row["halted"])
+    return LedgerRow(CampaignId(row["id"]), row["gen"], spend)
 
 
 async def _told(connection: Connection, campaign_id: int) -> asyncpg.Record | None:

@@ -76,7 +76,7 @@ async def raise_generation(database: Database, campaign_id: CampaignId) -> Ledge
     rows = await database.fetch(
         """
         WITH raised AS (UPDATE ledger SET gen = gen + 1 WHERE campaign_id = $1
-                        RETURNING campaign_id AS id, gen, spent, day, today)
+                        RETURNING campaign_id AS id, gen, spent, day, today, halted)
         SELECT *, pg_notify('headrace_generation', id || ' ' || gen) FROM raised
         """,
         campaign_id,

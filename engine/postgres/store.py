@@ -27,7 +27,7 @@ from engine.model import (
     StoredEvent,
 )
 from engine.ports import Batch, FlushReply, LedgerRow, Wanted
-from engine.postgres import campaigns, engines, recovery, reports
+from engine.postgres import campaigns, engines, halt, recovery, reports
 from engine.postgres.database import Database, normal_url, on_loop, open_connection, open_database
 from engine.postgres.flush import FlushPool, open_flush_pool
 from engine.postgres.listen import Listener, listen
@@ -72,6 +72,10 @@ class PostgresStore:
     async def raise_generation(self, campaign_id: CampaignId) -> LedgerRow | None:
         """`gen + 1`, committed, after every older batch is in or out for good. None: no such campaign."""
         return await recovery.raise_generation(self.database, campaign_id)
+
+    async def halt(self, campaign_id: CampaignId, reason: str) -> int | None:
+        """Take it out of service, and raise its generation with that; whoever is halted already keeps the reason."""
+        return await halt.halt(self.database, campaign_id, reason)
 
     def users_on(self, campaign_id: CampaignId, spend_day: int) -> AsyncGenerator[Sequence[tuple[str, int]], None]:
         """Impressions a user on a spend day, in chunks of at most 1,000 users."""

@@ -238,6 +238,49 @@ async def test_raising_a_generation_tells_the_ledger(store: Store) -> None:
     assert await store.raise_generation(CampaignId(404)) is None
 
 
+async def test_halting_fences_what_was_reserved(store: Store) -> None:
+    """The row tells why, under a new generation; a second halt changes neither; other campaigns go on."""
+    campaign, other = await new_campaign(store), await new_campaign(store)
+    assert (await ledger_of(store, campaign)).halted is None
+    await store.halt(campaign, "its books differ")
+    await store.halt(campaign, "another reason")
+    row = await ledger_of(store, campaign)
+    assert (row.generation, row.halted) == (1, "its books differ")
+    refused = await store.flush([bunch(campaign, [impression(now())])])
+    assert refused == Refused({campaign: RefusalCause.GENERATION})
+    assert await store.flush([bunch(other, [impression(now())])]) == Committed()
+
+
+async def test_whoever_raises_the_generation_of_a_halted_campaign_is_told(store: Store) -> None:
+    """A recovery reads it in the row that it raised; owners of the campaign read it, too."""
+    campaign = await new_campaign(store)
+    await store.halt(campaign, "its books differ")
+    row = await store.raise_generation(campaign)
+    assert row is not None
+    assert (row.generation, row.halted) == (2, "its books differ")
+    stored = await store.campaign(campaign)
+    assert stored is not None
+    assert stored[1].halted == "its books differ"
+    await store.halt(CampaignId(404), "nobody is there")
+
+
+async def test_a_halt_is_told_as_a_raised_generation(store: Store) -> None:
+    """Engines that listen read the row again."""
+    campaign = await new_campaign(store)
+    heard: list[tuple[int, int]] = []
+    told = trio.Event()
+
+    def hear(campaign_id: int, generation: int) -> None:
+        heard.append((campaign_id, generation))
+        told.set()
+
+    async with store.listening(lambda *_: None, hear, lambda: None):
+        await store.halt(campaign, "its books differ")
+        with trio.fail_after(10):
+            await told.wait()
+    assert heard == [(campaign, 1)]
+
+
 async def test_users_of_a_day(store: Store) -> None:
     """Impressions a user on one spend day, in chunks of at most 1,000; clicks and other days don't count."""
     campaign, other = await new_campaign(store), await new_campaign(store)

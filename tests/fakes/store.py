@@ -63,6 +63,7 @@ class Line:
     spent: int = 0
     day: int = 0
     today: int = 0
+    halted: str | None = None
     lock: trio.Lock = field(default_factory=trio.Lock)
 
 
@@ -197,6 +198,16 @@ class FakeStore:
         for _, generation_raised in self._listeners:
             generation_raised(campaign_id, row.generation)
         return row
+
+    async def halt(self, campaign_id: CampaignId, reason: str) -> int | None:
+        """The reason and `gen + 1`, after the flush that holds the row."""
+        await self._answer()
+        if campaign_id not in self.ledger:
+            return None
+        if self.ledger[campaign_id].halted is None:
+            self.ledger[campaign_id].halted = reason
+            await self.raise_generation(campaign_id)
+        return self.ledger[campaign_id].gen
 
     async def users_on(
         self, campaign_id: CampaignId, spend_day: int
@@ -340,7 +351,8 @@ class FakeStore:
 
     def _row(self, campaign_id: CampaignId) -> LedgerRow:
         line = self.ledger[campaign_id]
-        return LedgerRow(campaign_id, line.gen, CampaignSpend(Micros(line.spent), line.day, Micros(line.today)))
+        spend = CampaignSpend(Micros(line.spent), line.day, Micros(line.today), line.halted)
+        return LedgerRow(campaign_id, line.gen, spend)
 
     def _tell_plan(self, plan: Campaign) -> None:
         for plan_changed, _ in self._listeners:

@@ -20,7 +20,7 @@ from engine.model import DAY_US, CampaignId
 from engine.ports import BILLABLE, COUNTS_FOR_CAP, Committed, Done, Emptied, Reserve, Reserved, Resolve
 from engine.postgres.store import PostgresStore, open_store
 from engine.redis.ledger import RedisLedger, open_ledger
-from tests.contract.flushes import COST, Line, bunch, click, impression, new_campaign
+from tests.contract.flushes import COST, Line, bunch, click, impression, ledger_of, new_campaign
 
 pytestmark = pytest.mark.stores
 
@@ -79,8 +79,8 @@ class World:
             assert connection.execute(statement).rowcount > 0
 
     async def findings(self) -> list[str]:
-        """The checks that fail; notes in brackets."""
-        result = await audit(self.db_url, self.redis_url, Settings())
+        """The checks that fail; notes in brackets. Nobody is halted, so that one can look again."""
+        result = await audit(self.db_url, self.redis_url, Settings(), halt=False)
         return [f"({finding.check})" if finding.note else finding.check for finding in result.findings]
 
 
@@ -133,7 +133,8 @@ async def test_a_running_engine_is_no_false_alarm(world: World) -> None:
         for campaign in campaigns:
             nursery.start_soon(deliver, campaign)
         for _ in range(5):
-            assert await world.findings() == []
+            result = await audit(world.db_url, world.redis_url, Settings())
+            assert (result.findings, result.halted) == ([], {})
         nursery.cancel_scope.cancel()
 
 
@@ -150,9 +151,16 @@ async def test_a_running_engine_is_no_false_alarm(world: World) -> None:
         ("DELETE FROM events WHERE user_id = 'user 1'", {"rollup", "ledger spent", "ledger today"}),
         ("UPDATE events SET campaign_id = 999 WHERE event_type = 1", {"rollup", "campaign row"}),
         (
-            """INSERT INTO events SELECT campaign_id, 0, occurred_at, received_at, batch, event_id, day - 1, spend_day,
-                                         2, user_id, ad_id FROM events WHERE event_type = 1""",
+            """INSERT INTO events SELECT campaign_id, 0, occurred_at, received_at + interval '47 hours', batch,
+                                         event_id, day - 1, spend_day, 2, user_id, ad_id
+                                    FROM events WHERE event_type = 1""",
             {"rollup", "event ids"},
+        ),
+        (  # as late as this, an event that tells no time is a new one
+            """INSERT INTO events SELECT campaign_id, 0, occurred_at, received_at + interval '48 hours', batch,
+                                         event_id, day + 2, spend_day, 2, user_id, ad_id
+                                    FROM events WHERE event_type = 1""",
+            {"rollup"},
         ),
     ],
 )
@@ -232,6 +240,52 @@ async def test_the_command_says_it_by_its_exit_status(world: World, capsys: pyte
     assert await status(world.redis_url) == 1
     said = capsys.readouterr().out
     assert "ledger total budget" in said
+    assert "campaign 1 is halted; to rebuild its books: headrace recover 1 (" in said
     assert said.endswith("audited 1 campaign, 4 events: 1 difference\n")
     assert await status("unix:///nowhere/redis.sock") == 2
     assert "Redis" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["Postgres", "Redis"])
+async def test_books_that_differ_halt_their_campaign_only(world: World, where: str) -> None:
+    """With the first difference as the reason; looking only changes nothing; a second audit halts nobody again."""
+    wrong, sound = await world.campaign(), await world.campaign()
+    for campaign in (wrong, sound):
+        await world.deliver(campaign, lines())
+    if where == "Postgres":
+        world.tamper(f"UPDATE ledger SET spent = spent + 1 WHERE campaign_id = {wrong}")
+    else:
+        with redis.Redis.from_url(world.redis_url) as client:
+            client.hincrby(f"{{{wrong}}}:s", "total", 1)
+    looked = await audit(world.db_url, world.redis_url, Settings(), halt=False)
+    assert looked.differences
+    assert looked.halted == {}
+    assert (await ledger_of(world.store, wrong)).generation == 1
+    audited = await audit(world.db_url, world.redis_url, Settings())
+    row = await ledger_of(world.store, wrong)
+    assert audited.halted == {wrong: row.halted}
+    assert row.halted is not None
+    assert "headrace audit: " + ("ledger spent" if where == "Postgres" else "Redis total") in row.halted
+    assert row.generation == 2
+    assert (await audit(world.db_url, world.redis_url, Settings())).halted == audited.halted
+    assert await ledger_of(world.store, wrong) == row
+    assert (await ledger_of(world.store, sound)).halted is None
+
+
+async def test_what_no_rebuild_can_mend_halts_nobody(world: World) -> None:
+    """A budget and a cap that were passed, and an id that is there twice: differences, and the campaign is served."""
+    campaign = await world.campaign(freq_cap_impressions_per_day=1)
+    await world.deliver(campaign, [impression(now()), impression(now())])
+    world.tamper(f"UPDATE campaigns SET total_budget_micros = {COST}")
+    world.tamper(f"UPDATE ledger SET total_budget = {COST}")
+    result = await audit(world.db_url, world.redis_url, Settings())
+    assert {finding.check for finding in result.differences} == {"total budget", "frequency cap"}
+    assert result.halted == {}
+
+
+async def test_tables_of_an_older_program(world: World) -> None:
+    """The audit brings no schema up to date: it says who does."""
+    with psycopg.connect(world.db_url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE ledger DROP COLUMN halted")
+    with pytest.raises(StoreUnavailable, match="older tables of Headrace"):
+        await audit(world.db_url, world.redis_url, Settings())

@@ -335,6 +335,10 @@ class StoreLink:
         """`gen + 1`."""
         return await self._ask(f"raise c{campaign_id}", lambda: self._store.raise_generation(campaign_id))
 
+    async def halt(self, campaign_id: CampaignId, reason: str) -> int | None:
+        """Out of service."""
+        return await self._ask(f"halt c{campaign_id}", lambda: self._store.halt(campaign_id, reason))
+
     def users_on(self, campaign_id: CampaignId, spend_day: int) -> AsyncGenerator[Sequence[tuple[str, int]], None]:
         """Impressions a user."""
         what = f"users c{campaign_id} {spend_day}"

@@ -58,7 +58,7 @@ class Outcome:
 class Simulation:
     """The cluster, its senders, and who breaks things."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, halts: bool) -> None:
         self.world = world
         self.clients = Clients(world)
         self.processes: list[Process] = []
@@ -66,6 +66,8 @@ class Simulation:
         source = world.source
         # Each seed knows some faults only, each as often as it likes: rare ones then meet in pairs.
         self.faults = {fault: source.choice((0.0, 0.0, 1.0, 3.0)) for fault in self._faults()}
+        if halts:
+            self.faults[self._halt] = 1.0
         self.fault_share = source.choice((0.02, 0.05, 0.15))
         self.hurry = source.choice((0.0, 0.01, 0.3, 3.0))
 
@@ -289,6 +291,21 @@ class Simulation:
 
         self.world.nursery.start_soon(wait)
 
+    def _halt(self) -> bool:
+        """An audit takes a campaign out of service, and an operator brings it back later."""
+        campaign_id = CampaignId(self.world.source.choice(self.clients.campaigns))
+        self.world.nursery.start_soon(self.world.store.halt, campaign_id, "as the seed wished")
+        self._later(lambda: self.world.nursery.start_soon(self._rebuild, campaign_id), (1, 30, 300))
+        return True
+
+    async def _rebuild(self, campaign_id: CampaignId) -> None:
+        """What `headrace recover` leaves in Postgres."""
+        store = self.world.store
+        if store.ledger[campaign_id].halted is not None:
+            await store.raise_generation(campaign_id)
+            store.ledger[campaign_id].halted = None
+            await store.raise_generation(campaign_id)
+
     # --- the end --------------------------------------------------------------------------------------------
 
     async def mend(self) -> None:
@@ -305,6 +322,8 @@ class Simulation:
             process.wire.cut.clear()
             process.offset_us = 0
             process.thaw()
+        for campaign_id in self.clients.campaigns:
+            await self._rebuild(CampaignId(campaign_id))
         await sleep(CALM_SECONDS)
         world.weather = Weather()  # (no fault that mends later changes it, but a plain rule is best)
         await self._probe()
@@ -364,7 +383,7 @@ def simulate(seed: int, steps: int, say: Callable[[str], None] | None = None) ->
     async def main() -> Outcome:
         async with trio.open_nursery() as nursery:
             world = World(source, nursery, say)
-            simulation = Simulation(world)
+            simulation = Simulation(world, halts=seed % 4 == 2)
             log = logging.getLogger("engine")
             kept, log.propagate = (log.level, log.propagate), False
             log.addHandler(world.checker)

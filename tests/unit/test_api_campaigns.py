@@ -23,7 +23,7 @@ async def test_a_campaign_is_created_and_read() -> None:
         "id": 1, "name": "spring", "pricing_model": "cpm", "unit_price": "1.234500", "total_budget": "5.000000",
         "daily_budget": "1.000000", "freq_cap_impressions_per_day": None, "active": True, "pacing": "asap",
         "timezone": "UTC", "version": 1, "created_at": "2023-11-14T22:13:20.000000Z", "spent_total": "1.500000",
-        "spent_today": "0.500000", "cost_per_event": "0.001235",
+        "spent_today": "0.500000", "cost_per_event": "0.001235", "halted": None,
     }  # fmt: skip
     assert (await api.send("GET", told.headers["location"])).json == told.json
 

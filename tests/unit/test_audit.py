@@ -81,12 +81,12 @@ def test_a_new_campaign_has_no_findings() -> None:
 def test_the_ledger_says_what_events_and_plan_say(column: str, check: str, expected: str) -> None:
     """Each amount of the ledger row is compared."""
     wrong: dict[str, Any] = {column: 9}
-    assert compare(facts(ledger=replace(LEDGER, **wrong))) == [Finding(7, check, expected, "0.000009")]
+    assert compare(facts(ledger=replace(LEDGER, **wrong))) == [Finding(7, check, expected, "0.000009", books=True)]
 
 
 def test_the_ledger_stands_at_the_latest_spend_day() -> None:
     """A ledger whose day is not that of the latest events could spend a day's budget twice."""
-    assert compare(facts(latest_day=20_001)) == [Finding(7, "ledger day", "2024-10-05", "2024-10-04")]
+    assert compare(facts(latest_day=20_001)) == [Finding(7, "ledger day", "2024-10-05", "2024-10-04", books=True)]
 
 
 def test_a_rollup_that_differs_is_named_with_its_hour() -> None:
@@ -110,7 +110,7 @@ def test_a_rollup_that_differs_is_named_with_its_hour() -> None:
 def test_a_limit_that_was_passed(wrong: dict[str, Any], check: str, version: int) -> None:
     """It is a difference under a plan that never changed, and a note under one that did."""
     (finding,) = compare(facts(plan=replace(PLAN, version=version), **wrong))
-    assert (finding.check, finding.note) == (check, version > 1)
+    assert (finding.check, finding.note, finding.books) == (check, version > 1, False)
 
 
 def test_an_id_twice_is_a_difference_whatever_the_plan() -> None:
@@ -143,8 +143,12 @@ def test_a_pending_reservation_that_is_committed_counts_once() -> None:
 
 def test_redis_total_and_today_are_compared() -> None:
     """Either may be wrong by itself."""
-    assert redis_findings(replace(HELD, total_micros=1)) == [Finding(7, "Redis total", "0.004000", "0.000001")]
-    assert redis_findings(replace(HELD, today_micros=1)) == [Finding(7, "Redis today", "0.001000", "0.000001")]
+    assert redis_findings(replace(HELD, total_micros=1)) == [
+        Finding(7, "Redis total", "0.004000", "0.000001", books=True)
+    ]
+    assert redis_findings(replace(HELD, today_micros=1)) == [
+        Finding(7, "Redis today", "0.001000", "0.000001", books=True)
+    ]
 
 
 def test_today_is_compared_on_the_same_day_only() -> None:

@@ -63,7 +63,8 @@ RULES = [
         [
             path
             for path in under("engine")
-            if path.parts[1] not in ("redis", "postgres", "runtime.py", "embedded") and "audit" not in path.name
+            if path.parts[1] not in ("redis", "postgres", "runtime.py", "recoverer.py", "embedded")
+            and "audit" not in path.name
         ],
         {"engine.redis", "engine.postgres", "engine.runtime", "redis", "asyncpg", "psycopg"},
     ),

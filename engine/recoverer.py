@@ -1,0 +1,81 @@
+"""`headrace recover`, put together: a campaign's books rebuilt from its events, and Redis made to follow.
+
+Owns the order of the steps, which may be broken off anywhere and repeated: halt the campaign (if nobody has), so that
+nothing of it can commit; rewrite its books in Postgres, which puts it back in service; rebuild Redis from them. Engines
+may run: those that are asked for the campaign meanwhile answer 503.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from config.settings import Settings, SettingsError
+from engine.clock import SteadyClock
+from engine.errors import EngineError
+from engine.halts import halt_reason
+from engine.model import CampaignId
+from engine.ports import Ledger
+from engine.postgres.halt import Rebuilt, rebuild
+from engine.postgres.store import PostgresStore, open_store
+from engine.recovery import CampaignHalted, Recovery, RecoveryFailed
+from engine.redis.ledger import open_ledger
+
+# Rebuilds until Redis follows. One is enough, two if Redis is ahead of a Postgres that lost commits; more only if
+# somebody halts the campaign at the same time.
+_ROUNDS_MAX: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What became of one campaign. `trouble` says why it is not back in service, or not yet in Redis."""
+
+    campaign_id: int
+    rebuilt: Rebuilt | None = None
+    generation: int = 0
+    trouble: str = ""
+
+
+async def recover(db_url: str, redis_url: str, campaign_ids: Sequence[int], settings: Settings) -> list[Recovered]:
+    """Bring these campaigns back, one after the other. Raises an `EngineError` when a store can't be reached."""
+    refusal: EngineError | SettingsError | None = None
+    recovered: list[Recovered] = []
+    async with open_store(db_url, settings) as store:
+        try:
+            async with open_ledger(redis_url, settings) as ledger:
+                for campaign_id in campaign_ids:
+                    recovered += [await _bring_back(store, ledger, settings, CampaignId(campaign_id))]
+        except (EngineError, SettingsError) as error:
+            refusal = error
+    if refusal is not None:
+        raise refusal  # out here, because the loop's nurseries would wrap it in groups
+    return recovered
+
+
+async def _bring_back(store: PostgresStore, ledger: Ledger, settings: Settings, campaign_id: CampaignId) -> Recovered:
+    clock = SteadyClock()
+    recovery = Recovery(ledger, store, clock, settings.dedup_turn_seconds * 1_000_000)
+    found: Rebuilt | None = None
+    above_generation = 0
+    for _ in range(_ROUNDS_MAX):
+        await store.halt(campaign_id, halt_reason(clock.now_us(), "headrace recover", "its books are being rebuilt"))
+        rebuilt = await rebuild(store.database, campaign_id, above_generation=above_generation)
+        if rebuilt is None:
+            if await store.campaign(campaign_id) is None:
+                return Recovered(campaign_id, trouble="there is no such campaign")
+            continue  # another rebuild was faster: again, on top of it
+        found = found or rebuilt
+        raised = rebuilt.after.generation
+        try:
+            generation = await recovery.recover(campaign_id, rebuilt.plan_version, lambda _: None)
+        except CampaignHalted:
+            continue
+        except RecoveryFailed as failed:
+            return Recovered(campaign_id, found, raised, f"its books are right, but Redis did not follow: {failed}")
+        stands = (await store.plans([campaign_id]))[campaign_id][1]
+        if generation <= stands.generation:
+            return Recovered(campaign_id, found, generation)
+        # Redis is ahead: Postgres was restored from a backup, say. Its books are right; rise above Redis.
+        above_generation = generation
+    return Recovered(campaign_id, found, trouble=f"not brought back in {_ROUNDS_MAX} rounds")
