@@ -49,7 +49,7 @@ def test_broken_books_are_halted_and_rebuilt_under_a_running_program(env: dict[s
             assert (batch["accepted"], batch["retry"]) == (1, 1)
             assert (batch["results"][0]["status"], batch["results"][0]["reason"]) == ("retry", "unavailable")
         assert program.client.get(f"{program.api}/readyz").status_code == 200
-        assert "headrace_campaigns_halted 1.0" in program.client.get(f"{program.api}/metrics").text
+        program.wait_for(lambda: "headrace_campaigns_halted 1.0" in program.client.get(f"{program.api}/metrics").text)
         assert program.report(wrong)["impressions"] == 1
 
         recovered = headrace("recover", str(wrong), env=program.env)
