@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-import httpx
 import trio
 
-from tests.faults.load import ANSWER_SECONDS
+from tests.faults.load import ANSWER_SECONDS, client_of
 from tests.faults.world import Fault, World
 
 
 async def three_at_once(world: World) -> None:
     """The same events over three connections at once, to any engine, again and again."""
-    async with httpx.AsyncClient(timeout=ANSWER_SECONDS, trust_env=False) as client:
+    async with client_of(ANSWER_SECONDS) as client:
         for _ in range(10):
             bodies = world.load.batch()
             async with trio.open_nursery() as nursery:
@@ -23,7 +22,7 @@ async def three_at_once(world: World) -> None:
 
 async def hang_up(world: World) -> None:
     """Senders that don't wait for their answer."""
-    async with httpx.AsyncClient(timeout=ANSWER_SECONDS, trust_env=False) as client:
+    async with client_of(ANSWER_SECONDS) as client:
         for _ in range(40):
             await world.load.attempt(client, world.load.batch(), world.source.uniform(0.0, 0.02))
 

@@ -14,7 +14,7 @@ import httpx
 import trio
 
 from engine.failpoints import POINTS
-from tests.faults.load import Body
+from tests.faults.load import ANSWER_SECONDS, Body, client_of
 from tests.faults.proxy import Flow
 from tests.faults.world import Fault, World
 
@@ -79,8 +79,7 @@ async def two_recover(world: World) -> None:
 
 
 def _is_frozen(world: World) -> bool:
-    assert world.first.process is not None
-    stat = Path(f"/proc/{world.first.process.pid}/stat").read_text()
+    stat = Path(f"/proc/{world.first.pid}/stat").read_text()
     return stat.rsplit(")", 1)[1].split()[0] == "T"
 
 
@@ -95,12 +94,11 @@ async def terminate(world: World) -> None:
 
 async def little_memory(world: World) -> None:
     """No memory left, while large batches arrive; an engine that dies of it is started again."""
-    assert world.first.process is not None
-    pid = world.first.process.pid
+    pid = world.first.pid
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + world.source.choice([0, 1, 4]) * (1 << 20)
     resource.prlimit(pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-    async with httpx.AsyncClient(trust_env=False) as client, trio.open_nursery() as nursery:
+    async with client_of(ANSWER_SECONDS) as client, trio.open_nursery() as nursery:
         for _ in range(4):
             bodies = [world.load.event() for _ in range(2_000)]
             nursery.start_soon(world.load.attempt, client, bodies, 4.0)
@@ -110,14 +108,13 @@ async def little_memory(world: World) -> None:
 
 async def few_descriptors(world: World) -> None:
     """No descriptor left, while every connection must be opened again."""
-    assert world.first.process is not None
-    pid = world.first.process.pid
+    pid = world.first.pid
     used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
     unlimited = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + world.source.randint(0, 3), unlimited[1]))
     world.first.redis.cut()
     world.first.postgres.cut()
-    async with httpx.AsyncClient(trust_env=False) as client, trio.open_nursery() as nursery:
+    async with client_of(ANSWER_SECONDS) as client, trio.open_nursery() as nursery:
         for _ in range(20):
             nursery.start_soon(world.load.attempt, client, [world.load.event()], 2.0)
     if world.first.alive:
@@ -226,5 +223,5 @@ FAULTS = [
     Fault("engine: SIGTERM under load", terminate),
     Fault("engine: out of memory", little_memory),
     Fault("engine: out of descriptors", few_descriptors),
-    *[Fault(f"kill -9 at {point}", at(point)) for point in POINTS],
+    *[Fault(f"kill -9 at {point}", at(point), launches=True) for point in POINTS],
 ]

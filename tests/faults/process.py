@@ -11,10 +11,15 @@ import os
 import struct
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
+# What a start imports late: here, before the fork.
+import api.app
+import api.intake
+import api.serve  # noqa: F401
 from api.__main__ import main
 from engine.postgres.store import open_store
 
@@ -57,5 +62,12 @@ def _serve() -> int:
             return main(["serve"])
 
 
-if __name__ == "__main__":
+def run(environment: Mapping[str, str], said: str, log: str) -> None:
+    """The whole life of a forked process."""
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    for stream, path in ((sys.stdin, os.devnull), (sys.stdout, said), (sys.stderr, log)):
+        with open(path, "r" if stream is sys.stdin else "a") as file:
+            os.dup2(file.fileno(), stream.fileno())
     sys.exit(_serve())

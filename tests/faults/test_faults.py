@@ -7,14 +7,13 @@ import signal
 import uuid
 from typing import Any
 
-import httpx
 import pytest
 import trio
 
 from tests.faults.__main__ import FAULTS
 from tests.faults.checker import check
 from tests.faults.journal import Journal
-from tests.faults.load import Load
+from tests.faults.load import Load, client_of
 from tests.faults.world import open_world
 
 # httpx leaves an open generator behind when a sender hangs up in the middle of an answer.
@@ -78,7 +77,7 @@ async def test_three_kills_of_all_engines_cost_no_event_and_no_micro() -> None:
 
 
 async def _send_all(load: Load, batches: list[list[dict[str, Any]]]) -> None:
-    async with httpx.AsyncClient(timeout=8, trust_env=False) as client:
+    async with client_of(8) as client:
         for batch in batches:
             await load.attempt(client, batch, keep=True)
             while len(load.unsettled) > BATCH:

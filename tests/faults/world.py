@@ -44,7 +44,7 @@ class Fault:
     name: str
     run: Callable[[World], Awaitable[None]]
     settings: Mapping[str, str] | None = None  # of the engines, instead of the quick ones
-    full_disk: bool = False  # needs a disk that can be filled
+    launches: bool = False  # starts the first engine itself, and leaves it dead
 
 
 class World:
@@ -64,6 +64,7 @@ class World:
         self.load: Load
         self.campaigns: list[int] = []
         self.plans: dict[int, dict[str, Any]] = {}
+        self.launches = False  # the fault starts the first engine itself
 
     # --- what a fault may ask for ---
 
@@ -138,6 +139,7 @@ class World:
     async def seed(self, fault: Fault, seed: int) -> Findings:
         """Everything well; load; the fault; everything well again; every event settled; the checker's findings."""
         self.source = random.Random(f"{fault.name} {seed}")
+        self.launches = fault.launches
         path = self.folder / f"{seed}.jsonl"
         path.unlink(missing_ok=True)
         self.journal = Journal(path)
@@ -173,7 +175,8 @@ class World:
         await self.redis.start()
         await self.postgres.start()
         for engine in self.engines:
-            await engine.start()
+            if not (self.launches and engine is self.first):
+                await engine.start()
 
 
 def _micros(amount: object) -> int:
