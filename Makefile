@@ -25,11 +25,9 @@ check: setup ## formatting, lint and types
 	@$(BIN)/mypy
 
 # SEED= tells one of them line by line; a seed that breaks a promise is printed with the command that repeats it.
-SEEDS ?= 2000
-STEPS ?= 200
-JOBS ?= 2
-sim: setup ## simulate SEEDS clusters of STEPS steps under faults, in JOBS processes; or one of them: SEED=
-	@$(BIN)/python -m tests.simulation --steps $(STEPS) $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --jobs $(JOBS))
+sim: setup ## simulate SEEDS clusters (2000) of STEPS steps (200) under faults, in JOBS processes (2); or one: SEED=
+	@$(BIN)/python -m tests.simulation --steps $(or $(STEPS),200) \
+		$(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),2000) --jobs $(or $(JOBS),2))
 
 demo: setup ## start it, send a large generated load, print rate, verdicts, reports and audit
 	@$(BIN)/python -m bench.demo

@@ -11,6 +11,7 @@
 - **indeterminate**: attempts without an answer, and no other attempt told what became of the event; `committed` of
   these are rows.
 - **recovery**: from the end of the fault until the last event that was waiting then had its verdict, in seconds.
+  **others**: the longest wait of an event that was sent first after that, to a campaign of which nothing was waiting.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Findings:
     indeterminate: int = 0
     committed: int = 0
     recovery_seconds: float = 0.0
+    others_seconds: float = 0.0
     examples: list[str] = field(default_factory=list)
 
     @property
@@ -215,13 +217,17 @@ def _check_caps(findings: Findings, plans: list[Mapping[str, Any]], rows: Sequen
 
 
 def _measure_recovery(findings: Findings, events: Mapping[str, Event], clears: list[float]) -> None:
+    settled = [(event, event.settled) for event in events.values() if event.settled is not None]
     for clear in clears:
-        waited = [
-            event.settled - clear
-            for event in events.values()
-            if event.settled is not None and event.first_invoke < clear < event.settled
+        waited = [(event, end - clear) for event, end in settled if event.first_invoke < clear < end]
+        findings.recovery_seconds = max([findings.recovery_seconds, *(seconds for _, seconds in waited)])
+        busy = {event.sent["campaign"] for event, _ in waited}
+        others = [
+            end - event.first_invoke
+            for event, end in settled
+            if event.first_invoke > clear and event.sent["campaign"] not in busy
         ]
-        findings.recovery_seconds = max([findings.recovery_seconds, *waited])
+        findings.others_seconds = max([findings.others_seconds, *others])
 
 
 if __name__ == "__main__":

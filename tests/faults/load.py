@@ -58,6 +58,7 @@ class Load:
         self.repeats = 0.2
         self.acknowledged: list[Body] = []
         self.unsettled: deque[Body] = deque()
+        self._doubted: set[str] = set()  # ids of which an attempt had no verdict
         self.answers = 0
         self._stopping = False
         self._sending = 0
@@ -165,10 +166,16 @@ class Load:
                 self.journal.write("fail", attempt=number, id=body["event_id"], reason=outcome)
             else:
                 self.journal.write("info", attempt=number, id=body["event_id"])
-                if keep or self.source.random() < 0.9:  # the others are never heard of again
+                if keep or self._insists_on(body["event_id"]):
                     self.unsettled.append(body)
         if None in outcomes and not keep:
             await trio.sleep(RETRY_PAUSE_SECONDS)
+
+    def _insists_on(self, event_id: str) -> bool:
+        """Nine senders of ten retry until they hear a verdict; the others give up at the first doubt."""
+        again = event_id in self._doubted
+        self._doubted.add(event_id)
+        return again or self.source.random() < 0.9
 
     def _invoke(self, body: Body) -> int:
         number = self.journal.attempt()

@@ -33,7 +33,9 @@ def found(records: list[dict[str, Any]], *rows: Row, plans: tuple[dict[str, Any]
     """What the checker finds that is not as it should be; the books are the rows' sum."""
     spent = sum(each[4] for each in rows)
     findings = judge([*plans, *records], rows, [(1, spent, spent)])
-    clean = Findings(acknowledged=findings.acknowledged, examples=findings.examples)
+    clean = Findings(
+        acknowledged=findings.acknowledged, others_seconds=findings.others_seconds, examples=findings.examples
+    )  # fmt: skip
     return {name: value for name, value in vars(findings).items() if value != getattr(clean, name)}
 
 
@@ -115,3 +117,15 @@ def test_recovery_lasts_until_the_last_event_that_waited_has_its_verdict() -> No
         *sent("b", "ok", start=9.0),
     ]
     assert found(records, row("a"), row("b")) == {"recovery_seconds": 2.5}
+
+
+def test_others_are_campaigns_of_which_nothing_was_waiting() -> None:
+    """Their longest wait is told; that of a campaign with something to recover is not."""
+    other = [{**record, "campaign": 2} if "campaign" in record else record for record in sent("c", "ok", start=9.0)]
+    records = [
+        *sent("a", "info", start=1.0), {"t": 2.0, "what": "clear"}, *sent("a", "ok", start=4.0),
+        *sent("b", "info", "ok", start=9.0), *other,
+    ]  # fmt: skip
+    rows = [row("a"), row("b"), (2, *row("c")[1:])]
+    found = judge([PLAN, {**PLAN, "campaign": 2}, *records], rows, [(1, 2_000, 2_000), (2, 1_000, 1_000)])
+    assert (found.recovery_seconds, found.others_seconds) == (2.5, 0.5)
