@@ -157,7 +157,7 @@ class Scales:
         kinds = bytes([COUNTS_FOR_CAP if capped else FREE]) * events
         users = [str(uuid.uuid4()) for _ in range(events)] if capped else [""] * events
         cap = 1 if capped else NO_CAP
-        call = Reserve(campaign_id, 1, tag, 1, 1, 0, 0, 0, 0, cap, 0, kinds, ids, users)
+        call = Reserve(campaign_id, 1, tag, 1, 1, 0, 0, 0, 0, 0, cap, 0, kinds, ids, users)
         (reply,) = await self.ledger.round([call])
         assert isinstance(reply, Reserved), reply
         assert reply.letters == b"A" * events

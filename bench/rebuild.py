@@ -143,7 +143,7 @@ class Rebuild:
         now_us = time.time_ns() // 1_000
         started = time.monotonic()
         first_id = b""
-        tag = (await store.register_engine()) << 32
+        tag = (await store.register_engine()) << 40
         for start in range(0, self.events, FLUSH_EVENTS):
             rows = [self._line(at, now_us) for at in range(start, min(start + FLUSH_EVENTS, self.events))]
             first_id = first_id or rows[0].event_id

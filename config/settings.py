@@ -165,7 +165,12 @@ class Settings:
 
         Its sender's clock may be ahead; that of the engine which moved the window on, too, and ours may be behind.
         """
-        return self.dedup_turn_seconds - self.occurred_ahead_seconds - 2 * math.ceil(self.clock_refuse_seconds)
+        return self.dedup_turn_seconds - self.occurred_ahead_seconds - self.clock_slack_seconds
+
+    @property
+    def clock_slack_seconds(self) -> int:
+        """How far the clocks of two engines that take events may be apart: one ahead of Postgres's, one behind."""
+        return 2 * math.ceil(self.clock_refuse_seconds)
 
 
 _ORDERED = (

@@ -14,10 +14,6 @@ from typing import Final
 
 from engine.boundary import FaultBoundary
 from engine.campaign import (
-    IN_FLIGHT,
-    OVERLOADED,
-    UNAVAILABLE,
-    UNKNOWN_CAMPAIGN,
     CampaignState,
     Phase,
     Reservation,
@@ -26,6 +22,7 @@ from engine.campaign import (
 )
 from engine.mailbox import Mailbox
 from engine.model import Campaign, StoredEvent, Verdict
+from engine.patience import Patience
 from engine.ports import (
     Closed,
     Committed,
@@ -49,13 +46,12 @@ from engine.ports import (
 )
 from engine.services import Absent, LookUp, Services
 from engine.submission import Entry
+from engine.verdicts import IN_FLIGHT, OVERLOADED, UNAVAILABLE, UNKNOWN_CAMPAIGN
 
 log = logging.getLogger(__name__)
 
 # Resolves that one round carries for one campaign: as many as a busy second leaves behind; the rest follows.
 RESOLVES_MAX: Final = 100
-# CLOSED means that somebody recovers this campaign: look again after 20, 40, … ms, 2.5 s in all, then recover.
-CLOSED_PAUSES_SECONDS: Final = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
 # A tag that Redis could not be told is repeated after this pause, for as long as it takes.
 REPEAT_PAUSE_SECONDS: Final = 0.5
 
@@ -64,8 +60,8 @@ class Actor:
     """The actor of one campaign. Made by the registry, on first use."""
 
     __slots__ = (
-        "_closed_count", "_request", "_unknown", "boundary", "distrusts", "flushing", "loading", "mailbox",
-        "reserve_events_max", "resting", "services", "state", "used_at",
+        "_patience", "_request", "_unknown", "boundary", "distrusts", "flushing", "loading",
+        "mailbox", "reserve_events_max", "resting", "services", "state", "used_at",
     )  # fmt: skip
 
     def __init__(
@@ -83,7 +79,7 @@ class Actor:
         self.distrusts = 0  # version of a plan under which Postgres refused what Redis had room for
         self._request: ReserveRequest | None = None
         self._unknown: list[Reservation] = []  # their COMMIT got no answer
-        self._closed_count = 0
+        self._patience = Patience()
 
     # --- mail -----------------------------------------------------------------------------------------------
 
@@ -103,7 +99,7 @@ class Actor:
         """Whether the next ledger round should carry a call of this actor."""
         if self.state.phase is not Phase.OPEN:
             return False
-        if self.mailbox and not (self.resting and self._closed_count):
+        if self.mailbox and not (self.resting and self._patience.meets_closed):
             return True
         return bool(self.state.voids) and not self.resting
 
@@ -115,14 +111,8 @@ class Actor:
     @property
     def idle(self) -> bool:
         """Nothing waits and nothing is under way: it may be passivated."""
-        return (
-            self.state.phase is Phase.OPEN
-            and not self.mailbox
-            and self.state.quiet
-            and self.flushing == 0
-            and not self.resting
-            and not self._unknown
-        )
+        busy = self.mailbox or self.flushing or self.resting or self._unknown
+        return self.state.phase is Phase.OPEN and self.state.quiet and not busy
 
     def load(self) -> None:
         """Ask for the plan and the ledger row, once."""
@@ -163,8 +153,7 @@ class Actor:
             self._refuse(entry, verdict)
         for reservation in self._unknown:
             for entry in reservation.rows:
-                for waiting in (entry, *(entry.repeats or ())):
-                    waiting.settle(verdict)
+                entry.settle_all(verdict)
 
     def _refuse(self, entry: Entry, verdict: Verdict) -> None:
         if self.state.in_flight.get(entry.event_id) is entry:
@@ -188,10 +177,8 @@ class Actor:
                 self._request = admitted.request
                 state.signal(Signal.CALL)
                 return [*calls, admitted.request.call]
-        generation = state.generation
-        return calls + [
-            Resolve(state.campaign_id, generation, tag, commit=True) for tag in state.committed[:RESOLVES_MAX]
-        ]
+        committed = state.committed[:RESOLVES_MAX]
+        return calls + [Resolve(state.campaign_id, state.generation, tag, commit=True) for tag in committed]
 
     def replied(self, call: Reserve | Resolve, reply: ReserveReply | ResolveReply, now_us: int) -> None:
         """Redis's reply to one of those calls."""
@@ -209,15 +196,17 @@ class Actor:
         discarded = state.phase is Phase.CLOSED or call.generation < state.generation_seen
         if state.phase is Phase.RESERVING:
             state.signal(Signal.REPLY)
-        if isinstance(reply, Reserved) and not discarded:
-            self._closed_count = 0
-            self._apply(request, reply, now_us)
-        elif isinstance(reply, NotRun) and not discarded:
-            for entry in request.entries:
-                state.settle(entry, UNAVAILABLE)
-        else:
+        if discarded or not isinstance(reply, Reserved | NotRun):
             self.mailbox.put_back(request.entries)
             self._heed(reply)
+        elif isinstance(reply, Reserved) and now_us - request.decided_us <= state.wait_us:
+            self._patience.restore()
+            self._apply(request, reply, now_us)
+        else:
+            if isinstance(reply, Reserved):  # we slept since it was decided, and what it rested on is as old
+                state.voids.append((call.generation, call.tag))
+            for entry in request.entries:
+                state.settle(entry, UNAVAILABLE)
         state.check_invariants()
         self.services.run_soon(self)
 
@@ -243,22 +232,35 @@ class Actor:
             case PlanBehind():
                 self._read_again()
             case DayBehind(day):
-                state.reach_day(day)
+                self._behind(day)
             case Closed():
-                self._closed_count += 1
-                if self._closed_count > len(CLOSED_PAUSES_SECONDS):
-                    self._closed_count = 0
-                    self.doubt()
-                else:
-                    self._rest(CLOSED_PAUSES_SECONDS[self._closed_count - 1])
+                self._closed()
             case Reserved() | NotRun() | Done():
                 pass  # decided before something that changes everything: thrown away
+
+    def _behind(self, day: int) -> None:
+        """A later day is reached, or a later turn."""
+        assert self.state.today is not None
+        if day > self.state.today.day:
+            self.state.reach_day(day)
+        elif not self._patience.late_for_its_turn():
+            self.doubt()
+
+    def _closed(self) -> None:
+        """Somebody recovers this campaign: look again, and in the end do it ourselves."""
+        pause_seconds = self._patience.closed()
+        if pause_seconds is None:
+            self.doubt()
+        else:
+            self._rest(pause_seconds)
 
     def _resolved(self, call: Resolve, reply: ReserveReply | ResolveReply) -> None:
         """A tag was told, or Redis has moved on and a recovery has settled it; else it is repeated, or recovered."""
         state = self.state
-        if isinstance(reply, NotRun | Unknown | Closed):
+        if isinstance(reply, NotRun | Unknown):
             self._rest(REPEAT_PAUSE_SECONDS)
+        elif isinstance(reply, Closed):
+            self._closed()
         elif isinstance(reply, Lost) or (isinstance(reply, Stale) and reply.generation < call.generation):
             self.doubt()  # (not merely dropped: after a split, the Redis that holds this tag may be back)
         elif call.commit:
@@ -341,8 +343,8 @@ class Actor:
                 state.settle(entry, IN_FLIGHT)
             else:
                 # No healthy race ends here: architecture.md, "What halts a campaign". It answers this entry, too.
-                event_id = uuid.UUID(bytes=entry.event_id)
-                self.services.differs(self, f"Redis calls event {event_id} committed, Postgres does not have it")
+                what = f"event {uuid.UUID(bytes=entry.event_id)} committed"
+                self.services.differs(self, f"Redis calls {what}, Postgres does not have it")
 
     def look_up_failed(self, look_up: LookUp) -> None:
         """Postgres could not be asked: nothing is known, a retry is safe."""
@@ -391,7 +393,6 @@ class Actor:
         """Stop at once, from any phase, and give everything that waits or is under way this verdict: a retry."""
         self.state.phase = Phase.STOPPED  # this is no transition of a healthy life
         for entry in self.mailbox.take(len(self.mailbox)) + list(self.state.in_flight.values()):
-            for waiting in (entry, *(entry.repeats or ())):
-                waiting.settle(verdict)
+            entry.settle_all(verdict)
         self.state.in_flight.clear()
         self._unknown.clear()

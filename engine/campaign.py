@@ -43,23 +43,13 @@ from engine.pacing import SpendDay, allowance_micros, day_of_number, seconds_bet
 from engine.ports import BILLABLE as BILLABLE_FLAG
 from engine.ports import COUNTS_FOR_CAP, FREE, NO_CAP, LedgerRow, Letter, Reserve, Reserved
 from engine.submission import Entry
+from engine.verdicts import DAILY_BUDGET, ID_REUSED, IN_FLIGHT, INACTIVE, TOTAL_BUDGET, UNAVAILABLE
 
 # An entry is reserved at most so often (each time, a cause has been dealt with), and only while its sender may wait:
 # what was looked up for it grows old, as does the dedup window. Who is refused then is told to come again.
 ATTEMPTS_MAX: Final = 8
 # Tags of committed reservations that one call carries: Lua's `unpack` holds far more, a round seldom brings more.
 COMMITTED_TAGS_MAX: Final = 500
-
-INACTIVE: Final = Verdict(Status.REJECTED, Reason.INACTIVE, "the campaign is not active")
-ID_REUSED: Final = Verdict(
-    Status.REJECTED, Reason.ID_REUSED, "event_id: was used for another event of this campaign (other user, ad or type)"
-)
-TOTAL_BUDGET: Final = Verdict(Status.REJECTED, Reason.TOTAL_BUDGET, "the total budget has no room for this event")
-DAILY_BUDGET: Final = Verdict(Status.REJECTED, Reason.DAILY_BUDGET, "today's budget has no room for this event")
-UNKNOWN_CAMPAIGN: Final = Verdict(Status.REJECTED, Reason.UNKNOWN_CAMPAIGN, "there is no campaign with this id")
-IN_FLIGHT: Final = Verdict(Status.RETRY, Reason.IN_FLIGHT, "an event with this id is under way elsewhere", 1)
-UNAVAILABLE: Final = Verdict(Status.RETRY, Reason.UNAVAILABLE, "a store gave no certain answer; a retry is safe", 1)
-OVERLOADED: Final = Verdict(Status.RETRY, Reason.OVERLOADED, "more events are waiting than may wait", 1)
 
 
 class Phase(Enum):
@@ -119,8 +109,9 @@ class ReserveRequest(NamedTuple):
 
     call: Reserve
     entries: Sequence[Entry]
+    plan: Campaign
     today: SpendDay
-    inactive: bool
+    decided_us: int
 
 
 class Reservation:
@@ -156,13 +147,15 @@ class CampaignState:
 
     __slots__ = (
         "campaign_id", "committed", "fresh_us", "generation", "generation_seen", "in_flight", "phase", "plan",
-        "today", "turn_us", "voids", "wait_us",
+        "slack_us", "today", "turn_us", "voids", "wait_us",
     )  # fmt: skip
 
-    def __init__(self, campaign_id: CampaignId, *, turn_seconds: int, fresh_seconds: int, wait_seconds: float) -> None:
+    def __init__(
+        self, campaign_id: CampaignId, *, turn_seconds: int, fresh_seconds: int, slack_seconds: int, wait_seconds: float
+    ) -> None:
         self.campaign_id = campaign_id
-        self.turn_us = turn_seconds * SECOND_US
-        self.fresh_us, self.wait_us = fresh_seconds * SECOND_US, int(wait_seconds * SECOND_US)
+        self.turn_us, self.fresh_us = turn_seconds * SECOND_US, fresh_seconds * SECOND_US
+        self.slack_us, self.wait_us = slack_seconds * SECOND_US, int(wait_seconds * SECOND_US)
         self.phase = Phase.LOADING
         self.plan: Campaign | None = None
         self.today: SpendDay | None = None
@@ -273,6 +266,7 @@ class CampaignState:
             plan_version=plan.version,
             day=today.day,
             turn=now_us // self.turn_us,
+            turn_latest=(now_us + self.slack_us) // self.turn_us,
             total_budget_micros=total_micros,
             daily_budget_micros=plan.daily_budget_micros,
             allowance_micros=allowance_micros(plan, today, now_us),
@@ -283,7 +277,7 @@ class CampaignState:
             users=[entry.user_id for entry in entries],
             committed=self.committed[:COMMITTED_TAGS_MAX],
         )
-        return ReserveRequest(call, entries, today, not plan.active)
+        return ReserveRequest(call, entries, plan, today, now_us)
 
     def apply(self, request: ReserveRequest, reply: Reserved, now_us: int) -> Applied:
         """Read the letters: settle what is refused, and return what is accepted or known."""
@@ -301,10 +295,10 @@ class CampaignState:
             elif letter in _KNOWN:
                 known.append((entry, _KNOWN[letter]))
             else:
-                self.settle(entry, _refusal(letter, request, self.plan, reply.today_micros, now_us))
+                self.settle(entry, _refusal(letter, request, reply.today_micros, now_us))
         if not accepted:
             return Applied(None, known)
-        assert not request.inactive, "nothing is accepted for an inactive campaign"
+        assert request.plan.active, "nothing is accepted for an inactive campaign"
         assert reply.total_micros <= call.total_budget_micros or amount_micros == 0
         return Applied(Reservation(call, accepted, amount_micros), known)
 
@@ -357,10 +351,9 @@ def _flags(plan: Campaign) -> tuple[int, ...]:
     )
 
 
-def _refusal(letter: int, request: ReserveRequest, plan: Campaign | None, today_micros: int, now_us: int) -> Verdict:
-    """The verdict behind a letter that is neither accepted nor known."""
-    assert plan is not None
-    if request.inactive:
+def _refusal(letter: int, request: ReserveRequest, today_micros: int, now_us: int) -> Verdict:
+    """The verdict behind a letter that is neither accepted nor known, by the plan that it was decided under."""
+    if not request.plan.active:
         return INACTIVE
     match Letter(bytes([letter])):
         case Letter.CAPPED:
@@ -371,7 +364,7 @@ def _refusal(letter: int, request: ReserveRequest, plan: Campaign | None, today_
                 seconds_between(now_us, request.today.end_us),
             )
         case Letter.PACED:
-            wait_seconds = seconds_until_room(plan, request.today, now_us, today_micros)
+            wait_seconds = seconds_until_room(request.plan, request.today, now_us, today_micros)
             return Verdict(
                 Status.REJECTED, Reason.PACED, "the day has not reached this part of its budget", wait_seconds
             )

@@ -13,7 +13,6 @@ import trio
 from config.settings import Settings
 from engine import metrics
 from engine.arrival import ArrivalLimits, arrive
-from engine.campaign import OVERLOADED, UNAVAILABLE
 from engine.errors import CampaignNotFound, StoreUnavailable
 from engine.model import (
     SECOND_US,
@@ -34,6 +33,7 @@ from engine.plans import read_change, read_new
 from engine.ports import CampaignStore, Clock, Ledger
 from engine.registry import Registry
 from engine.submission import Entry, Submission
+from engine.verdicts import OVERLOADED, UNAVAILABLE
 
 # How often deadlines are looked at: a late answer is late by this much at most.
 _TICK_SECONDS = 0.25

@@ -29,7 +29,7 @@ class Flusher:
         self._queue_events_max = queue_events_max
         self._queue: deque[_Waiting] = deque()
         self._events = 0
-        self._work = trio.Event()
+        self._idle = trio.lowlevel.ParkingLot()  # workers without work
         self._room = trio.Event()
         self._room.set()
 
@@ -41,11 +41,8 @@ class Flusher:
     def put(self, actor: Actor, reservation: Reservation) -> None:
         """Queue one reservation. Never refuses: the ledger round waits for `room` before it reserves more."""
         self._queue.append((actor, reservation))
-        self._added(len(reservation.rows))
-
-    def _added(self, events: int) -> None:
-        self._events += events
-        self._work.set()
+        self._events += len(reservation.rows)
+        self._idle.unpark()
         if self._events >= self._queue_events_max and self._room.is_set():
             self._room = trio.Event()
 
@@ -57,12 +54,10 @@ class Flusher:
     async def run(self) -> None:
         """One worker: flush after flush, for ever."""
         while True:
-            await self._work.wait()
-            waiting = self._take()
-            if not waiting:
-                self._work = trio.Event()
-                continue
-            await self._flush(waiting)
+            if waiting := self._take():
+                await self._flush(waiting)
+            else:
+                await self._idle.park()
 
     def _take(self) -> list[_Waiting]:
         """The next flush: in order, within the bound, one generation and spend day a campaign."""

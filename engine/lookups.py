@@ -19,16 +19,22 @@ from engine.submission import Entry
 
 
 class LookUps:
-    """`put` look-ups; `run` answers them. The queue is bounded by the events that the engine admits at all."""
+    """`put` look-ups; `run` answers them. What does not fit in the queue is answered at once: nothing is known."""
 
-    def __init__(self, store: EventStore, *, events_max: int) -> None:
+    def __init__(self, store: EventStore, *, events_max: int, queue_events_max: int) -> None:
         self._store = store
         self._events_max = events_max
+        self._queue_events_max = queue_events_max
         self._queue: deque[LookUp] = deque()
         self._work = trio.Event()
 
     def put(self, look_ups: Sequence[LookUp]) -> None:
         """Queue them; each is answered once, by `looked_up` or `look_up_failed` of its actor."""
+        if len(self._queue) + len(look_ups) > self._queue_events_max:
+            # Requests end by their deadline, and others take their place; what they wait for here does not.
+            for each in look_ups:
+                each.actor.look_up_failed(each)
+            return
         self._queue.extend(look_ups)
         self._work.set()
 

@@ -56,6 +56,9 @@ class Reserve:
 
     `kinds` has a byte an event (flags above), `ids` 16 bytes an event, `users` a string an event.
     `committed` are tags of earlier reservations that are durable: their pending records are dropped.
+
+    `turn` is that of the decision. Some of the events were not looked up because Redis must know their ids, had they
+    come before: that is so until the window has moved on beyond `turn_latest`, and Redis refuses after that.
     """
 
     campaign_id: CampaignId
@@ -64,6 +67,7 @@ class Reserve:
     plan_version: int
     day: int
     turn: int
+    turn_latest: int
     total_budget_micros: int
     daily_budget_micros: int
     allowance_micros: int

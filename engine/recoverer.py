@@ -1,6 +1,7 @@
 """`headrace recover`, put together: a campaign's books rebuilt from its events, and Redis made to follow.
 
-Owns the order of the steps, which may be broken off anywhere and repeated: halt the campaign (if nobody has), so that
+Owns the order of the steps, which may be broken off anywhere and repeated: compare clocks, because the dedup window is
+rebuilt by ours; halt the campaign (if nobody has), so that
 nothing of it can commit; rewrite its books in Postgres, which puts it back in service; rebuild Redis from them. Engines
 may run: those that are asked for the campaign meanwhile answer 503.
 """
@@ -12,11 +13,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from config.settings import Settings, SettingsError
-from engine.clock import SteadyClock
-from engine.errors import EngineError
+from engine.clock import SteadyClock, machine_us
+from engine.errors import ConfigurationUnsafe, EngineError
 from engine.halts import halt_reason
-from engine.model import CampaignId
+from engine.model import SECOND_US, CampaignId
 from engine.ports import Ledger
+from engine.postgres.engines import clock_offset_us
 from engine.postgres.halt import Rebuilt, rebuild
 from engine.postgres.store import PostgresStore, open_store
 from engine.recovery import CampaignHalted, Recovery, RecoveryFailed
@@ -43,6 +45,7 @@ async def recover(db_url: str, redis_url: str, campaign_ids: Sequence[int], sett
     recovered: list[Recovered] = []
     async with open_store(db_url, settings) as store:
         try:
+            await _compare_clocks(store, settings)
             async with open_ledger(redis_url, settings) as ledger:
                 for campaign_id in campaign_ids:
                     recovered += [await _bring_back(store, ledger, settings, CampaignId(campaign_id))]
@@ -51,6 +54,15 @@ async def recover(db_url: str, redis_url: str, campaign_ids: Sequence[int], sett
     if refusal is not None:
         raise refusal  # out here, because the loop's nurseries would wrap it in groups
     return recovered
+
+
+async def _compare_clocks(store: PostgresStore, settings: Settings) -> None:
+    """Raises `ConfigurationUnsafe` when this machine's clock is off by more than an engine's may be."""
+    offset_us = await clock_offset_us(store.database, machine_us)
+    if abs(offset_us) > settings.clock_refuse_seconds * SECOND_US:
+        raise ConfigurationUnsafe(
+            f"this machine's clock is {offset_us / SECOND_US:.0f} s off from Postgres's: set it right first"
+        )
 
 
 async def _bring_back(store: PostgresStore, ledger: Ledger, settings: Settings, campaign_id: CampaignId) -> Recovered:

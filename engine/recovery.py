@@ -108,7 +108,7 @@ class Recovery:
             case Kept(pending):
                 await self._settle(row, list(pending))
             case Emptied():
-                await self._rebuild(row, turn)
+                turn = await self._rebuild(row, turn)
             case _:
                 _check(begun)
         _check(await self.ledger.ready(row.campaign_id, row.generation, row.spend, turn, plan_version))
@@ -121,24 +121,33 @@ class Recovery:
             commit = stored is not None and stored.batch == each.tag
             _check(await self.ledger.settle(row.campaign_id, row.generation, each.tag, commit=commit))
 
-    async def _rebuild(self, row: LedgerRow, turn: int) -> None:
-        """Users of the ledger's day, and ids received in the last two turns; read after the raise."""
+    async def _rebuild(self, row: LedgerRow, turn: int) -> int:
+        """Users of the ledger's day, and ids received in the last two turns, read after the raise; the turn reached.
+
+        That is one more than ours where an engine's clock is ahead of it: its ids must stay as long as it expects.
+        """
         async with aclosing(self.store.users_on(row.campaign_id, row.spend.day)) as chunks:
             async for users in chunks:
                 _check(await self.ledger.load_users(row.campaign_id, row.generation, users))
-        since_us = (turn - 1) * self.turn_us
-        async with aclosing(self.store.ids_received(row.campaign_id, since_us - CLOCK_SLACK_US)) as received:
+        oldest = turn - 1
+        async with aclosing(
+            self.store.ids_received(row.campaign_id, oldest * self.turn_us - CLOCK_SLACK_US)
+        ) as received:
             async for ids in received:
-                await self._load_ids(row, turn, ids)
+                turn = max(turn, await self._load_ids(row, oldest, ids))
+        return turn
 
-    async def _load_ids(self, row: LedgerRow, turn: int, received: Sequence[tuple[EventId, int]]) -> None:
-        """Load a chunk, each id under its turn: this one or the one before, also if a clock is a little off."""
-        start_us = turn * self.turn_us
-        before = [event_id for event_id, received_us in received if received_us < start_us]
-        within = [event_id for event_id, received_us in received if received_us >= start_us]
-        for each, ids in ((turn - 1, before), (turn, within)):
-            if ids:
-                _check(await self.ledger.load_ids(row.campaign_id, row.generation, each, ids))
+    async def _load_ids(self, row: LedgerRow, oldest: int, received: Sequence[tuple[EventId, int]]) -> int:
+        """Load a chunk, each id under the turn in which it was received, by its receiver's clock; the latest of these.
+
+        (The ids of every other turn share a bucket; one that stays longer than it must does no harm.)
+        """
+        of_turn: dict[int, list[EventId]] = {}
+        for event_id, received_us in received:
+            of_turn.setdefault(max(oldest, received_us // self.turn_us), []).append(event_id)
+        for turn, ids in of_turn.items():
+            _check(await self.ledger.load_ids(row.campaign_id, row.generation, turn, ids))
+        return max(of_turn, default=oldest)
 
 
 def _check(reply: object) -> None:

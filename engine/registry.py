@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 import trio
 
 from config.settings import Settings
 from engine import metrics
 from engine.actor import Actor
-from engine.campaign import OVERLOADED, UNAVAILABLE, UNKNOWN_CAMPAIGN, CampaignState, Phase
+from engine.campaign import CampaignState, Phase
 from engine.errors import StoreUnavailable
 from engine.flusher import Flusher
 from engine.halts import HALTED, Halts
@@ -27,6 +28,7 @@ from engine.recovery import CampaignHalted, Recovery, RecoveryFailed
 from engine.rounds import Rounds
 from engine.services import Services
 from engine.submission import Entry
+from engine.verdicts import OVERLOADED, UNAVAILABLE, UNKNOWN_CAMPAIGN
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +40,16 @@ _RECOVERY_PAUSES_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6, 2.0)
 _PASSIVATION_SECONDS = 5.0
 
 
+# Of a tag's 63 bits, those that count. A process that makes 10,000 reservations a second lives for three years before
+# they are used up, and 8 million processes may be started.
+TAG_BITS: Final = 40
+
+
 class Engines:
     """Which engine processes live, as Postgres told us last. Only recovery asks; safety never does."""
 
     def __init__(self, own: int) -> None:
+        assert own < 1 << (63 - TAG_BITS), "there are no numbers left for engine processes"
         self.own = own
         self.alive: frozenset[int] = frozenset([own])
         self.newest = own
@@ -55,12 +63,12 @@ class Engines:
     def next_tag(self) -> int:
         """A number unique for ever: that of this process, and a counter."""
         self._tags += 1
-        assert self._tags < 1 << 32
-        return self.own << 32 | self._tags
+        assert self._tags < 1 << TAG_BITS
+        return self.own << TAG_BITS | self._tags
 
     def orphaned(self, tag: int) -> bool:
         """Whether the engine that made this tag is dead. One that is newer than our news of it is not."""
-        return tag >> 32 <= self.newest and tag >> 32 not in self.alive
+        return tag >> TAG_BITS <= self.newest and tag >> TAG_BITS not in self.alive
 
 
 class Registry:
@@ -85,13 +93,16 @@ class Registry:
             store, flush_events_max=settings.flush_events_max, queue_events_max=settings.flush_queue_events_max
         )
         self._rounds = Rounds(ledger, self.flusher, clock, events_max=settings.round_events_max)
-        self._look_ups = LookUps(store, events_max=settings.lookup_events_max)
+        self._look_ups = LookUps(
+            store, events_max=settings.lookup_events_max, queue_events_max=settings.engine_events_max
+        )
         self._recovery = Recovery(ledger, store, clock, settings.dedup_turn_seconds * 1_000_000)
         self._recoveries = trio.CapacityLimiter(settings.recoveries_max)
         self.halts = Halts(store, clock, nursery)
         self._actors: dict[CampaignId, Actor] = {}
         self._loads: deque[Actor] = deque()
         self._load_work = trio.Event()
+        self._load_later: set[Actor] = set()  # they could not be loaded, and will try again by themselves
         self._suspect: set[CampaignId] = set()  # their actor failed: the next one recovers first
         self._faults: dict[CampaignId, deque[float]] = {}
         self._services = Services(
@@ -151,6 +162,7 @@ class Registry:
             campaign_id,
             turn_seconds=settings.dedup_turn_seconds,
             fresh_seconds=settings.fresh_seconds,
+            slack_seconds=settings.clock_slack_seconds,
             wait_seconds=settings.request_deadline_seconds,
         )
         return Actor(
@@ -236,11 +248,13 @@ class Registry:
         actor.load_failed(UNAVAILABLE)
         if actor.state.plan is None:
             self._forget(actor)
-        elif actor.state.phase is Phase.LOADING:
-            self._nursery.start_soon(self._load_later, actor)
+        elif actor.state.phase is Phase.LOADING and actor not in self._load_later:
+            self._load_later.add(actor)
+            self._nursery.start_soon(self._load_again, actor)
 
-    async def _load_later(self, actor: Actor) -> None:
+    async def _load_again(self, actor: Actor) -> None:
         await trio.sleep(_RECOVERY_PAUSES_SECONDS[-1])
+        self._load_later.discard(actor)
         if actor.state.phase is Phase.LOADING:
             actor.load()
 
@@ -326,6 +340,10 @@ class Registry:
         self._forget(actor)
         faults = self._faults.setdefault(campaign_id, deque(maxlen=self._settings.restarts_max + 1))
         faults.append(trio.current_time())
+        if not self._failing(campaign_id):
+            # At once, not at its next use: what it had reserved is held until then, and only we know that.
+            actor = self._actors[campaign_id] = self._new_actor(campaign_id)
+            actor.load()
 
     def _failing(self, campaign_id: CampaignId) -> bool:
         """Whether an actor of this campaign failed more often than it may be restarted within the window."""

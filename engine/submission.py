@@ -53,6 +53,11 @@ class Entry:
         if submission.open == 0:
             submission.done(submission)
 
+    def settle_all(self, verdict: Verdict) -> None:
+        """The same, for those too that joined it, which goes on."""
+        for entry in (self, *(self.repeats or ())):
+            entry.settle(verdict)
+
     def same_event(self, stored: StoredEvent) -> bool:
         """Whether a stored event with this id is this one: same user, ad and type.
 

@@ -42,6 +42,13 @@ async def heartbeat(
     return HeartbeatReply(half_way_us - row["now"], frozenset(row["alive"]) | {number}, row["newest"])
 
 
+async def clock_offset_us(database: Database, now_us: Callable[[], int]) -> int:
+    """Our clock minus Postgres's, half of the round trip counted."""
+    sent_us = now_us()
+    rows = await database.fetch("SELECT clock_timestamp() AS now")
+    return (sent_us + now_us()) // 2 - int(rows[0]["now"])
+
+
 async def retire_engine(database: Database, number: int) -> None:
     """A clean stop: nothing of this process is left to recover."""
     await database.execute("DELETE FROM engines WHERE id = $1", number)

@@ -109,6 +109,7 @@ def round_command(call: Reserve | Resolve) -> Command:
         call.ids,
         _encode(call.users) if call.cap >= 0 else b"",
         b"".join(map(pack_tag, call.committed)),
+        call.turn_latest,
     )
 
 

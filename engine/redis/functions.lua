@@ -158,7 +158,7 @@ local function read_call(argv)
         tag = argv[2], ver = tonumber(argv[3]), day = tonumber(argv[4]), bkt = tonumber(argv[5]),
         total_budget = tonumber(argv[6]), daily_budget = tonumber(argv[7]), allowance = tonumber(argv[8]),
         cap = cap, cost = tonumber(argv[10]), kinds = {string.byte(argv[11], 1, n)}, ids = split(argv[12], 16),
-        users = users, committed = split(argv[14], 8),
+        users = users, committed = split(argv[14], 8), latest = tonumber(argv[15]),
     }
 end
 
@@ -166,7 +166,8 @@ end
 -- ARGV  1 gen  2 tag  3 ver  4 day  5 bkt  6 total budget  7 daily budget  8 allowance  9 cap (-1: none)
 --       10 cost of a billable event  11 kinds (a byte an event: 1 billable, 2 counts for the cap)
 --       12 ids  13 users (msgpack array; read only with a cap)  14 committed tags
--- Reply OK letters total today | PLAN ver (a newer plan is known) | DAY day (a later day, or a turn after the next, is reached)
+--       15 the latest turn for which it holds that an id which was not looked up is known here, if it came before
+-- Reply OK letters total today | PLAN ver (a newer plan is known) | DAY day (a later day or turn is reached)
 -- Letters: P in flight, D duplicate of a committed event, C capped, T total budget, Y daily budget, W allowance,
 -- A accepted. With any A, all of it is written under the tag; otherwise only plan, day and turn move on.
 local function reserve(keys, argv)
@@ -176,8 +177,8 @@ local function reserve(keys, argv)
     if not call then return shape('reserve') end
     local ver, day, bkt = call.ver, call.day, math.max(call.bkt, s.bkt)
     if ver < s.ver then return {'PLAN', tostring(s.ver)} end
-    -- (Decided more than a turn ago, by an engine that slept meanwhile: what it looked up then is as old.)
-    if day < s.day or call.bkt < s.bkt - 1 then return {'DAY', tostring(s.day)} end
+    -- (The turn is passed when an engine slept between deciding and sending: ids that it did not look up may be gone.)
+    if day < s.day or s.bkt > call.latest then return {'DAY', tostring(s.day)} end
     local same_day = day == s.day
     if call.cap >= 0 and same_day and s.unc == day then
         -- The cap is new today, and earlier impressions were not counted. Postgres knows them: disown the state, so
@@ -296,7 +297,7 @@ end
 
 -- ready: open the campaign, if its sums are those of the ledger row.
 -- ARGV  1 gen  2 total  3 day  4 today  5 bkt  6 ver
--- Reply OK | MISMATCH (something is pending still, or a kept sum differs: begin again, which rebuilds)
+-- Reply OK | MISMATCH (something is pending still, or a kept sum or turn is wrong: begin again, which rebuilds)
 local function ready(keys, argv)
     local s, refusal = enter(keys, argv[1], '0')
     if refusal then return refusal end
@@ -307,6 +308,9 @@ local function ready(keys, argv)
         if s.day < day or s.total ~= tonumber(total) or s.today ~= (s.day > day and 0 or tonumber(today)) then
             return {'MISMATCH'}
         end
+        -- (One more than ours is that of a clock that is a little ahead. A turn only moves forward, so that a wrong
+        -- one would stay for ever.)
+        if s.bkt > bkt + 1 then return {'MISMATCH'} end
         redis.call('HSET', keys[1], 'open', '1')
     else
         redis.call('HSET', keys[1], 'open', '1', 'ver', ver, 'day', day, 'total', total, 'today', today, 'bkt', bkt)

@@ -90,7 +90,7 @@ def click(now_us: int, **fields: Any) -> Line:
 
 
 def bunch(
-    campaign_id: CampaignId, rows: Sequence[Line], *, generation: int = 0, tag: int = 1 << 32, day: int | None = None
+    campaign_id: CampaignId, rows: Sequence[Line], *, generation: int = 0, tag: int = 1 << 40, day: int | None = None
 ) -> Bunch:
     """A batch of these rows; its spend day is the first row's day unless told."""
     return Bunch(

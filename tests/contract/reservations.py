@@ -22,7 +22,7 @@ TURN = 1_000
 COST = 1_000
 PLENTY = 1_000_000_000_000
 
-_tags = itertools.count(5 << 32)
+_tags = itertools.count(5 << 40)
 
 
 class Rig(Protocol):
@@ -117,6 +117,7 @@ def reserve(events: int = 1, /, **fields: Any) -> Reserve:
         "plan_version": 1,
         "day": DAY,
         "turn": TURN,
+        "turn_latest": fields.get("turn", TURN) + 1,
         "total_budget_micros": PLENTY,
         "daily_budget_micros": PLENTY,
         "allowance_micros": PLENTY,

@@ -586,11 +586,19 @@ async def test_ready_refuses_what_is_still_pending(ledger: Ledger) -> None:
     assert await ledger.ready(CAMPAIGN, 2, spend(), TURN, 1) == Done()
 
 
-async def test_a_call_that_was_decided_more_than_a_turn_ago_is_decided_again(ledger: Ledger) -> None:
-    """Its ids may have been looked up before the window that Redis now knows; a lagging clock is within a turn."""
+async def test_a_call_that_was_decided_for_an_earlier_window_is_decided_again(ledger: Ledger) -> None:
+    """Ids that it did not look up may be gone; a clock that lags within the allowed is no reason."""
     await ask(ledger, reserve(turn=TURN + 2))
-    assert await letters(ledger, reserve(turn=TURN + 1)) == b"A"
-    assert await ask(ledger, reserve(turn=TURN)) == DayBehind(DAY)
+    assert await letters(ledger, reserve(turn=TURN + 1, turn_latest=TURN + 2)) == b"A"
+    assert await ask(ledger, reserve(turn=TURN + 1, turn_latest=TURN + 1)) == DayBehind(DAY)
+
+
+async def test_ready_refuses_a_turn_that_no_clock_has_reached(ledger: Ledger) -> None:
+    """MISMATCH: turns only move forward, so a wrong one would stay. One more than ours is a clock that is ahead."""
+    await ask(ledger, reserve(turn=TURN + 2, total_budget_micros=0))
+    await ledger.begin(CAMPAIGN, 2)
+    assert await ledger.ready(CAMPAIGN, 2, spend(), TURN, 1) == Mismatch()
+    assert await ledger.ready(CAMPAIGN, 2, spend(), TURN + 1, 1) == Done()
 
 
 async def test_ready_allows_a_day_that_the_ledger_has_not_reached(ledger: Ledger) -> None:

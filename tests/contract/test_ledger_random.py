@@ -28,7 +28,7 @@ class Script:
     day: int = DAY
     turn: int = TURN
     version: int = 1
-    tag: int = 1 << 32
+    tag: int = 1 << 40
     tags: list[int] = field(default_factory=list)
 
     def campaign(self) -> CampaignId:
@@ -62,6 +62,7 @@ class Script:
             plan_version=self.version,
             day=self.day,
             turn=self.turn,
+            turn_latest=self.turn + draw.choice((0, 1)),
             total_budget_micros=draw.choice((-1, 500, 100_000, 10**12)),
             daily_budget_micros=draw.choice((300, 1_000, 10**12)),
             allowance_micros=draw.choice((100, 800, 10**12)),

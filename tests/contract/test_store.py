@@ -45,7 +45,7 @@ async def test_a_commit_keeps_rows_and_money(store: Store) -> None:
     """Committed means: every row is there, with its tag, and the ledger has its cost."""
     campaign = await new_campaign(store)
     first, second = impression(now(), ad=b"banner"), click(now(), user="Zoë\U0001f600".encode())
-    assert await store.flush([bunch(campaign, [first, second], tag=77 << 32)]) == Committed()
+    assert await store.flush([bunch(campaign, [first, second], tag=77 << 40)]) == Committed()
     row = await ledger_of(store, campaign)
     assert (row.generation, row.spend.spent_micros, row.spend.today_micros, row.spend.day) == (0, COST, COST, first.day)
     found = await store.look_up([Wanted(campaign, each.event_id, [each.day]) for each in (first, second)])
@@ -56,7 +56,7 @@ async def test_a_commit_keeps_rows_and_money(store: Store) -> None:
         EventType.IMPRESSION,
         COST,
     )
-    assert (kept.occurred_us, kept.batch) == (first.occurred_us, 77 << 32)
+    assert (kept.occurred_us, kept.batch) == (first.occurred_us, 77 << 40)
     other = found[campaign, second.event_id]
     assert (other.ad_id, other.user_id, other.event_type) == (None, "Zoë\U0001f600", EventType.CLICK)
 

@@ -231,7 +231,7 @@ class FakeLedger:
             return NotRun("SHAPE")
         if call.plan_version < sums.version:
             return PlanBehind(sums.version)
-        if call.day < sums.day or call.turn < sums.turn - 1:
+        if call.day < sums.day or sums.turn > call.turn_latest:
             return DayBehind(sums.day)
         if call.cap != NO_CAP and sums.uncounted_day == call.day == sums.day:
             book.image = 0
@@ -288,6 +288,8 @@ class FakeLedger:
         else:
             today = 0 if sums.day > spend.day else spend.today_micros
             if sums.day < spend.day or sums.total != spend.spent_micros or sums.today != today:
+                return Mismatch()
+            if sums.turn > turn + 1:
                 return Mismatch()
         book.open = True
         return Done()

@@ -35,7 +35,7 @@ class World:
     redis_url: str
     store: PostgresStore
     ledger: RedisLedger
-    tags: itertools.count[int] = field(default_factory=lambda: itertools.count(1 << 32))
+    tags: itertools.count[int] = field(default_factory=lambda: itertools.count(1 << 40))
 
     async def campaign(self, **fields: object) -> CampaignId:
         """A campaign that Redis holds, with nothing spent."""
@@ -50,7 +50,7 @@ class World:
         """Reserve these events; the tag."""
         tag = next(self.tags)
         reserve = Reserve(
-            campaign, 1, tag, 1, rows[0].day, 0, LARGE, LARGE, LARGE, 1_000_000, COST,
+            campaign, 1, tag, 1, rows[0].day, 0, 0, LARGE, LARGE, LARGE, 1_000_000, COST,
             bytes(BILLABLE | COUNTS_FOR_CAP if row.cost_micros else 0 for row in rows),
             b"".join(row.event_id for row in rows), [row.user.decode() for row in rows],
         )  # fmt: skip

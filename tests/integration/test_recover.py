@@ -10,6 +10,7 @@ import trio
 from api.recover import run
 from config.settings import Settings
 from engine.auditor import audit
+from engine.errors import ConfigurationUnsafe
 from engine.model import DAY_US, CampaignId
 from engine.ports import Emptied
 from engine.recoverer import recover
@@ -50,6 +51,14 @@ async def test_books_are_rebuilt_from_the_events(world: World, statement: str) -
     assert recovered.trouble == ""
     await check_clean(world)
     assert (await ledger_of(world.store, campaign)).generation == recovered.generation
+
+
+async def test_a_machine_whose_clock_is_wrong_rebuilds_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dedup window goes by it: young ids would be forgotten, or the campaign closed. The error says what to do."""
+    campaign = await world.campaign()
+    monkeypatch.setattr("engine.recoverer.machine_us", lambda: now() + DAY_US)
+    with pytest.raises(ConfigurationUnsafe, match="this machine's clock is 86400 s off"):
+        await recover(world.db_url, world.redis_url, [campaign], Settings())
 
 
 async def test_a_wrong_redis_is_rebuilt_not_kept(world: World) -> None:

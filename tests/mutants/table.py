@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.mutants import engine, judge, ledger
+from tests.mutants import engine, judge, ledger, window
 
-MUTANTS = ledger.MUTANTS + judge.MUTANTS + engine.MUTANTS
+MUTANTS = ledger.MUTANTS + judge.MUTANTS + engine.MUTANTS + window.MUTANTS

@@ -6,11 +6,11 @@ import uuid
 from datetime import UTC, datetime
 
 import pytest
+from msgspec import structs
 
 from engine.campaign import (
     ATTEMPTS_MAX,
     TRANSITIONS,
-    UNAVAILABLE,
     Admitted,
     Applied,
     CampaignState,
@@ -19,16 +19,17 @@ from engine.campaign import (
     Reservation,
     Signal,
 )
-from engine.model import DAY_US, SECOND_US, Campaign, CampaignId, Reason, Status, StoredEvent, Verdict
+from engine.model import DAY_US, SECOND_US, Campaign, CampaignId, Pacing, Reason, Status, StoredEvent, Verdict
 from engine.pacing import spend_day
 from engine.ports import BILLABLE, COUNTS_FOR_CAP, FREE, NO_CAP, Letter, Reserved
 from engine.submission import Entry
+from engine.verdicts import UNAVAILABLE
 from tests.plans import NOON_US, entry, plan, submission
 
 
 def opened(campaign: Campaign | None = None) -> CampaignState:
     """A state that may reserve."""
-    state = CampaignState(CampaignId(7), turn_seconds=480, fresh_seconds=180, wait_seconds=10)
+    state = CampaignState(CampaignId(7), turn_seconds=480, fresh_seconds=180, slack_seconds=60, wait_seconds=10)
     state.adopt_plan(campaign or plan(), NOON_US)
     state.signal(Signal.PLAN)
     return state
@@ -313,3 +314,26 @@ def test_who_has_waited_too_long_is_not_reserved() -> None:
     first.looked_up = True
     assert state.admit([first], 2, NOON_US + 11 * SECOND_US).request is None
     assert verdict_of(first) == verdict_of(repeat) == UNAVAILABLE
+
+
+def test_a_refusal_is_told_by_the_plan_that_it_was_decided_under() -> None:
+    """A budget that is taken to zero meanwhile leaves no day in which a paced event would have room."""
+    paced = structs.replace(plan(), pacing=Pacing.EVEN)
+    state = opened(paced)
+    waiting = entry()
+    admitted = state.admit([waiting], 1, NOON_US)
+    assert admitted.request is not None
+    state.signal(Signal.CALL)
+    state.adopt_plan(structs.replace(paced, version=paced.version + 1, daily_budget_micros=0), NOON_US)
+    state.signal(Signal.REPLY)
+    state.apply(admitted.request, Reserved(b"W", 500_000_000, 500_000_000), NOON_US)
+    assert waiting.settled
+
+
+@pytest.mark.parametrize(("seconds_before_a_turn", "ahead"), [(59, 1), (61, 0)])
+def test_a_call_holds_for_a_turn_that_another_clock_may_have_reached(seconds_before_a_turn: int, ahead: int) -> None:
+    """And for no later one: then Redis has forgotten what was not looked up."""
+    admitted = opened().admit([entry()], 1, NOON_US - seconds_before_a_turn * SECOND_US)
+    assert admitted.request is not None
+    call = admitted.request.call
+    assert call.turn_latest == call.turn + ahead

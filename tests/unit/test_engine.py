@@ -387,9 +387,10 @@ async def test_reservations_of_a_dead_engine_are_given_back(autojump_clock: Mock
     await world.send(shown(campaign))
     await trio.sleep(world.settings.actor_idle_seconds + 10)
     book = world.ledger.books[CampaignId(campaign)]
-    tag = 0 << 32 | 9  # of engine 0, which is not alive
+    tag = 0 << 40 | 9  # of engine 0, which is not alive
+    turn = NOON_US // 480_000_000
     held = Reserve(
-        CampaignId(campaign), book.generation, tag, 1, NOON_US // DAY_US, NOON_US // 480_000_000,
+        CampaignId(campaign), book.generation, tag, 1, NOON_US // DAY_US, turn, turn,
         2_000, 2_000, 2_000, NO_CAP, 1_000, bytes([BILLABLE]), uuid.uuid4().bytes, ["eve"],
     )  # fmt: skip
     assert isinstance((await world.ledger.round([held]))[0], Reserved)

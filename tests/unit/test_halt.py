@@ -10,11 +10,11 @@ import trio
 from prometheus_client import REGISTRY
 from trio.testing import MockClock
 
-from engine.campaign import UNAVAILABLE
 from engine.halts import HALTED, RETRY_SECONDS
 from engine.model import CampaignId, Event
 from engine.registry import Engines, Registry
 from engine.submission import Submission
+from engine.verdicts import UNAVAILABLE
 from tests.fakes.ledger import Trouble as RedisTrouble
 from tests.fakes.store import Trouble as PostgresTrouble
 from tests.unit.test_engine import World, shown

@@ -24,7 +24,7 @@ from tests.fakes.store import Trouble as PostgresTrouble
 from tests.plans import NOON_US
 from tests.unit.test_engine import World, shown
 
-DEAD, OTHER = 0 << 32 | 9, 2 << 32 | 9  # tags of an engine that is not alive, and of one that our news don't know yet
+DEAD, OTHER = 0 << 40 | 9, 2 << 40 | 9  # tags of an engine that is not alive, and of one that our news don't know yet
 TURN_US = 480 * SECOND_US
 
 
@@ -50,8 +50,9 @@ def id_of(event: Event) -> bytes:
 async def held(world: World, campaign: int, tag: int, events: Sequence[Event], cost_micros: int) -> None:
     """Another engine's reservation, which waits for its commit."""
     book = world.ledger.books[CampaignId(campaign)]
+    turn = world.now_us() // TURN_US
     call = Reserve(
-        CampaignId(campaign), book.generation, tag, 1, NOON_US // DAY_US, world.now_us() // TURN_US,
+        CampaignId(campaign), book.generation, tag, 1, NOON_US // DAY_US, turn, turn,
         2_000, 2_000, 2_000, NO_CAP, cost_micros, bytes([BILLABLE if cost_micros else FREE]) * len(events),
         b"".join(map(id_of, events)), ["eve"] * len(events),
     )  # fmt: skip

@@ -55,6 +55,7 @@ def reserve(cap: int) -> Reserve:
         plan_version=4,
         day=20_000,
         turn=1_000,
+        turn_latest=1_001,
         total_budget_micros=60,
         daily_budget_micros=50,
         allowance_micros=40,
@@ -83,18 +84,18 @@ def test_a_tag_keeps_its_number(tag: int) -> None:
 
 
 def test_a_reserve_is_sent_in_the_order_that_the_library_reads() -> None:
-    """Fourteen arguments; users packed, tags and ids as plain bytes."""
+    """Fifteen arguments; users packed, tags and ids as plain bytes."""
     users = msgspec.msgpack.encode(["ada", "Zoë"])
     head = (b"FCALL", b"headrace_reserve", 5, *KEYS)
     committed = b"\0\0\0\0\0\0\0\x01" + TAG_BYTES
     assert calls.round_command(reserve(cap=2)) == (
-        *head, 3, TAG_BYTES, 4, 20_000, 1_000, 60, 50, 40, 2, 10, b"\3\1", IDS, users, committed,
+        *head, 3, TAG_BYTES, 4, 20_000, 1_000, 60, 50, 40, 2, 10, b"\3\1", IDS, users, committed, 1_001,
     )  # fmt: skip
 
 
 def test_without_a_cap_no_user_is_sent() -> None:
     """Nobody would read them."""
-    assert calls.round_command(reserve(NO_CAP))[-2] == b""
+    assert calls.round_command(reserve(NO_CAP))[-3] == b""
 
 
 def test_a_resolve_says_what_it_needs() -> None:

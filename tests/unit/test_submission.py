@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from engine.campaign import UNAVAILABLE
 from engine.submission import Submission
+from engine.verdicts import UNAVAILABLE
 from tests.plans import NOON_US, entry
 
 

@@ -1,0 +1,49 @@
+"""How long one campaign's actor bears with a Redis that refuses, before it recovers the campaign itself.
+
+Owns the counts and the pauses. Pure: says what to do, and waits for nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# CLOSED means that somebody recovers this campaign: look again after 20, 40, … ms, 2.5 s in all, then recover.
+CLOSED_PAUSES_SECONDS: Final = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
+# A call that came too late for its turn is decided again, in time. Twice running, it is Redis whose turn is wrong,
+# and because turns only move forward, it would stay wrong.
+LATE_TURNS_MAX: Final = 1
+
+
+class Patience:
+    """What was refused since the last call that was not."""
+
+    __slots__ = ("_closed", "_late_turns")
+
+    def __init__(self) -> None:
+        self._closed = 0
+        self._late_turns = 0
+
+    def restore(self) -> None:
+        """A call was decided: all is well."""
+        self._closed = self._late_turns = 0
+
+    @property
+    def meets_closed(self) -> bool:
+        """Whether the campaign was closed at the last look."""
+        return self._closed > 0
+
+    def closed(self) -> float | None:
+        """The campaign is closed: seconds until the next look, None when it is time to recover it."""
+        if self._closed == len(CLOSED_PAUSES_SECONDS):
+            self._closed = 0
+            return None
+        self._closed += 1
+        return CLOSED_PAUSES_SECONDS[self._closed - 1]
+
+    def late_for_its_turn(self) -> bool:
+        """A call came too late for its turn: whether to decide it again; else it is time to recover the campaign."""
+        if self._late_turns == LATE_TURNS_MAX:
+            self._late_turns = 0
+            return False
+        self._late_turns += 1
+        return True

@@ -1,0 +1,157 @@
+"""What must stay bounded, or go on, whatever fails: flush workers, look-ups, loads, tags, and who fails alone."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from engine.actor import Actor
+from engine.campaign import Reservation
+from engine.errors import StoreUnavailable
+from engine.flusher import Flusher
+from engine.model import CampaignId, StoredEvent, datetime_from_us
+from engine.ports import Batch, Committed, EventStore, FlushReply, Wanted
+from engine.registry import TAG_BITS, Engines
+from tests.fakes.store import FakeStore
+from tests.unit.test_engine import World, shown
+from tests.unit.test_window import Second
+
+
+class CountingStore:
+    """Flushes take a second; how many are under way at most."""
+
+    running = most = 0
+
+    async def flush(self, batches: Sequence[Batch]) -> FlushReply:
+        """A second."""
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await trio.sleep(1)
+        self.running -= 1
+        return Committed()
+
+
+class Told:
+    """An actor, as far as the flusher knows it; a reservation of its own campaign, as well."""
+
+    generation = spend_day = 1
+    rows = (None,)
+
+    def __init__(self, campaign_id: int) -> None:
+        self.campaign_id = campaign_id
+
+    def flushed(self, reservation: Reservation, reply: FlushReply) -> None:
+        """Heard."""
+
+
+async def test_flush_workers_that_end_together_are_both_found_again(autojump_clock: MockClock) -> None:
+    """A worker that waited on a signal which nobody can give any more would be lost for ever."""
+    store = CountingStore()
+    flusher = Flusher(cast(EventStore, store), flush_events_max=1, queue_events_max=100)
+
+    def put(count: int) -> None:
+        for campaign in range(count):
+            told = Told(campaign)
+            flusher.put(cast(Actor, told), cast(Reservation, told))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(flusher.run)
+        await trio.sleep(0.1)
+        for _ in range(3):
+            store.most = 0
+            put(2)
+            await trio.sleep(5)
+            assert store.most == 2
+        nursery.cancel_scope.cancel()
+
+
+class HangingStore(FakeStore):
+    """Look-ups hang, and fail in the end."""
+
+    hangs = False
+
+    async def look_up(self, wanted: Sequence[Wanted]) -> dict[tuple[CampaignId, bytes], StoredEvent]:
+        """Later, or never."""
+        if self.hangs:
+            await trio.sleep(10)
+            raise StoreUnavailable("timeout", certain=True)
+        return await super().look_up(wanted)
+
+
+async def test_look_ups_are_bounded_while_postgres_hangs(autojump_clock: MockClock) -> None:
+    """Requests end by their deadline and others take their place; what they waited for must not pile up."""
+    async with trio.open_nursery() as nursery:
+        world = World(
+            nursery, engine_events_max=2_000, mailbox_events_max=2_000, request_events_max=500, lookup_events_max=500
+        )
+        world.store.__class__ = HangingStore
+        campaign = CampaignId(await world.campaign())
+        await world.send(shown(campaign))
+        world.store.hangs = True  # type: ignore[attr-defined]
+        for _ in range(3):
+            for _ in range(5):
+                world.engine.submit([shown(campaign, event_id=uuid.uuid4()) for _ in range(500)], lambda _: None)
+                await trio.sleep(0.01)
+            await trio.sleep(11)
+        assert len(world.registry._actors[campaign].state.in_flight) <= 2_000 + world.settings.lookup_events_max
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_campaign_that_cannot_be_loaded_is_tried_again_by_one_task(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much mail it got meanwhile, Postgres is asked once in a pause."""
+    reads = 0
+
+    async def plans(_: FakeStore, campaign_ids: Sequence[CampaignId]) -> Mapping[CampaignId, Any]:
+        nonlocal reads
+        reads += 1
+        raise StoreUnavailable("refused", certain=True)
+
+    async with trio.open_nursery() as nursery:
+        world = World(nursery)
+        campaign = CampaignId(await world.campaign())
+        await world.send(shown(campaign))
+        monkeypatch.setattr(FakeStore, "plans", plans)
+        world.registry._actors[campaign]._read_again()
+        for _ in range(100):
+            world.engine.submit([shown(campaign)], lambda _: None)
+            await trio.sleep(0.1)
+        await trio.sleep(3)
+        reads = 0
+        await trio.sleep(20)
+        nursery.cancel_scope.cancel()
+    assert reads <= 11
+
+
+async def test_who_fails_gives_back_what_it_had_reserved_without_being_asked(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process lives, so nobody else may; and its senders may have gone elsewhere."""
+    async with trio.open_nursery() as nursery:
+        first = World(nursery)
+        second = Second(first, nursery)
+        campaign = await first.campaign(total_budget="0.002")
+        await first.send(shown(campaign))
+        event = shown(campaign, event_id=uuid.uuid4(), occurred_at=datetime_from_us(first.now_us()))
+        with monkeypatch.context() as patched:
+            patched.setattr(Actor, "_apply", lambda *_: 1 / 0)
+            assert await first.reasons(event) == ["unavailable"]
+        await trio.sleep(1)
+        assert await second.reasons(event) == ["accepted"]
+        nursery.cancel_scope.cancel()
+
+
+def test_tags_are_unique_for_longer_than_a_process_lives() -> None:
+    """At 10,000 a second, for three years; and no engine's run into those of another."""
+    engines = Engines((1 << (63 - TAG_BITS)) - 1)
+    engines._tags = 10_000 * 86_400 * 365 * 3
+    tag = engines.next_tag()
+    assert tag < 1 << 63
+    assert tag >> TAG_BITS == engines.own

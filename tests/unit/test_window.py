@@ -1,0 +1,155 @@
+"""The dedup window over fakes: a sleeper or a wrong clock turns no retry into a refusal or a new event."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+import trio
+from trio.testing import MockClock
+
+from engine.engine import Engine
+from engine.model import DAY_US, SECOND_US, CampaignId, datetime_from_us
+from engine.ports import Batch, FlushReply, Reserve, ReserveReply, Resolve, ResolveReply
+from engine.recovery import Recovery
+from engine.registry import Engines, Registry
+from tests.fakes.ledger import FakeLedger
+from tests.fakes.store import FakeStore
+from tests.unit.test_engine import World, shown
+
+TURN_US = 480 * SECOND_US
+
+
+class SleepyLedger(FakeLedger):
+    """The memory of another ledger, behind an engine that sleeps before its next round trip, or after it."""
+
+    def __init__(self, other: FakeLedger) -> None:
+        super().__init__()
+        self.books = other.books
+        self.sleep_before_seconds = self.sleep_after_seconds = 0.0
+
+    async def round(self, calls: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:
+        """Sleep as told, once."""
+        before, self.sleep_before_seconds = self.sleep_before_seconds, 0.0
+        await trio.sleep(before)
+        replies = await super().round(calls)
+        after, self.sleep_after_seconds = self.sleep_after_seconds, 0.0
+        await trio.sleep(after)
+        return replies
+
+
+class SlowStore(FakeStore):
+    """Its next flush takes a second."""
+
+    slow = False
+
+    async def flush(self, batches: Sequence[Batch]) -> FlushReply:
+        """Later, if told so."""
+        slow, self.slow = self.slow, False
+        await trio.sleep(float(slow))
+        return await super().flush(batches)
+
+
+class Second(World):
+    """Another engine on the same stores, which lives as long."""
+
+    def __init__(self, first: World, nursery: trio.Nursery) -> None:
+        self.settings, self.store, self.clock_step_us = first.settings, first.store, 0
+        self.sleepy = SleepyLedger(first.ledger)
+        self.ledger = self.sleepy
+        engines = Engines(2)
+        engines.alive = frozenset([1, 2])
+        self.registry = Registry(self.settings, self.ledger, self.store, self, engines, nursery)
+        self.engine = Engine(self.settings, self.registry, self.store, self.ledger, self)
+        self.registry.start()
+        nursery.start_soon(self.engine.tick)
+
+
+class Skewed:
+    """The clock of a machine that is wrong."""
+
+    def __init__(self, world: World, seconds: int) -> None:
+        self.world = world
+        self.us = seconds * SECOND_US
+
+    def now_us(self) -> int:
+        """Wrong."""
+        return self.world.now_us() + self.us
+
+
+async def test_who_sleeps_between_deciding_and_sending_counts_no_event_twice(autojump_clock: MockClock) -> None:
+    """Looked up on one side of midnight, committed on the other, forgotten by Redis: it is looked up again."""
+    async with trio.open_nursery() as nursery:
+        first = World(nursery)
+        first.store.__class__ = SlowStore
+        second = Second(first, nursery)
+        first.clock_step_us = second.clock_step_us = DAY_US - first.now_us() % DAY_US - 30 * SECOND_US
+        campaign = await first.campaign()
+        await first.send(shown(campaign))
+        await second.send(shown(campaign))
+        await trio.sleep(29.9)
+        first.store.slow = True  # type: ignore[attr-defined]
+        twice = uuid.uuid4()
+        nursery.start_soon(first.send, shown(campaign, event_id=twice))
+        await trio.sleep(0.15)
+        second.sleepy.sleep_before_seconds = 9 * 60
+        nursery.start_soon(second.send, shown(campaign, event_id=twice))
+        for _ in range(20):
+            await trio.sleep(30)
+            await first.send(shown(campaign, occurred_at=datetime_from_us(first.now_us())))
+        rows = [row for row in first.store.rows_of(CampaignId(campaign)) if row.event.event_id == twice.bytes]
+        nursery.cancel_scope.cancel()
+    assert len(rows) == 1
+
+
+async def test_a_reply_that_is_met_after_a_long_sleep_is_undone(autojump_clock: MockClock) -> None:
+    """What it rested on is as old; nothing stays reserved, and a retry is accepted."""
+    async with trio.open_nursery() as nursery:
+        first = World(nursery)
+        second = Second(first, nursery)
+        campaign = await first.campaign(total_budget="0.002")
+        await second.send(shown(campaign))
+        second.sleepy.sleep_after_seconds = 60
+        event = shown(campaign, event_id=uuid.uuid4(), occurred_at=datetime_from_us(first.now_us()))
+        assert await second.reasons(event) == ["unavailable"]
+        await trio.sleep(61)
+        assert first.spent(campaign) == 1_000
+        assert await first.reasons(event) == ["accepted"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_turn_that_no_clock_has_reached_is_put_right(autojump_clock: MockClock) -> None:
+    """Redis's turn only moves forward: a recovery by a clock that is a day ahead must not close the campaign."""
+    async with trio.open_nursery() as nursery:
+        world = World(nursery)
+        campaign = CampaignId(await world.campaign())
+        await world.send(shown(campaign))
+        world.store.ledger[campaign].gen += 1  # so that `begin` empties it
+        await Recovery(world.ledger, world.store, Skewed(world, 86_400), TURN_US).recover(campaign, 1, lambda _: None)
+        await world.send(shown(campaign))
+        await trio.sleep(1)
+        assert await world.reasons(shown(campaign)) == ["accepted"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_ids_from_a_clock_ahead_stay_as_long_as_it_expects(autojump_clock: MockClock) -> None:
+    """A rebuild by a clock that is behind loads them under the turn in which their engine received them.
+
+    All clocks are as far off as they may be, and the sender's is, too: the event is just young enough not to be looked
+    up when the window has just moved on.
+    """
+    async with trio.open_nursery() as nursery:
+        ahead = World(nursery)
+        ahead.clock_step_us = 30 * SECOND_US
+        behind = Second(ahead, nursery)
+        behind.clock_step_us = -30 * SECOND_US
+        campaign = CampaignId(await ahead.campaign(total_budget="0.001"))
+        await trio.sleep((TURN_US - ahead.now_us() % TURN_US) / SECOND_US + 5)
+        event = shown(campaign, event_id=uuid.uuid4(), occurred_at=datetime_from_us(ahead.now_us() + 299 * SECOND_US))
+        assert await ahead.reasons(event) == ["accepted"]
+        ahead.store.ledger[campaign].gen += 1
+        await Recovery(ahead.ledger, ahead.store, behind, TURN_US).recover(campaign, 1, lambda _: None)
+        await trio.sleep(476)
+        assert await ahead.reasons(shown(campaign)) == ["total_budget"]
+        assert await behind.reasons(event) == ["duplicate"]
+        nursery.cancel_scope.cancel()
