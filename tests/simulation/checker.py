@@ -11,12 +11,12 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Final, NamedTuple
 from zoneinfo import ZoneInfo
 
-from engine.model import Campaign, CampaignId, EventType, Invalid, PricingModel, Reason, Status
-from engine.ports import Batch, Reserve, Reserved
+from engine.model import Campaign, CampaignId, EventType, Invalid, Pacing, PricingModel, Reason, Status, Verdict
+from engine.ports import BILLABLE, Batch, Reserve, Reserved
 from engine.submission import Entry, Submission
 from tests.fakes.ledger import Book, FakeLedger
 from tests.fakes.store import FakeStore
@@ -26,8 +26,10 @@ PAYS: Final = {
     PricingModel.CPC: EventType.CLICK,
     PricingModel.CPA: EventType.CONVERSION,
 }
+# What may be said of an event that is new. A retry of a committed one hears none of these.
 REFUSALS: Final = {Reason.INACTIVE, Reason.FREQUENCY_CAPPED, Reason.PACED, Reason.TOTAL_BUDGET, Reason.DAILY_BUDGET}
 CLOCK_US: Final = 45_000_000  # the spend day is never further ahead than a clock may be
+EPOCH: Final = date(1970, 1, 1)
 
 
 @dataclass(slots=True)
@@ -40,11 +42,12 @@ class Held:
 
 
 class RowSeen(NamedTuple):
-    """A committed event; `moment` is when, in our own count."""
+    """A committed event; `moment` is when, in our own count, and `entry` the copy of it that was committed."""
 
     moment: int
     user: str
     event_type: EventType
+    entry: object
 
 
 @dataclass(slots=True)
@@ -72,6 +75,7 @@ class Checker(logging.Handler):
         self.tags: set[int] = set()  # committed
         self.paid: dict[CampaignId, Paid] = {}
         self.rows: dict[tuple[CampaignId, bytes], RowSeen] = {}
+        self.accepted: set[tuple[CampaignId, bytes]] = set()  # ids that somebody was told so of
         self.moment = 0
         self.acknowledged = 0
 
@@ -111,11 +115,36 @@ class Checker(logging.Handler):
             self.violated(f"c{call.campaign_id}: reserved for spend day {call.day}, which is to come")
         ids = [call.ids[16 * at : 16 * at + 16] for at, letter in enumerate(reply.letters) if letter == b"A"[0]]
         self.held[call.tag] = Held(self.moment, call, ids)
+        paid_for = any(
+            letter == b"A"[0] and kind & BILLABLE for letter, kind in zip(reply.letters, call.kinds, strict=True)
+        )
+        allowance = self._allowance(plan, call.day, self.now_us() + CLOCK_US)
+        if paid_for and plan.pacing is Pacing.EVEN and reply.today_micros > allowance:
+            self.violated(f"c{call.campaign_id}: {reply.today_micros} today, where pacing allows {allowance} by now")
 
     @staticmethod
     def _day(plan: Campaign, instant_us: int) -> int:
         local = datetime.fromtimestamp(instant_us / 1e6, UTC).astimezone(ZoneInfo(plan.timezone)).date()
-        return (local - date(1970, 1, 1)).days
+        return (local - EPOCH).days
+
+    def _allowance(self, plan: Campaign, day: int, instant_us: int) -> int:
+        """The share of the day's budget that the day has reached, and a minute's share (or one event) to begin with."""
+        if plan.pacing is Pacing.ASAP:
+            return plan.daily_budget_micros
+        zone, first = ZoneInfo(plan.timezone), EPOCH + timedelta(days=day)
+        start, end = (
+            datetime(each.year, each.month, each.day, tzinfo=zone).timestamp() * 1e6
+            for each in (first, first + timedelta(days=1))
+        )
+        reached = plan.daily_budget_micros * min(1, max(0, (instant_us - start) / (end - start)))
+        burst = max(self._price(plan), plan.daily_budget_micros // 1_440)
+        return min(plan.daily_budget_micros, int(reached) + burst)
+
+    @staticmethod
+    def _price(plan: Campaign) -> int:
+        """What an event of the kind that is paid for costs."""
+        price = plan.unit_price_micros
+        return (price + 500) // 1_000 if plan.pricing_model is PricingModel.CPM else price
 
     def agree(self, campaign_id: CampaignId) -> None:
         """Redis, open under the ledger's generation, has the ledger's sums and what is pending."""
@@ -193,10 +222,10 @@ class Checker(logging.Handler):
         for place, row in enumerate(batch.rows):
             if (campaign_id, row.event_id) in self.rows:
                 self.violated(f"{name}: {row.event_id.hex()} is committed twice")
-            self.rows[campaign_id, row.event_id] = RowSeen(self.moment, row.user.decode(), row.event_type)
-            price = plan.unit_price_micros
-            cost = (price + 500) // 1_000 if plan.pricing_model is PricingModel.CPM else price
-            if row.cost_micros != (cost if row.event_type is PAYS[plan.pricing_model] else 0):
+            assert isinstance(row, Entry)
+            self._check_not_refused(name, row)
+            self.rows[campaign_id, row.event_id] = RowSeen(self.moment, row.user.decode(), row.event_type, row)
+            if row.cost_micros != (self._price(plan) if row.event_type is PAYS[plan.pricing_model] else 0):
                 self.violated(f"{name}: {row.event_id.hex()} costs {row.cost_micros}")
             paid.total += row.cost_micros
             paid.by_day[batch.spend_day] += row.cost_micros
@@ -204,6 +233,13 @@ class Checker(logging.Handler):
                 cap = plan.freq_cap_impressions_per_day
                 shown = paid.shown.setdefault((row.user.decode(), batch.spend_day), [])
                 shown.append((held.turn, place, 1 << 62 if cap is None else cap))
+
+    def _check_not_refused(self, name: str, entry: Entry) -> None:
+        """Who was told no is not committed behind his back, nor is who sent the same id and shared that answer."""
+        for each in (entry, *(entry.repeats or ())):
+            verdict = each.submission.verdicts.get(each.index)
+            if verdict is not None and verdict.status is Status.REJECTED:
+                self.violated(f"{name}: {entry.event_id.hex()} was refused as {verdict.reason}, and is committed")
 
     def _check_sums(self, campaign_id: CampaignId, *, free: bool) -> None:
         line, paid, plan = self.store.ledger[campaign_id], self.paid[campaign_id], self.store.campaigns[campaign_id]
@@ -238,12 +274,25 @@ class Checker(logging.Handler):
             if status in (Status.ACCEPTED, Status.DUPLICATE):
                 self.acknowledged += 1
                 self._check_row(name, entry)
+            if status is Status.ACCEPTED:
+                if key in self.accepted:
+                    self.violated(f"{name}: accepted twice")
+                self.accepted.add(key)
             row = self.rows.get(key)
-            if row is not None and row.moment <= sent_at:
-                if status is Status.ACCEPTED:
-                    self.violated(f"{name}: accepted, and was committed before it was sent")
-                if verdict is not None and verdict.reason in REFUSALS:
-                    self.violated(f"{name}: committed before it was sent, and refused as {verdict.reason}")
+            if row is not None and row.moment <= sent_at and status is Status.ACCEPTED:
+                self.violated(f"{name}: accepted, and was committed before it was sent")
+            if verdict is not None and verdict.status is Status.REJECTED:
+                self._check_refusal(name, entry, verdict, row, sent_at)
+
+    def _check_refusal(self, name: str, entry: Entry, verdict: Verdict, row: RowSeen | None, sent_at: int) -> None:
+        """A refusal is of a new event, except for an id that belongs to another event."""
+        if verdict.reason is Reason.ID_REUSED:
+            if row is None or (row.user, row.event_type) == (entry.user_id, entry.event_type):
+                self.violated(f"{name}: called the id of another event, and the row is {row}")
+        elif verdict.reason not in REFUSALS:
+            self.violated(f"{name}: refused as {verdict.reason}")
+        elif row is not None and (row.moment <= sent_at or row.entry is entry):
+            self.violated(f"{name}: committed, and refused as {verdict.reason}")
 
     def _check_row(self, name: str, entry: Entry) -> None:
         row = self.rows.get((entry.campaign_id, entry.event_id))
@@ -266,3 +315,36 @@ class Checker(logging.Handler):
                 self.violated(f"c{campaign_id}: Redis is not open under generation {line.gen} in the end")
             elif book.pending:
                 self.violated(f"c{campaign_id}: {[hex(tag) for tag in book.pending]} are pending in the end")
+
+    def check_answer(self, submission: Submission, began_us: int) -> None:
+        """All is well and nothing else is under way: each event is answered as rows, ledger and plan have it."""
+        for index, entry in enumerate(submission.entries):
+            assert isinstance(entry, Entry)
+            verdict = submission.verdicts.get(index)
+            told = "accepted" if verdict is None else str(verdict.reason or verdict.status)
+            row = self.rows.get((entry.campaign_id, entry.event_id))
+            if row is not None:
+                due = {"accepted" if row.entry is entry else "duplicate"}
+            else:
+                due = {self._due(entry, instant_us) for instant_us in (began_us, self.now_us())}
+            if told not in due:
+                self.violated(f"c{entry.campaign_id}: {entry.event_type} is {told} when all is mended, not {due}")
+
+    def _due(self, entry: Entry, instant_us: int) -> str:
+        """What a new event must hear."""
+        plan, line = self.store.campaigns[entry.campaign_id], self.store.ledger[entry.campaign_id]
+        if not plan.active:
+            return "inactive"
+        day = max(line.day, self._day(plan, instant_us))
+        shown = len(self.paid[plan.id].shown.get((entry.user_id, day), ()))
+        cap = plan.freq_cap_impressions_per_day
+        if entry.event_type is EventType.IMPRESSION and cap is not None and shown >= cap:
+            return "frequency_capped"
+        if entry.event_type is not PAYS[plan.pricing_model]:
+            return "accepted"
+        cost, today = self._price(plan), line.today if line.day == day else 0
+        if line.spent + cost > plan.total_budget_micros:
+            return "total_budget"
+        if today + cost > plan.daily_budget_micros:
+            return "daily_budget"
+        return "paced" if today + cost > self._allowance(plan, day, instant_us) else "accepted"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from trio._core import _run
 from trio.testing import MockClock
 
 from engine.errors import EngineError
-from engine.model import SECOND_US, CampaignId, Event, Status
+from engine.model import SECOND_US, CampaignId, Event
 from tests.simulation.clients import Clients
 from tests.simulation.cluster import Process, simulated
 from tests.simulation.network import StoreLink, Wire
@@ -334,14 +335,25 @@ class Simulation:
         await sleep(3)
 
     async def _probe(self, *, strict: bool = False) -> None:
-        for process in self.processes:
-            for campaign_id in self.clients.campaigns:
-                event = Event(campaign_id=campaign_id, user_id="z", event_type="click")
-                answer = await self.clients.answer_of(process, [event])
+        """Use every campaign on every engine, with the same events; `strict`: nothing can excuse a wrong answer."""
+        checker = self.world.checker
+        for campaign_id in self.clients.campaigns:
+            events = [
+                Event(
+                    campaign_id=campaign_id,
+                    user_id="z",
+                    event_type=each,
+                    event_id=uuid.UUID(bytes=self.world.source.randbytes(16), version=4),
+                )
+                for each in ("click", "impression", "conversion")
+            ]
+            for process in self.processes:
+                began_us = self.world.now_us()
+                answer = await self.clients.answer_of(process, events)
                 if answer is None:
-                    self.world.checker.violated(f"{process.name} does not serve when all is mended")
-                elif strict and (verdict := answer.verdicts.get(0)) is not None and verdict.status is Status.RETRY:
-                    self.world.checker.violated(f"c{campaign_id}: {verdict} by {process.name} when all is mended")
+                    checker.violated(f"{process.name} does not serve when all is mended")
+                elif strict:
+                    checker.check_answer(answer, began_us)
 
     def check(self) -> None:
         """The invariants of the end."""
