@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
-from tests.simulation.simulation import Outcome, simulate
+from tests.simulation.run import Outcome, simulate
 
 LINES_SHOWN = 40
 PROGRESS_SECONDS = 15.0
@@ -71,8 +71,7 @@ def _report(outcomes: Iterator[Outcome], *, keep_going: bool, told: bool) -> int
 def _tell(outcome: Outcome, *, lines: int) -> None:
     if lines:
         print(f"--- the last {lines} lines of seed {outcome.seed}", *outcome.lines[-lines:], sep="\n")
-    print(f"--- seed {outcome.seed} violates:", *outcome.violations, sep="\n")
-    print(f"--- to see all of it: make sim SEED={outcome.seed} STEPS={outcome.steps}", flush=True)
+    print(f"--- a promise is broken by {outcome.told}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,21 @@
-"""One seed from its beginning to its end: a cluster under load and faults, then everything mended and checked.
+"""A cluster under load and faults, then everything mended and checked.
 
 Owns the order of things and the choice of faults. Everything random comes from the seed, so a seed tells all.
 """
 
 from __future__ import annotations
 
-import logging
 import random
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Final
 
-import trio
 from trio import sleep
-from trio._core import _run
-from trio.testing import MockClock
 
 from engine.errors import EngineError
 from engine.model import SECOND_US, CampaignId, Event
 from tests.simulation.clients import Clients
-from tests.simulation.cluster import Process, simulated
+from tests.simulation.cluster import Process
 from tests.simulation.network import StoreLink, Wire
 from tests.simulation.world import POSTGRES, REDIS, ZONES, Weather, World
 
@@ -36,24 +29,9 @@ CHANGES: Final[tuple[Callable[[random.Random], dict[str, object]], ...]] = (
     lambda source: {"unit_price": source.choice(PRICES["cpm"] + PRICES["cpc"])},
     lambda source: {"pacing": source.choice(("asap", "even"))},
 )
-VIOLATIONS_SHOWN: Final = 5
 # After the mending: the dead are known after three heartbeats, and looked for once a minute.
 CALM_SECONDS: Final = 25.0
 ORPHANS_SECONDS: Final = 70.0
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What one seed showed."""
-
-    seed: int
-    steps: int
-    violations: list[str]
-    digest: str
-    lines: list[str]
-    counts: Counter[str]
-    sent: int
-    acknowledged: int
 
 
 class Simulation:
@@ -371,58 +349,3 @@ class _Operator:
 
     async def awake(self) -> None:
         """Always."""
-
-
-@contextmanager
-def _scheduled_by(source: random.Random) -> Iterator[None]:
-    """Trio picks the next task at random, on purpose; let it do so by the seed.
-
-    It has a switch for just that, made for Hypothesis: tasks in the order of their making, then shuffled by `_r`.
-    """
-    kept = _run._r, _run._ALLOW_DETERMINISTIC_SCHEDULING
-    _run._r = random.Random(source.getrandbits(64))
-    _run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        _run._r, _run._ALLOW_DETERMINISTIC_SCHEDULING = kept  # type: ignore[misc]
-
-
-def simulate(seed: int, steps: int, say: Callable[[str], None] | None = None) -> Outcome:
-    """Run one seed; `say` hears every line of its trace."""
-    source = random.Random(seed)
-
-    async def main() -> Outcome:
-        async with trio.open_nursery() as nursery:
-            world = World(source, nursery, say)
-            simulation = Simulation(world, halts=seed % 4 == 2)
-            log = logging.getLogger("engine")
-            kept, log.propagate = (log.level, log.propagate), False
-            log.addHandler(world.checker)
-            log.setLevel(logging.ERROR)
-            try:
-                with simulated(world):
-                    await _run_steps(simulation, steps)
-            finally:
-                log.removeHandler(world.checker)
-                log.level, log.propagate = kept
-            nursery.cancel_scope.cancel()
-        checker = world.checker
-        return Outcome(
-            seed, steps, checker.violations[:VIOLATIONS_SHOWN], world.digest, list(world.lines), world.counts,
-            simulation.clients.sent_events, checker.acknowledged,
-        )  # fmt: skip
-
-    with _scheduled_by(source):
-        return trio.run(main, clock=MockClock(autojump_threshold=0))
-
-
-async def _run_steps(simulation: Simulation, steps: int) -> None:
-    checker = simulation.world.checker
-    await simulation.set_up()
-    for _ in range(steps):
-        await simulation.step()
-        if checker.violations:
-            return
-    await simulation.mend()
-    simulation.check()
