@@ -49,7 +49,7 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
         async with trio.open_nursery() as nursery:
             registry = Registry(settings, ledger, store, clock, engines, nursery)
             engine = Engine(settings, registry, store, ledger, clock)
-            _judge_clock(engine, clock.follow, first.clock_offset_us)
+            judge_clock(engine, clock.follow, first.clock_offset_us)
             registry.start()
             nursery.start_soon(engine.tick)
             nursery.start_soon(heartbeats, engine, registry, engines, clock.follow, store, ledger)
@@ -82,7 +82,7 @@ async def heartbeats(
         else:
             died = engines.alive - reply.alive - {engines.own}
             engines.heard(reply)
-            _judge_clock(engine, follow, reply.clock_offset_us)
+            judge_clock(engine, follow, reply.clock_offset_us)
             _judge_stores(engine, reply.unsafe or await ledger.unsafe())
             if died or trio.current_time() - looked_at > _ORPHANS_SECONDS:
                 looked_at = trio.current_time()
@@ -90,7 +90,7 @@ async def heartbeats(
         await trio.sleep(engine.settings.heartbeat_seconds)
 
 
-def _judge_clock(engine: Engine, follow: Callable[[], None], offset_us: int) -> None:
+def judge_clock(engine: Engine, follow: Callable[[], None], offset_us: int) -> None:
     """Follow the machine's clock only while it is right; else the engine refuses, and its own clock runs on evenly."""
     engine.clock_offset_us = offset_us
     metrics.clock_offset_seconds.set(offset_us / SECOND_US)

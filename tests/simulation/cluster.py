@@ -14,11 +14,13 @@ import trio
 from trio import sleep
 
 from engine import arrival
+from engine import clock as engine_clock
+from engine.clock import SteadyClock
 from engine.engine import Engine
 from engine.errors import StoreUnavailable
 from engine.model import SECOND_US
 from engine.registry import Engines, Registry
-from engine.runtime import heartbeats
+from engine.runtime import heartbeats, judge_clock
 from tests.simulation.network import LedgerLink, News, StoreLink, Wire
 from tests.simulation.world import World
 
@@ -45,19 +47,16 @@ class Process:
         self._thawed = trio.Event()
         self._thawed.set()
 
-    def now_us(self) -> int:
-        """The clock of its machine."""
+    def machine_us(self) -> int:
+        """The clock of its machine, which may be set at any moment; the engine's own is a `SteadyClock`."""
         return self.world.now_us() + self.offset_us
-
-    def follow(self) -> None:
-        """Nothing to do: a step of this machine's clock is never hidden from its engine."""
 
     # --- life -----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Start, and serve until killed."""
         _current.set(self)
-        store = StoreLink(self.wire, self.now_us)
+        store = StoreLink(self.wire, self.machine_us)
         with self._scope:
             try:
                 async with trio.open_nursery() as nursery:
@@ -68,20 +67,22 @@ class Process:
         self.engine = None
 
     async def _start(self, nursery: trio.Nursery, store: StoreLink) -> None:
-        world = self.world
+        world, clock = self.world, SteadyClock()
         while True:
             try:
                 engines = Engines(await store.register_engine())
-                engines.heard(await store.heartbeat(engines.own))
+                first = await store.heartbeat(engines.own)
+                engines.heard(first)
                 break
             except StoreUnavailable:
                 await trio.sleep(REGISTRATION_PAUSE_SECONDS)
         ledger = LedgerLink(self.wire)
-        self.registry = registry = Registry(world.settings, ledger, store, self, engines, nursery)
-        engine = Engine(world.settings, registry, store, ledger, self)
+        self.registry = registry = Registry(world.settings, ledger, store, clock, engines, nursery)
+        engine = Engine(world.settings, registry, store, ledger, clock)
+        judge_clock(engine, clock.follow, first.clock_offset_us)
         registry.start()
         nursery.start_soon(engine.tick)
-        nursery.start_soon(heartbeats, engine, registry, engines, self.follow, store, ledger)
+        nursery.start_soon(heartbeats, engine, registry, engines, clock.follow, store, ledger)
         self.news = News(self.wire, registry.plan_changed, registry.generation_raised, registry.read_all_again)
         nursery.start_soon(self.news.listen)
         self.engine = engine
@@ -135,9 +136,26 @@ class _Randomness:
         self.urandom = world.source.randbytes
 
 
+class _Clocks:
+    """Stands in for `time` where the engine reads clocks: one that runs evenly, and that of the machine it is on."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def clock_gettime_ns(self, _clock: int) -> int:
+        """Since some moment of its own; also while all machines sleep."""
+        return (self._world.now_us() - self._world.start_us) * 1_000
+
+    def time_ns(self) -> int:
+        """What the machine of whoever asks says."""
+        process = _current.get()
+        assert process is not None
+        return process.machine_us() * 1_000
+
+
 @contextlib.contextmanager
 def simulated(world: World) -> Iterator[None]:
-    """Let engines sleep only while they are not frozen, and make their ids from the seed."""
+    """Let engines sleep only while they are not frozen, read the world's clocks, and make their ids from the seed."""
 
     async def gated(seconds: float) -> None:
         await sleep(seconds)
@@ -145,11 +163,11 @@ def simulated(world: World) -> Iterator[None]:
         if process is not None:
             await process.awake()
 
-    names = vars(arrival)
-    kept = trio.sleep, names["os"]
+    names, clocks = vars(arrival), vars(engine_clock)
+    kept = trio.sleep, names["os"], clocks["time"]
     trio.sleep = gated
-    names["os"] = _Randomness(world)
+    names["os"], clocks["time"] = _Randomness(world), _Clocks(world)
     try:
         yield
     finally:
-        trio.sleep, names["os"] = kept
+        trio.sleep, names["os"], clocks["time"] = kept

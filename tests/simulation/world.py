@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 ZONES: Final = ("UTC", "America/New_York", "Asia/Kolkata", "Pacific/Kiritimati")
 # Days around which a run begins: an ordinary one, a leap day, and two on which New York changes its clocks.
 DATES: Final = ((2026, 1, 15), (2028, 2, 29), (2026, 3, 8), (2026, 11, 1))
+DAY_SECONDS: Final = 86_400
 TRACE_LINES: Final = 400
 REDIS, POSTGRES = "redis", "postgres"
 
@@ -103,8 +104,10 @@ class World:
         return self.start_us + self.leapt_us + int(trio.current_time() * SECOND_US)
 
     def clock_offset_us(self) -> int:
-        """How far a machine's clock may be off before it refuses to serve."""
+        """How far a machine's clock is off: most often not so far that its engine refuses to serve."""
         worst = int(self.settings.clock_refuse_seconds) - 3
+        if self.source.random() < 0.1:
+            return self.source.choice((worst + 10, -worst - 10, 3_600, DAY_SECONDS, -DAY_SECONDS)) * SECOND_US
         return self.source.choice((0, 0, 1, -1, worst, -worst)) * SECOND_US
 
     def leap(self, to_midnight_of: str | None) -> None:
