@@ -40,9 +40,7 @@ class Clients:
         self.world = world
         self.campaigns: list[int] = []
         self.requests: list[Sent] = []
-        self.waiting = 0
         self.sent_events = 0
-        self.statuses: list[str] = []
 
     def request(self) -> Sent:
         """A new request, or one that was sent before, whole or in part."""
@@ -109,10 +107,12 @@ class Clients:
 
         def answer(submission: Submission) -> None:
             answers.append(submission)
+            process.unanswered -= 1
             checker.answered(submission, sent_at)
             done.set()
 
         self.sent_events += len(events)
+        process.unanswered += 1
         submission = engine.submit(events, answer, idempotency_key=key)
         ids = [getattr(entry, "event_id", b"") or b"" for entry in submission.entries]
         self.world.note(process.name, f"request {[each.hex()[:6] for each in ids]}")

@@ -42,6 +42,10 @@ class Process:
         self.registry: Registry | None = None
         self.news: News | None = None
         self.thawed_at = 0.0
+        self.unanswered = 0  # requests of clients
+        self.drained = False  # everything was finished when it was told to end
+        self.ended = False
+        self._terminated = trio.Event()
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._thawed = trio.Event()
@@ -54,19 +58,38 @@ class Process:
     # --- life -----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Start, and serve until killed."""
+        """Start, and serve until killed or told to end."""
         _current.set(self)
         store = StoreLink(self.wire, self.machine_us)
         with self._scope:
             try:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
-                    await self._start(nursery, store)
+                    number = await self._start(nursery, store)
+                    await self._terminated.wait()
+                    await self._drain()
+                    nursery.cancel_scope.cancel()
+                with trio.move_on_after(self.world.settings.query_timeout_seconds):
+                    await store.retire_engine(number)
+            except StoreUnavailable:
+                pass  # (nobody was told goodbye: its heartbeat will be missed)
             except Exception as fault:  # noqa: BLE001  # whatever it is, it ended an engine
                 self.world.checker.violated(f"{self.name} failed: {fault!r}", fault)
         self.engine = None
+        self.ended = True
 
-    async def _start(self, nursery: trio.Nursery, store: StoreLink) -> None:
+    async def _drain(self) -> None:
+        """As `engine.runtime.open_engine` ends: everything is finished, within a bound."""
+        assert self.engine is not None
+        with trio.move_on_after(self.world.settings.drain_seconds / 2) as bound:
+            await self.engine.drain()
+        self.world.note(self.name, f"drained: {not bound.cancelled_caught}")
+        self.drained = not bound.cancelled_caught
+        if self.drained and self.unanswered:
+            self.world.checker.violated(f"{self.name}: drained, and {self.unanswered} requests have no answer")
+        self.engine = None
+
+    async def _start(self, nursery: trio.Nursery, store: StoreLink) -> int:
         world, clock = self.world, SteadyClock()
         while True:
             try:
@@ -87,6 +110,12 @@ class Process:
         nursery.start_soon(self.news.listen)
         self.engine = engine
         world.note(self.name, f"serves as engine {engines.own}, its clock off by {self.offset_us / SECOND_US:.0f} s")
+        return engines.own
+
+    def terminate(self) -> None:
+        """As SIGTERM: it takes nothing more, finishes what it has, and ends."""
+        self.world.note(self.name, "told to end")
+        self._terminated.set()
 
     def kill(self) -> None:
         """As `kill -9`: at any await; what is on the wire arrives or not."""

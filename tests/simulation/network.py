@@ -413,6 +413,10 @@ class StoreLink:
         half_way_us = (sent_us + self._now_us()) // 2
         return HeartbeatReply(half_way_us - store_us, reply.alive | {number}, reply.newest)
 
+    async def retire_engine(self, number: int) -> None:
+        """Say goodbye."""
+        await self._ask("retire", lambda: self._store.retire_engine(number))
+
     async def make_partitions(self) -> None:
         """Nothing to do."""
         await self._ask("partitions", self._store.make_partitions)

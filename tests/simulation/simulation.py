@@ -10,10 +10,11 @@ import uuid
 from collections.abc import Callable
 from typing import Final
 
-from trio import sleep
+import trio
+from trio import sleep  # (engines sleep by a gate of their own: cluster.py)
 
 from engine.errors import EngineError
-from engine.model import SECOND_US, CampaignId, Event
+from engine.model import SECOND_US, CampaignId, Event, Status
 from tests.simulation.clients import Clients
 from tests.simulation.cluster import Process
 from tests.simulation.network import StoreLink, Wire
@@ -32,6 +33,7 @@ CHANGES: Final[tuple[Callable[[random.Random], dict[str, object]], ...]] = (
 # After the mending: the dead are known after three heartbeats, and looked for once a minute.
 CALM_SECONDS: Final = 25.0
 ORPHANS_SECONDS: Final = 70.0
+DRAIN_SECONDS: Final = 2.0
 
 
 class Simulation:
@@ -41,6 +43,7 @@ class Simulation:
         self.world = world
         self.clients = Clients(world)
         self.processes: list[Process] = []
+        self.leaving: list[Process] = []  # told to end
         self.born = 0
         source = world.source
         # Each seed knows some faults only, each as often as it likes: rare ones then meet in pairs.
@@ -106,8 +109,8 @@ class Simulation:
 
     def _faults(self) -> list[Callable[[], bool]]:
         return [
-            self._kill, self._freeze, self._partition, self._lose_news, self._step_clock, self._change_weather,
-            self._change_plan, self._burst, self._leap, self._midnight,
+            self._kill, self._terminate, self._freeze, self._partition, self._lose_news, self._step_clock,
+            self._change_weather, self._change_plan, self._burst, self._leap, self._midnight,
             self._restart_redis, self._empty_redis, self._fail_over, self._split, self._fill_redis, self._leave_redis,
             self._restart_postgres, self._stick_commits, self._leave_postgres,
         ]  # fmt: skip
@@ -118,6 +121,22 @@ class Simulation:
         process = self.world.source.choice(self.processes)
         self.processes.remove(process)
         process.kill()
+        self._start_process(process.slot)
+        return True
+
+    def _terminate(self) -> bool:
+        """One of a rolling restart, under load; sometimes whoever waits for its end loses patience."""
+        source = self.world.source
+        process = source.choice(self.processes)
+        if process.frozen or process.engine is None:
+            return False
+        for _ in range(source.choice((0, 3))):
+            self.clients.send(process, self.clients.request())
+        self.processes.remove(process)
+        self.leaving.append(process)
+        self._later(process.terminate, (0, 0.001))
+        if source.random() < 0.2:
+            self._later(process.kill, (0.1, 1, 5))
         self._start_process(process.slot)
         return True
 
@@ -310,6 +329,7 @@ class Simulation:
         for trip in list(world.in_flight):
             trip.end(carried_out=False)
         await self._probe(strict=True)
+        await self._end_one()
         await sleep(3)
 
     async def _probe(self, *, strict: bool = False) -> None:
@@ -333,6 +353,26 @@ class Simulation:
                 elif strict:
                     checker.check_answer(answer, began_us)
 
+    async def _end_one(self) -> None:
+        """When all is well, an engine that is told to end finishes what it has, soon, and nobody hears a 503 of it."""
+        process, checker = self.world.source.choice(self.processes), self.world.checker
+
+        async def ask(campaign_id: int) -> None:
+            events = [Event(campaign_id=campaign_id, user_id="y", event_type="click") for _ in range(3)]
+            answer = await self.clients.answer_of(process, events)
+            verdicts = [] if answer is None else list(answer.verdicts.values())
+            if answer is None or any(each.status is Status.RETRY for each in verdicts):
+                checker.violated(f"c{campaign_id}: {verdicts} by {process.name}, which was told to end meanwhile")
+
+        async with trio.open_nursery() as nursery:
+            for campaign_id in self.clients.campaigns:
+                nursery.start_soon(ask, campaign_id)
+            await sleep(self.world.source.choice((0.0001, 0.001, 0.01)))
+            process.terminate()
+        await sleep(DRAIN_SECONDS)
+        if not (process.drained and process.ended):
+            checker.violated(f"{process.name}: not at its end {DRAIN_SECONDS} s after it was told to")
+
     def check(self) -> None:
         """The invariants of the end."""
         checker = self.world.checker
@@ -340,6 +380,9 @@ class Simulation:
         for process in self.processes:
             if process.registry is None or not process.registry.quiet:
                 checker.violated(f"{process.name}: something is under way in the end")
+        for process in self.leaving:
+            if not process.ended:
+                checker.violated(f"{process.name}: was told to end, and has not")
 
 
 class _Operator:
