@@ -33,3 +33,4 @@ class Mutant:
     edits: Sequence[Edit]
     tests: Sequence[str]
     second: bool = False  # another line still keeps every 200 true
+    own: bool = False  # its tests must notice by themselves: they are what is on trial, and all others do not count

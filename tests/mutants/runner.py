@@ -12,13 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from tests.mutants.mutant import Edit
+from tests.mutants.mutant import Edit, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE_SECONDS = 900
@@ -31,6 +31,9 @@ SUITE = (
     "--ignore=tests/unit/test_mutants.py", "--ignore=tests/unit/test_tidy.py",
 )  # fmt: skip
 SIMULATION = "tests/simulation/__main__.py"
+
+# What the simulation prints of a promise that is broken, and of a run that broke down itself.
+_VIOLATION, _RUN_ENDED = "a promise is broken by seed", "the run ended:"
 
 _FAILED = re.compile(r"^FAILED (\S+(?:\[.*?\])?)(?: - |$)", re.MULTILINE)
 # A line that can't run at all is no rule switched off: whatever fails then, fails for another reason.
@@ -81,36 +84,64 @@ def code_under_test(folder: Path) -> Path:
     return Path(told.strip()).parent.parent
 
 
-def run_mutant(edits: Sequence[Edit], tests: Sequence[str], *, quick: bool, seeds: int) -> Result:
-    """Apply and run until something fails; `quick`: only these tests."""
-    started = time.monotonic()
-
-    def result(outcome: Outcome, told: str) -> Result:
-        return Result(outcome, told, time.monotonic() - started)
-
+@contextmanager
+def mutated_tree(edits: Sequence[Edit]) -> Iterator[Path]:
+    """A copy of the tree with these edits. Raises `ValueError` when one does not apply."""
     with copied_tree() as folder:
-        try:
-            for edit in edits:
-                edit.apply(folder)
-        except ValueError as wrong:
-            return result(Outcome.INVALID, str(wrong))
-        for command in [pytest(tests)] if quick else stages(folder, tests, seeds):
-            status, output = run(command, folder)
-            if status != 0:
-                return result(*judge(status, output, is_pytest="pytest" in command))
-    return result(Outcome.SURVIVED, "no test failed")
+        for edit in edits:
+            edit.apply(folder)
+        yield folder
 
 
-def run_sound(tests: Sequence[str]) -> Result:
-    """The same tests on a copy without any mutant: all pass, or a mutant would be caught by a broken suite."""
+def run_mutant(mutant: Mutant, *, quick: bool, seeds: int) -> Result:
+    """Apply and run until something fails; `quick`: only the tests that the table names."""
+    started = time.monotonic()
+    try:
+        with mutated_tree(mutant.edits) as folder:
+            commands = stages(folder, mutant.tests, seeds)
+            outcome, told = _until_caught([next(commands)] if quick or mutant.own else commands, folder)
+    except ValueError as wrong:
+        outcome, told = Outcome.INVALID, str(wrong)
+    return Result(outcome, told, time.monotonic() - started)
+
+
+def _until_caught(commands: Iterable[list[str]], folder: Path) -> tuple[Outcome, str]:
+    for stage, command in enumerate(commands):
+        status, output = run(command, folder)
+        if status != 0:
+            outcome, told = judge(status, output, is_pytest="pytest" in command)
+            if outcome is Outcome.CAUGHT and stage > 0 and "pytest" in command:
+                return confirm(told, folder)
+            return outcome, told
+    return Outcome.SURVIVED, "no test failed"
+
+
+def confirm(test: str, folder: Path) -> tuple[Outcome, str]:
+    """A test that nobody expected has failed: it must fail again, and pass without the mutant, or it proves nothing."""
+    status, output = run(pytest([test]), folder)
+    if status == 0:
+        return Outcome.INVALID, f"{test} failed, and passed when it was run again"
+    outcome, told = judge(status, output, is_pytest=True)
+    if outcome is Outcome.CAUGHT:
+        with copied_tree() as sound:
+            if run(pytest([test]), sound)[0] != 0:
+                return Outcome.INVALID, f"{test} fails without the mutant, too"
+    return outcome, told
+
+
+def run_sound(tests: Sequence[str], *, quick: bool, seeds: int) -> Result:
+    """All stages on a copy without any mutant: they pass, or a mutant would be caught by a broken suite."""
     started = time.monotonic()
     with copied_tree() as folder:
         ours = code_under_test(folder)
         if ours != folder:
             return Result(Outcome.INVALID, f"Python would run the code of {ours}, not that of the copy", 0.0)
-        status, output = run(pytest(tests), folder)
-    outcome = Outcome.SURVIVED if status == 0 else Outcome.INVALID
-    return Result(outcome, last_lines(output), time.monotonic() - started)
+        commands = stages(folder, tests, seeds)
+        for command in [next(commands)] if quick else commands:
+            status, output = run(command, folder)
+            if status != 0:
+                return Result(Outcome.INVALID, last_lines(output), time.monotonic() - started)
+    return Result(Outcome.SURVIVED, last_lines(output), time.monotonic() - started)
 
 
 def stages(folder: Path, tests: Sequence[str], seeds: int) -> Iterator[list[str]]:
@@ -131,9 +162,9 @@ def judge(status: int, output: str, *, is_pytest: bool) -> tuple[Outcome, str]:
     broken = _BROKEN.search(output)
     if status == 1 and broken is None:
         if not is_pytest:
-            return Outcome.CAUGHT, "python -m tests.simulation"
-        failed = _FAILED.search(output)
-        if failed is not None:
+            if _VIOLATION in output and _RUN_ENDED not in output:
+                return Outcome.CAUGHT, "python -m tests.simulation"
+        elif (failed := _FAILED.search(output)) is not None:
             return Outcome.CAUGHT, failed[1]
     return Outcome.INVALID, f"status {status}{f', {broken[0]}' if broken else ''}: {last_lines(output)}"
 

@@ -6,6 +6,8 @@ from collections import Counter
 
 import pytest
 
+from tests.faults.__main__ import FAULTS
+from tests.mutants.faults import UNDER_FAULTS, UnderFault
 from tests.mutants.mutant import Mutant
 from tests.mutants.runner import ROOT, Outcome, judge
 from tests.mutants.table import MUTANTS
@@ -29,7 +31,7 @@ def test_a_mutant_fits_the_code(mutant: Mutant) -> None:
 def test_the_tests_that_should_notice_are_there(test: str) -> None:
     """A renamed test would be found out only by the run."""
     file, _, name = test.partition("::")
-    assert f"def {name}" in (ROOT / file).read_text(encoding="utf-8")
+    assert f"def {name.partition('[')[0]}" in (ROOT / file).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,23 @@ def test_the_tests_that_should_notice_are_there(test: str) -> None:
 def test_only_a_test_that_failed_has_caught_a_mutant(status: int, output: str, outcome: Outcome) -> None:
     """Not a collection that failed, nor a line that can't run."""
     assert judge(status, output, is_pytest=True)[0] is outcome
+
+
+@pytest.mark.parametrize(
+    ("output", "outcome"),
+    [
+        ("--- a promise is broken by seed 3; again: make sim SEED=3 STEPS=200\nc1: committed twice", Outcome.CAUGHT),
+        ("--- a promise is broken by seed 3; again: …\nthe run ended:\nKeyError: 7", Outcome.INVALID),
+        ("Traceback …\nKeyError: 7", Outcome.INVALID),
+    ],
+)
+def test_only_a_broken_promise_of_the_simulation_has_caught_a_mutant(output: str, outcome: Outcome) -> None:
+    """Not a fault of the simulation itself, which has the same exit status."""
+    assert judge(1, output, is_pytest=False)[0] is outcome
+
+
+@pytest.mark.parametrize("each", UNDER_FAULTS, ids=lambda each: each.mutant)
+def test_what_runs_under_a_fault_is_there(each: UnderFault) -> None:
+    """A renamed mutant or fault would be found out only by the run; and a name must mean one fault."""
+    assert each.mutant in {mutant.name for mutant in MUTANTS}
+    assert [name for name in FAULTS if each.fault in name] == [each.fault]
