@@ -1,4 +1,4 @@
-"""What a mutant is. The tables are in `ledger.py` (Redis), `judge.py` (Postgres) and `engine.py`."""
+"""What a mutant is. The tables are in `ledger.py` (Redis), `judge.py` (Postgres), `engine.py` and `found.py`."""
 
 from __future__ import annotations
 

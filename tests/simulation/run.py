@@ -11,9 +11,10 @@ import signal
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Final
 
@@ -26,6 +27,7 @@ from tests.simulation.cluster import simulated
 from tests.simulation.simulation import Simulation
 from tests.simulation.world import World
 
+Script = Callable[[Simulation], Awaitable[None]]
 VIOLATIONS_SHOWN: Final = 5
 # No step takes longer, nor does the rest; and no seed takes longer of our own time (a second, as a rule).
 STEP_SECONDS: Final = 10
@@ -72,6 +74,11 @@ def _scheduled_by(source: random.Random) -> Iterator[None]:
 
 def simulate(seed: int, steps: int, say: Callable[[str], None] | None = None) -> Outcome:
     """Run one seed; `say` hears every line of its trace."""
+    return play(seed, steps, partial(_take_steps, steps=steps), say)
+
+
+def play(seed: int, steps: int, script: Script, say: Callable[[str], None] | None = None) -> Outcome:
+    """Let `script` do what it likes to a new cluster; then everything is mended and checked."""
     source = random.Random(seed)
 
     ran: list[Simulation] = []
@@ -85,7 +92,10 @@ def simulate(seed: int, steps: int, say: Callable[[str], None] | None = None) ->
                 world = World(source, nursery, say)
                 ran.append(Simulation(world, halts=seed % 4 == 2))
                 with simulated(world), _logged_to(world.checker):
-                    await _run_steps(ran[0], steps)
+                    await script(ran[0])
+                    if not world.checker.violations:
+                        await ran[0].mend()
+                        ran[0].check()
                 nursery.cancel_scope.cancel()
 
     try:
@@ -146,12 +156,11 @@ def _bounded() -> Iterator[None]:
         signal.signal(signal.SIGALRM, kept)
 
 
-async def _run_steps(simulation: Simulation, steps: int) -> None:
+async def _take_steps(simulation: Simulation, steps: int) -> None:
+    """What the seed draws."""
     checker = simulation.world.checker
     await simulation.set_up()
     for _ in range(steps):
         await simulation.step()
         if checker.violations:
             return
-    await simulation.mend()
-    simulation.check()

@@ -59,15 +59,12 @@ class Simulation:
         """Engines and campaigns."""
         source = self.world.source
         for slot in range(source.choice((1, 2, 2, 3))):
-            self._start_process(slot)
-        root = StoreLink(Wire(self.world, _Operator()), self.world.now_us)
+            self.start_process(slot)
         await sleep(0.1)
-        engine = next(process.engine for process in self.processes if process.engine is not None)
         for _ in range(source.choice((1, 2, 3))):
             model = source.choice(("cpm", "cpm", "cpc", "cpa"))
-            view = await engine.create_campaign(
+            await self.create_campaign(
                 {
-                    "name": "spring",
                     "pricing_model": model,
                     "unit_price": source.choice(PRICES[model]),
                     "total_budget": source.choice(AMOUNTS[2:]),
@@ -77,17 +74,25 @@ class Simulation:
                     "timezone": source.choice(ZONES),
                 }
             )
-            found = await root.campaign(view.campaign.id)
-            assert found is not None
-            self.world.checker.planned(found[0])
-            self.clients.campaigns.append(view.campaign.id)
         self.world.weather = Weather.of(source)
 
-    def _start_process(self, slot: int) -> None:
+    async def create_campaign(self, fields: dict[str, object]) -> CampaignId:
+        """Make a campaign, in calm weather."""
+        engine = next(process.engine for process in self.processes if process.engine is not None)
+        view = await engine.create_campaign({"name": "spring", **fields})
+        found = await StoreLink(Wire(self.world, _Operator()), self.world.now_us).campaign(view.campaign.id)
+        assert found is not None
+        self.world.checker.planned(found[0])
+        self.clients.campaigns.append(view.campaign.id)
+        return view.campaign.id
+
+    def start_process(self, slot: int) -> Process:
+        """One more engine process, which begins to run with the next turn of the scheduler."""
         process = Process(self.world, slot, self.born)
         self.born += 1
         self.processes.append(process)
         self.world.nursery.start_soon(process.run)
+        return process
 
     async def step(self) -> None:
         """Send something, break or mend something, or let time pass."""
@@ -121,7 +126,7 @@ class Simulation:
         process = self.world.source.choice(self.processes)
         self.processes.remove(process)
         process.kill()
-        self._start_process(process.slot)
+        self.start_process(process.slot)
         return True
 
     def _terminate(self) -> bool:
@@ -137,7 +142,7 @@ class Simulation:
         self._later(process.terminate, (0, 0.001))
         if source.random() < 0.2:
             self._later(process.kill, (0.1, 1, 5))
-        self._start_process(process.slot)
+        self.start_process(process.slot)
         return True
 
     def _freeze(self) -> bool:
