@@ -12,6 +12,8 @@ from typing import Final
 
 # Goes on while the machine sleeps, where the kernel has such a clock.
 _EVEN: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+# A slewed clock drifts by less than a millisecond while one answer is waited for; whoever sets one moves it more.
+_STEP_US: Final = 100_000
 
 
 def machine_us() -> int:
@@ -23,13 +25,17 @@ class SteadyClock:
     """See `engine.ports.Clock`."""
 
     def __init__(self) -> None:
-        self._offset_us = 0
-        self.follow()
+        self._offset_us = self.reading_us()
 
     def now_us(self) -> int:
         """Microseconds since 1970-01-01 UTC, by the machine's clock as it was when it was last followed."""
         return time.clock_gettime_ns(_EVEN) // 1_000 + self._offset_us
 
-    def follow(self) -> None:
-        """Take over what the machine's clock says now: it was found to be right."""
-        self._offset_us = machine_us() - time.clock_gettime_ns(_EVEN) // 1_000
+    def reading_us(self) -> int:
+        """How far the machine's clock is ahead of the even one: to be taken, compared, and followed if it is right."""
+        return machine_us() - time.clock_gettime_ns(_EVEN) // 1_000
+
+    def follow(self, reading_us: int) -> None:
+        """Take over a reading that was found to be right, unless the machine's clock was set while it was compared."""
+        if abs(self.reading_us() - reading_us) < _STEP_US:
+            self._offset_us = reading_us

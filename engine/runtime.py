@@ -8,7 +8,7 @@ goodbye to the other engines, close Redis, close Postgres.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import trio
@@ -44,15 +44,16 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
             failpoint = Failpoint(settings.failpoint)
             store, ledger = failpoint.around("store", store), failpoint.around("ledger", ledger)
         engines = Engines(await store.register_engine())
+        reading_us = clock.reading_us()
         first = await store.heartbeat(engines.own)
         engines.heard(first)  # so that a living engine is not taken for a dead one
         async with trio.open_nursery() as nursery:
             registry = Registry(settings, ledger, store, clock, engines, nursery)
             engine = Engine(settings, registry, store, ledger, clock)
-            judge_clock(engine, clock.follow, first.clock_offset_us)
+            judge_clock(engine, clock, reading_us, first.clock_offset_us)
             registry.start()
             nursery.start_soon(engine.tick)
-            nursery.start_soon(heartbeats, engine, registry, engines, clock.follow, store, ledger)
+            nursery.start_soon(heartbeats, engine, registry, engines, clock, store, ledger)
             nursery.start_soon(_housekeeping, store, clock)
             async with store.listening(registry.plan_changed, registry.generation_raised, registry.read_all_again):
                 try:
@@ -70,11 +71,12 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
 
 
 async def heartbeats(
-    engine: Engine, registry: Registry, engines: Engines, follow: Callable[[], None], roster: Roster, ledger: Ledger
+    engine: Engine, registry: Registry, engines: Engines, clock: SteadyClock, roster: Roster, ledger: Ledger
 ) -> None:
     """Say that we live, for ever; learn who died, how far our clock is off, and whether the stores are safe."""
     looked_at = trio.current_time()
     while True:
+        reading_us = clock.reading_us()
         try:
             reply = await roster.heartbeat(engines.own)
         except StoreUnavailable as away:
@@ -82,7 +84,7 @@ async def heartbeats(
         else:
             died = engines.alive - reply.alive - {engines.own}
             engines.heard(reply)
-            judge_clock(engine, follow, reply.clock_offset_us)
+            judge_clock(engine, clock, reading_us, reply.clock_offset_us)
             _judge_stores(engine, reply.unsafe or await ledger.unsafe())
             if died or trio.current_time() - looked_at > _ORPHANS_SECONDS:
                 looked_at = trio.current_time()
@@ -90,14 +92,17 @@ async def heartbeats(
         await trio.sleep(engine.settings.heartbeat_seconds)
 
 
-def judge_clock(engine: Engine, follow: Callable[[], None], offset_us: int) -> None:
-    """Follow the machine's clock only while it is right; else the engine refuses, and its own clock runs on evenly."""
+def judge_clock(engine: Engine, clock: SteadyClock, reading_us: int, offset_us: int) -> None:
+    """Follow the machine's clock only while it is right; else the engine refuses, and its own clock runs on evenly.
+
+    `reading_us` was taken before the machine's clock was compared with Postgres's, and found to be `offset_us` off.
+    """
     engine.clock_offset_us = offset_us
     metrics.clock_offset_seconds.set(offset_us / SECOND_US)
     if abs(offset_us) > engine.settings.clock_warn_seconds * SECOND_US:
         log.warning("this machine's clock is %.1f s off from Postgres's", offset_us / SECOND_US)
     if abs(offset_us) <= engine.settings.clock_refuse_seconds * SECOND_US:
-        follow()
+        clock.follow(reading_us)
 
 
 def _judge_stores(engine: Engine, unsafe: str | None) -> None:

@@ -127,10 +127,8 @@ class PostgresStore:
 
     async def heartbeat(self, number: int) -> HeartbeatReply:
         """Say that this engine lives; hear who else does, how far our clock is off, and whether this server is safe."""
-        trouble = await unsafe(self.database)
-        # Last, because its caller follows the machine's clock at once, as it was found to be right.
         reply = await engines.heartbeat(self.database, number, self._settings.engine_dead_seconds, self._now_us)
-        return structs.replace(reply, unsafe=trouble)
+        return structs.replace(reply, unsafe=await unsafe(self.database))
 
     async def retire_engine(self, number: int) -> None:
         """Say goodbye: a clean stop leaves nothing to recover."""

@@ -497,8 +497,8 @@ WAITING = [
         "a-wrong-clock-is-not-followed",
         "The engine's clock follows the machine's only while that is right.",
         "engine/runtime.py",
-        "    if abs(offset_us) <= engine.settings.clock_refuse_seconds * SECOND_US:\n        follow()",
-        "    follow()",
+        "    if abs(offset_us) <= engine.settings.clock_refuse_seconds * SECOND_US:\n        clock.follow(reading_us)",
+        "    clock.follow(reading_us)",
         JUDGED,
     ),
 ]

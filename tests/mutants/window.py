@@ -57,6 +57,14 @@ MUTANTS = [
         "tests/integration/test_recover.py::test_a_machine_whose_clock_is_wrong_rebuilds_nothing",
     ),
     one(
+        "what-was-compared-is-followed",
+        "A clock that is set while it is compared is not followed.",
+        "engine/clock.py",
+        "        if abs(self.reading_us() - reading_us) < _STEP_US:\n            self._offset_us = reading_us",
+        "        self._offset_us = reading_us",
+        "tests/unit/test_clock.py::test_a_clock_that_is_set_while_it_is_compared_is_not_followed",
+    ),
+    one(
         "who-fails-gives-back",
         "What a failed actor of a living process had reserved is not held for ever.",
         REGISTRY,

@@ -94,6 +94,7 @@ class Process:
         while True:
             try:
                 engines = Engines(await store.register_engine())
+                reading_us = clock.reading_us()
                 first = await store.heartbeat(engines.own)
                 engines.heard(first)
                 break
@@ -102,10 +103,10 @@ class Process:
         ledger = LedgerLink(self.wire)
         self.registry = registry = Registry(world.settings, ledger, store, clock, engines, nursery)
         engine = Engine(world.settings, registry, store, ledger, clock)
-        judge_clock(engine, clock.follow, first.clock_offset_us)
+        judge_clock(engine, clock, reading_us, first.clock_offset_us)
         registry.start()
         nursery.start_soon(engine.tick)
-        nursery.start_soon(heartbeats, engine, registry, engines, clock.follow, store, ledger)
+        nursery.start_soon(heartbeats, engine, registry, engines, clock, store, ledger)
         self.news = News(self.wire, registry.plan_changed, registry.generation_raised, registry.read_all_again)
         nursery.start_soon(self.news.listen)
         self.engine = engine

@@ -27,5 +27,14 @@ def test_a_step_of_the_machines_clock_is_not_seen_before_it_is_followed(
     machine_us = clock.machine_us
     monkeypatch.setattr("engine.clock.machine_us", lambda: machine_us() + step_us)
     assert 0 <= steady.now_us() - before < HOUR_US // 2
-    steady.follow()
+    steady.follow(steady.reading_us())
     assert abs(steady.now_us() - before - step_us) < HOUR_US // 2
+
+
+def test_a_clock_that_is_set_while_it_is_compared_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found to be right is no more what the machine says."""
+    steady = SteadyClock()
+    before, reading_us, machine_us = steady.now_us(), steady.reading_us(), clock.machine_us
+    monkeypatch.setattr("engine.clock.machine_us", lambda: machine_us() + HOUR_US)
+    steady.follow(reading_us + HOUR_US // 3)
+    assert 0 <= steady.now_us() - before < HOUR_US // 4

@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from engine import runtime
 from engine.campaign import CampaignState
+from engine.clock import SteadyClock
 from engine.errors import StoreUnavailable
 from engine.model import DAY_US, SECOND_US, CampaignId, Event, HeartbeatReply, Status, datetime_from_us
 from engine.ports import BILLABLE, FREE, NO_CAP, Batch, Committed, FlushReply, Reserve, Reserved, Unknown
@@ -330,7 +331,9 @@ async def test_an_engine_whose_clock_is_far_off_takes_nothing(
     """Until a heartbeat says that it is right again; its own clock is not set by it meanwhile."""
     campaign = await world.campaign()
     engines, offset = Engines(1), seconds
-    followed: list[int] = []
+    clock = SteadyClock()
+    right_us = clock.now_us()
+    monkeypatch.setattr("engine.clock.machine_us", lambda: right_us + offset * SECOND_US)
 
     async def heartbeat(number: int) -> HeartbeatReply:
         await trio.lowlevel.checkpoint()
@@ -343,17 +346,17 @@ async def test_an_engine_whose_clock_is_far_off_takes_nothing(
             world.engine,
             world.registry,
             engines,
-            lambda: followed.append(offset),
+            clock,
             world.store,
             world.ledger,
         )
         await trio.sleep(1)
         assert await world.reasons(shown(campaign)) == ["unavailable"]
-        assert followed == []
+        assert abs(clock.now_us() - right_us) < 5 * SECOND_US
         offset = seconds // 2
         await trio.sleep(world.settings.heartbeat_seconds)
         assert await world.reasons(shown(campaign)) == ["accepted"]
-        assert followed == [offset]
+        assert abs(clock.now_us() - right_us - offset * SECOND_US) < 5 * SECOND_US
         nursery.cancel_scope.cancel()
 
 
