@@ -11,7 +11,8 @@
 - **indeterminate**: attempts without an answer, and no other attempt told what became of the event; `committed` of
   these are rows.
 - **recovery**: from the end of the fault until the last event that was waiting then had its verdict, in seconds.
-  **others**: the longest wait of an event that was sent first after that, to a campaign of which nothing was waiting.
+  **others**: the longest wait for a verdict, from the beginning of the fault on, in campaigns that it does not concern
+  (the journal says which).
 """
 
 from __future__ import annotations
@@ -89,6 +90,8 @@ def read_journal(records: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Event]
                 plans.append(record)
             case "clear":
                 clears.append(at)
+            case "fault":
+                pass  # for _measure_recovery
             case "invoke":
                 event = events.setdefault(record["id"], Event(record, first_invoke=at))
                 event.open[record["attempt"]] = at
@@ -128,14 +131,14 @@ def check(journal: Path, db_url: str) -> Findings:
     return judge(records, rows, books)
 
 
-def judge(records: Iterable[Mapping[str, Any]], rows: Sequence[Row], books: Sequence[Book]) -> Findings:
+def judge(records: Sequence[Mapping[str, Any]], rows: Sequence[Row], books: Sequence[Book]) -> Findings:
     """What journal, rows and books say together."""
     events, plans, clears = read_journal(records)
     findings = Findings()
     _check_events(findings, events, rows)
     _check_money(findings, plans, rows, books)
     _check_caps(findings, plans, rows)
-    _measure_recovery(findings, events, clears)
+    _measure_recovery(findings, events, clears, [record for record in records if record["what"] == "fault"])
     return findings
 
 
@@ -216,18 +219,20 @@ def _check_caps(findings: Findings, plans: list[Mapping[str, Any]], rows: Sequen
             findings.note(f"{impressions} impressions, cap {cap}", (campaign, user, day))
 
 
-def _measure_recovery(findings: Findings, events: Mapping[str, Event], clears: list[float]) -> None:
+def _measure_recovery(
+    findings: Findings, events: Mapping[str, Event], clears: list[float], faults: Sequence[Mapping[str, Any]]
+) -> None:
     settled = [(event, event.settled) for event in events.values() if event.settled is not None]
     for clear in clears:
-        waited = [(event, end - clear) for event, end in settled if event.first_invoke < clear < end]
-        findings.recovery_seconds = max([findings.recovery_seconds, *(seconds for _, seconds in waited)])
-        busy = {event.sent["campaign"] for event, _ in waited}
-        others = [
-            end - event.first_invoke
+        waited = [end - clear for event, end in settled if event.first_invoke < clear < end]
+        findings.recovery_seconds = max([findings.recovery_seconds, *waited])
+    for fault in faults:
+        waited = [
+            end - max(event.first_invoke, fault["t"])
             for event, end in settled
-            if event.first_invoke > clear and event.sent["campaign"] not in busy
+            if event.sent["campaign"] in fault["others"] and end > fault["t"]
         ]
-        findings.others_seconds = max([findings.others_seconds, *others])
+        findings.others_seconds = max([findings.others_seconds, *waited])
 
 
 if __name__ == "__main__":

@@ -119,13 +119,18 @@ def test_recovery_lasts_until_the_last_event_that_waited_has_its_verdict() -> No
     assert found(records, row("a"), row("b")) == {"recovery_seconds": 2.5}
 
 
-def test_others_are_campaigns_of_which_nothing_was_waiting() -> None:
-    """Their longest wait is told; that of a campaign with something to recover is not."""
-    other = [{**record, "campaign": 2} if "campaign" in record else record for record in sent("c", "ok", start=9.0)]
-    records = [
-        *sent("a", "info", start=1.0), {"t": 2.0, "what": "clear"}, *sent("a", "ok", start=4.0),
-        *sent("b", "info", "ok", start=9.0), *other,
-    ]  # fmt: skip
-    rows = [row("a"), row("b"), (2, *row("c")[1:])]
-    found = judge([PLAN, {**PLAN, "campaign": 2}, *records], rows, [(1, 2_000, 2_000), (2, 1_000, 1_000)])
-    assert (found.recovery_seconds, found.others_seconds) == (2.5, 0.5)
+def test_others_are_the_campaigns_that_a_fault_names_and_are_measured_from_its_beginning() -> None:
+    """Their longest wait is told, be it during the fault; that of a campaign with something to recover is not."""
+    early, late = (
+        [{**record, "campaign": 2} if "campaign" in record else record for record in sent(name, "ok", start=start)]
+        for name, start in (("b", 1.8), ("c", 2.5))
+    )
+    fault = {"t": 2.0, "what": "fault", "others": [2]}
+    records = [*sent("a", "info", start=1.0), fault, *early, *late, {"t": 4.0, "what": "clear"}]
+    records = [*records, *sent("a", "ok", start=5.0)]
+    rows = [row("a"), *((2, *row(name)[1:]) for name in "bc")]
+    found = judge([PLAN, {**PLAN, "campaign": 2}, *records], rows, [(1, 1_000, 1_000), (2, 2_000, 2_000)])
+    assert (found.recovery_seconds, found.others_seconds) == (1.5, 0.5)
+    only_early = [record for record in records if record not in late]
+    found = judge([PLAN, {**PLAN, "campaign": 2}, *only_early], rows[:2], [(1, 1_000, 1_000), (2, 1_000, 1_000)])
+    assert round(found.others_seconds, 1) == 0.3
