@@ -105,9 +105,8 @@ async def run_fault(world: World, fault: Fault, options: argparse.Namespace) -> 
 
 async def _audit(world: World, result: Result) -> None:
     """The engine's own audit, by another way of adding up."""
-    env = {"DB_URL": world.postgres.url, "REDIS_URL": f"redis://127.0.0.1:{world.redis.port}"}
     await trio.sleep(0.5)  # the last commits are told to Redis
-    audit = await trio.to_thread.run_sync(lambda: headrace("audit", env=env))
+    audit = await trio.to_thread.run_sync(lambda: headrace("audit", env=world.stores()))
     if audit.returncode != 0:
         result.complaints.append(f"audit: {audit.stdout}{audit.stderr}")
 

@@ -61,6 +61,7 @@ class EngineProcess:
         self._said = folder / f"{name}.out"
         self._caused = True  # whether a fault ends this process, or has looked at its end itself
         self._ends: list[str] = []
+        self._is_special = False
         self._log_read = 0
         self.move_clock()
 
@@ -98,6 +99,7 @@ class EngineProcess:
             **settings,
         }
         self._said.write_text("")
+        self._is_special = bool(settings)
         self._caused = "=kill" in settings.get("HEADRACE_FAILPOINT", "")
         self.process = _FORKS.Process(target=run, args=(environment(env), str(self._said), str(self.log)), daemon=True)
         self.process.start()
@@ -121,6 +123,11 @@ class EngineProcess:
                     self.launch()
                     await self.addresses()
                 await trio.sleep(0.05)
+
+    async def drop_specials(self) -> None:
+        """Kill it if it was started with settings of its own: the next start is as usual."""
+        if self._is_special:
+            await self.kill()
 
     async def ready(self) -> bool:
         """Whether `/readyz` says so."""

@@ -11,8 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -189,9 +187,12 @@ class PostgresServer(Server):
         self.do(f"ALTER SYSTEM SET {name} = {value}" if value is not None else f"ALTER SYSTEM RESET {name}")
         self.do("SELECT pg_reload_conf()")
 
-    def backends(self, application: str) -> list[int]:
-        """Processes that serve sessions with this application name."""
-        return [row[0] for row in self.do("SELECT pid FROM pg_stat_activity WHERE application_name = %s", application)]
+    def become_standby(self) -> None:
+        """It is one after its next start, until it is promoted."""
+        mark = self.data / "standby.signal"
+        mark.touch()
+        if self.home.account:
+            os.chown(mark, self.home.account.uid, self.home.account.gid)
 
     def kill_backend(self, pid: int, sign: signal.Signals) -> None:
         """Signal one backend; it may have ended meanwhile."""
@@ -253,11 +254,3 @@ def is_frozen(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return stat.rsplit(")", 1)[1].split()[0] == "T"
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = START_SECONDS) -> None:
-    """Wait in this thread, within a bound."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited for too long"
-        time.sleep(0.02)

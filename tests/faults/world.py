@@ -73,6 +73,7 @@ class World:
         self.load: Load
         self.campaigns: list[int] = []
         self.plans: dict[int, dict[str, Any]] = {}
+        self.contradicted: list[int] = []  # campaigns whose books a fault has spoilt, and has to put right
         self._loads: list[Load] = []
         self._loading = False
         self.launches = False  # the fault starts the first engine itself
@@ -105,6 +106,10 @@ class World:
     def listeners(self) -> list[str]:
         """Where senders may send: any engine."""
         return [url for engine in self.engines for url in engine.listeners]
+
+    def stores(self) -> dict[str, str]:
+        """Settings of a command that talks to both stores past every proxy."""
+        return {"DB_URL": self.postgres.url, "REDIS_URL": f"redis://127.0.0.1:{self.redis.port}"}
 
     def load_on(self, engine: EngineProcess, *campaigns: int) -> Load:
         """More senders, to one engine only; to all campaigns, or to these. What they send is settled at the end."""
@@ -193,6 +198,7 @@ class World:
         self.journal = Journal(path)
         for engine in self.engines:
             engine.move_clock()
+            await engine.drop_specials()
         await self.mend()
         self.campaigns = [await self.create(**fields) for fields in CAMPAIGNS]
         self.load = Load(self.journal, random.Random(self.source.random()), self.listeners, self.campaigns)
