@@ -20,10 +20,12 @@ from tests.faults.journal import Journal
 
 SENDERS = 3
 BATCH_MAX = 16
-ANSWER_SECONDS = 8.0  # longer than any engine under test lets a request wait
+ANSWER_SECONDS = 12.0  # longer than any engine under test lets a request wait, those with the defaults (10 s) included
 SETTLE_SECONDS = 60.0  # how long a retry may go on when all is well again
+SETTLE_MAX = 100  # events a request when what has no verdict is sent again
 RETRY_PAUSE_SECONDS = 0.05
 FINAL = {402, 404, 422, 429}
+OK = {"accepted", "duplicate"}
 
 Body = dict[str, Any]
 
@@ -138,29 +140,31 @@ class Load:
 
     async def settle(self) -> list[str]:
         """Retry until every event has a verdict; ids that had none within the bound."""
+        waiting = {body["event_id"]: body for body in self.unsettled}
         async with client_of(ANSWER_SECONDS) as client:
             with trio.move_on_after(SETTLE_SECONDS):
-                while self.unsettled:
-                    bodies = {body["event_id"]: body for body in self.unsettled}
-                    self.unsettled.clear()
-                    waiting = list(bodies.values())
-                    for start in range(0, len(waiting), 100):
-                        await self.attempt(client, waiting[start : start + 100], keep=True)
+                while waiting:
+                    bodies = list(waiting.values())
+                    for start in range(0, len(bodies), SETTLE_MAX):
+                        # Only a verdict takes an event off the list: one whose request hangs stays on it.
+                        for event_id in await self.attempt(client, bodies[start : start + SETTLE_MAX], keep=True):
+                            del waiting[event_id]
                     await trio.sleep(RETRY_PAUSE_SECONDS)
-        return [body["event_id"] for body in self.unsettled]
+        self.unsettled.clear()
+        return list(waiting)
 
     async def attempt(
         self, client: httpx.AsyncClient, bodies: Sequence[Body], patience: float = ANSWER_SECONDS, *, keep: bool = False
-    ) -> None:
-        """One request, journalled before and after."""
+    ) -> dict[str, str]:
+        """One request, journalled before and after. The verdicts by id."""
         numbers = [self._invoke(body) for body in bodies]
         outcomes: list[str | None] = [None] * len(bodies)
         with trio.move_on_after(patience):
             outcomes = await self._post(client, bodies)
         self.answers += any(outcome is not None for outcome in outcomes)
         for number, body, outcome in zip(numbers, bodies, outcomes, strict=True):
-            if outcome == "ok":
-                self.journal.write("ok", attempt=number, id=body["event_id"])
+            if outcome in OK:
+                self.journal.write("ok", attempt=number, id=body["event_id"], status=outcome)
                 self.acknowledged.append(body)
             elif outcome is not None:
                 self.journal.write("fail", attempt=number, id=body["event_id"], reason=outcome)
@@ -170,6 +174,8 @@ class Load:
                     self.unsettled.append(body)
         if None in outcomes and not keep:
             await trio.sleep(RETRY_PAUSE_SECONDS)
+        told = zip(bodies, outcomes, strict=True)
+        return {body["event_id"]: outcome for body, outcome in told if outcome is not None}
 
     def _insists_on(self, event_id: str) -> bool:
         """Nine senders of ten retry until they hear a verdict; the others give up at the first doubt."""
@@ -186,7 +192,7 @@ class Load:
         return number
 
     async def _post(self, client: httpx.AsyncClient, bodies: Sequence[Body]) -> list[str | None]:
-        """A verdict for each: `ok`, a reason, or None when nothing is known."""
+        """A verdict for each: `accepted`, `duplicate`, a reason, or None when nothing is known."""
         listeners = self.listeners()
         if not listeners:
             return [None] * len(bodies)
@@ -196,16 +202,14 @@ class Load:
                 answer = await client.post(f"{base}/events/", json=bodies[0])
                 if answer.status_code in FINAL:
                     return [answer.json()["code"]]
-                return ["ok" if answer.status_code == 200 else None]
+                return [answer.json()["status"] if answer.status_code == 200 else None]
             answer = await client.post(f"{base}/events/batch", json=bodies)
         except httpx.HTTPError:
             return [None] * len(bodies)
         if answer.status_code != 200:
             return [None] * len(bodies)
-        outcomes: list[str | None] = ["ok"] * len(bodies)
+        outcomes: list[str | None] = ["accepted"] * len(bodies)
         for result in answer.json()["results"]:
-            if result["status"] == "rejected":
-                outcomes[result["index"]] = result["reason"]
-            elif result["status"] == "retry":
-                outcomes[result["index"]] = None
+            words = {"rejected": result["reason"], "duplicate": "duplicate", "retry": None}
+            outcomes[result["index"]] = words[result["status"]]
         return outcomes
