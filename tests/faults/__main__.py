@@ -34,8 +34,8 @@ FAULTS = {
 }
 SEED_SECONDS = 150.0  # a seed that takes longer hangs
 COLUMNS = (
-    "acknowledged", "lost", "double", "phantom", "denied", "overspend_micros", "over_cap", "unbalanced",
-    "indeterminate", "committed",
+    "acknowledged", "lost", "double", "phantom", "denied", "twice", "unfounded", "mispriced", "misdated",
+    "overspend_micros", "over_cap", "unbalanced", "unmet", "indeterminate", "committed",
 )  # fmt: skip
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import date
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from tests.faults.checker import Findings, check
 from tests.faults.engines import QUICK, EngineProcess, open_engine_process
 from tests.faults.journal import Journal
 from tests.faults.load import Load
+from tests.faults.probe import Probe, micros
 from tests.faults.servers import PostgresServer, RedisServer
 
 COST_MICROS = 1_000  # an impression at a cpm of 1.00
@@ -101,18 +104,20 @@ class World:
         """Make a campaign (cpm 1.00, plenty of budget) and journal it."""
         values = {
             "name": "wide", "pricing_model": "cpm", "unit_price": "1.00", "total_budget": PLENTY,
-            "daily_budget": PLENTY, "pacing": "asap", **fields,
+            "daily_budget": PLENTY, "pacing": "asap", "timezone": "UTC", "active": True, **fields,
         }  # fmt: skip
+        asked = time.monotonic()
         answer = await self.second.call("POST", "/campaigns/", json=values)
         assert answer.status_code == 201, answer.text
         campaign = int(answer.json()["id"])
         self.plans[campaign] = values
-        self._journal_plan(campaign, spent=0)
+        await self._journal_plan(campaign, asked)
         return campaign
 
     async def change(self, campaign: int, **fields: object) -> None:
         """Change a campaign, until that is acknowledged, and journal it."""
         engine = self.source.choice([engine for engine in self.engines if engine.api])
+        asked = time.monotonic()
         while True:
             try:
                 answer = await engine.call("PATCH", f"/campaigns/{campaign}", json=fields)
@@ -122,16 +127,22 @@ class World:
                 break
             assert answer.status_code == 503, answer.text
         self.plans[campaign] |= fields
-        rows = await trio.to_thread.run_sync(
-            self.postgres.do, "SELECT spent FROM ledger WHERE campaign_id = %s", campaign
-        )
-        self._journal_plan(campaign, spent=rows[0][0])
+        await self._journal_plan(campaign, asked)
 
-    def _journal_plan(self, campaign: int, spent: int) -> None:
+    async def ledger(self, campaign: int) -> tuple[int, date, int]:
+        """What a campaign has spent, its latest spend day, and what it has spent on that."""
+        query = "SELECT spent, day, today FROM ledger WHERE campaign_id = %s"
+        ((spent, day, today),) = await trio.to_thread.run_sync(self.postgres.do, query, campaign)
+        return spent, day, today
+
+    async def _journal_plan(self, campaign: int, asked: float) -> None:
         plan = self.plans[campaign]
+        spent, day, today = await self.ledger(campaign)
         self.journal.write(
-            "plan", campaign=campaign, spent=spent, total_micros=_micros(plan["total_budget"]),
-            daily_micros=_micros(plan["daily_budget"]), cap=plan.get("freq_cap_impressions_per_day"),
+            "plan", campaign=campaign, asked=asked, total_micros=micros(plan["total_budget"]),
+            daily_micros=micros(plan["daily_budget"]), cap=plan.get("freq_cap_impressions_per_day"),
+            model=plan["pricing_model"], price_micros=micros(plan["unit_price"]), zone=plan["timezone"],
+            active=plan["active"], spent=spent, day=str(day), today_micros=today,
         )  # fmt: skip
 
     # --- one seed ---
@@ -144,6 +155,7 @@ class World:
         path.unlink(missing_ok=True)
         self.journal = Journal(path)
         for engine in self.engines:
+            engine.tell_clock = self.journal.clock
             engine.move_clock()
         await self.mend()
         self.campaigns = [await self.create(**fields) for fields in CAMPAIGNS]
@@ -156,13 +168,29 @@ class World:
             self.clear()
             await self.answered(10)
             self.load.stop()
+        return await self._judged(path)
+
+    async def _judged(self, path: Path) -> Findings:
+        """Every event settled, every campaign asked once more; what the checker finds."""
         stuck = await self.load.settle()
+        flowed = bool(self.load.acknowledged)
+        unmet: dict[int, str] = {}
+        async with trio.open_nursery() as nursery:
+            for campaign in self.campaigns:
+                nursery.start_soon(self._probe, campaign, unmet)
         self.journal.close()
         findings = await trio.to_thread.run_sync(check, path, self.postgres.url)
         if stuck:
-            findings.note("never settled, though all is well", stuck[:3])
-            findings.lost += len(stuck)
+            findings.count("lost", "never settled, though all is well", stuck[:3], len(stuck))
+        for campaign, wrong in unmet.items():
+            findings.count("unmet", wrong, campaign)
+        if not flowed:
+            findings.count("unmet", "nothing was acknowledged under load", path.name)
         return findings
+
+    async def _probe(self, campaign: int, unmet: dict[int, str]) -> None:
+        if wrong := await Probe(self.load, campaign, self.plans[campaign], self.ledger).run():
+            unmet[campaign] = wrong
 
     async def mend(self) -> None:
         """Whatever was broken works again: stores, proxies, engines. Clocks stay where they are until the next seed."""
@@ -177,10 +205,6 @@ class World:
         for engine in self.engines:
             if not (self.launches and engine is self.first):
                 await engine.start()
-
-
-def _micros(amount: object) -> int:
-    return round(float(str(amount)) * 1_000_000)
 
 
 @asynccontextmanager
