@@ -11,7 +11,7 @@ else but this and Postgres.
 | `invoke` | an attempt to record an event was sent |
 | `ok` | that attempt was answered; its `status` is accepted or duplicate |
 | `fail` | it was answered: refused for good, with its reason |
-| `info` | nothing is known: 503, `retry`, no answer |
+| `info` | nothing is known: 503, `retry`, no answer; and why |
 | `clear` | the fault is over, or nothing stands in the way of a recovery any more |
 """
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tests.faults.checker import Book, Findings, Row, judge
-from tests.faults.probe import expected
 
 DAY = date(2026, 1, 1)
 NEXT_DAY = date(2026, 1, 2)
@@ -301,19 +300,3 @@ def test_recovery_lasts_until_the_last_event_that_waited_has_its_verdict() -> No
     findings = judge(records, stored, [book(*rows("ab")), book(row("c"), campaign=2)])
     assert findings.violations == 0, findings
     assert (findings.recovery_seconds, findings.others_seconds) == (2.5, 0.5)
-
-
-def test_what_is_asked_when_all_is_calm_follows_from_ledger_and_plan() -> None:
-    """So many impressions as fit into both budgets, and then a refusal by the smaller; yesterday's spend is past."""
-    campaign = {
-        "active": True,
-        "unit_price": "1.00",
-        "total_budget": "0.150",
-        "daily_budget": "0.120",
-        "timezone": "UTC",
-    }
-    assert expected(campaign, (0, date(1970, 1, 1), 0), NOON) == (120, {"daily_budget"})
-    assert expected(campaign, (100_000, DAY, 20_500), NOON) == (50, {"total_budget"})
-    assert expected(campaign, (100_000, date(2025, 12, 31), 100_000), NOON) == (50, {"total_budget"})
-    assert expected(campaign, (150_000, DAY, 120_000), NOON) == (0, {"total_budget", "daily_budget"})
-    assert expected({**campaign, "active": False}, (0, DAY, 0), NOON) == (0, {"inactive"})

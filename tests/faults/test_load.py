@@ -20,7 +20,7 @@ class Stub(Load):
 
     stuck = 2
 
-    async def _post(self, client: httpx.AsyncClient, bodies: Sequence[Body]) -> list[str | None]:
+    async def _post(self, client: httpx.AsyncClient, bodies: Sequence[Body]) -> Sequence[str]:
         if any(body["campaign_id"] == self.stuck for body in bodies):
             await trio.sleep_forever()
         return ["accepted"] * len(bodies)

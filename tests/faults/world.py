@@ -135,6 +135,14 @@ class World:
         ((spent, day, today),) = await trio.to_thread.run_sync(self.postgres.do, query, campaign)
         return spent, day, today
 
+    async def shown(self, campaign: int, day: date) -> Mapping[str, int]:
+        """Impressions of each user on a spend day."""
+        query = (
+            "SELECT user_id, count(*) FROM events"
+            " WHERE campaign_id = %s AND event_type = 0 AND spend_day = %s GROUP BY 1"
+        )
+        return dict(await trio.to_thread.run_sync(self.postgres.do, query, campaign, day))
+
     async def _journal_plan(self, campaign: int, asked: float) -> None:
         plan = self.plans[campaign]
         spent, day, today = await self.ledger(campaign)
@@ -189,7 +197,7 @@ class World:
         return findings
 
     async def _probe(self, campaign: int, unmet: dict[int, str]) -> None:
-        if wrong := await Probe(self.load, campaign, self.plans[campaign], self.ledger).run():
+        if wrong := await Probe(self.load, campaign, self.plans[campaign], self).run():
             unmet[campaign] = wrong
 
     async def mend(self) -> None:
