@@ -37,8 +37,8 @@ FAULTS = {
 INTERRUPTED = 130
 SEED_SECONDS = 150.0  # a seed that takes longer hangs
 COLUMNS = (
-    "acknowledged", "lost", "double", "phantom", "denied", "overspend_micros", "over_cap", "unbalanced",
-    "indeterminate", "committed",
+    "acknowledged", "lost", "double", "phantom", "denied", "twice", "unfounded", "mispriced", "misdated",
+    "overspend_micros", "over_cap", "unbalanced", "unmet", "indeterminate", "committed",
 )  # fmt: skip
 
 

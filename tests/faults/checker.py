@@ -4,10 +4,15 @@
 
 - **lost**: acknowledged, and not a row. **double**: an id with more than one row.
 - **phantom**: a row that nobody sent, that differs from what was sent, or whose every attempt was refused.
-- **denied**: refused after it had been acknowledged, and not as invalid.
+- **denied**: refused after it had been acknowledged (as invalid only where clocks were moved: that is told first).
+- **twice**: an id that was answered `accepted` twice, or `duplicate` when nothing had been sent before.
+- **unfounded**: refused, though no plan that may have been in force can have been a reason.
+- **mispriced**: rows whose cost is not that of a plan that may have been in force when they were reserved.
+- **misdated**: rows on a spend day that the campaign's zone did not have between their first attempt and their verdict.
 - **overspend**: micros above the budget that was in force (or above what was spent already when it was lowered), in
-  all or on a spend day. **over cap**: impressions of a user and day above the largest cap that was in force.
-- **unbalanced**: campaigns whose ledger row or rollup is not the sum of their rows.
+  all or on a spend day. **over cap**: impressions of a user and day above the cap that they must have met.
+- **unbalanced**: campaigns whose ledger row or rollup is missing, or not the sum of their rows.
+- **unmet**: campaigns that don't answer as their books and plan say when all is calm (tests/faults/probe.py).
 - **indeterminate**: attempts without an answer, and no other attempt told what became of the event; `committed` of
   these are rows.
 - **recovery**: from the end of the fault until the last event that was waiting then had its verdict, in seconds.
@@ -19,31 +24,60 @@ from __future__ import annotations
 
 import json
 import sys
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
+from tests.faults.history import Attempt, Event, History, Plan, read_journal
+
 EVENT_TYPES = ("impression", "click", "conversion")
-Row = tuple[int, str, int, str, int, Any]  # campaign, user, type, event id, cost in micros, spend day
-Book = tuple[int, int, int]  # campaign, spent by the ledger, spent by the rollup
+FOREVER = float("inf")
+
+
+class Row(NamedTuple):
+    """What the table has of an event."""
+
+    campaign: int
+    user: str
+    kind: int
+    event_id: str
+    cost_micros: int
+    spend_day: date
+
+
+class Book(NamedTuple):
+    """What ledger and rollup have of a campaign."""
+
+    campaign: int
+    spent: int
+    rolled_up: int
+    day: date
+    today_micros: int
 
 
 @dataclass
 class Findings:
-    """What the checker prints; the first group must be zero."""
+    """What the checker prints; all up to `unmet` must be zero, but for `acknowledged`, which must not."""
 
     acknowledged: int = 0
     lost: int = 0
     double: int = 0
     phantom: int = 0
     denied: int = 0
+    twice: int = 0
+    unfounded: int = 0
+    mispriced: int = 0
+    misdated: int = 0
     overspend_micros: int = 0
     over_cap: int = 0
     unbalanced: int = 0
+    unmet: int = 0
     indeterminate: int = 0
     committed: int = 0
     recovery_seconds: float = 0.0
@@ -54,8 +88,8 @@ class Findings:
     def violations(self) -> int:
         """Whether a promise was broken, and how often."""
         return (
-            self.lost + self.double + self.phantom + self.denied + self.overspend_micros + self.over_cap
-            + self.unbalanced
+            self.lost + self.double + self.phantom + self.denied + self.twice + self.unfounded + self.mispriced
+            + self.misdated + self.overspend_micros + self.over_cap + self.unbalanced + self.unmet
         )  # fmt: skip
 
     def note(self, what: str, of: object) -> None:
@@ -63,53 +97,10 @@ class Findings:
         if len(self.examples) < 8:
             self.examples.append(f"{what}: {of}")
 
-
-@dataclass
-class Event:
-    """What the journal tells of one id."""
-
-    sent: Mapping[str, Any]
-    open: dict[int, float] = field(default_factory=dict)
-    ok_since: float | None = None
-    fails: int = 0
-    infos: int = 0
-    denied: bool = False
-    first_invoke: float = 0.0
-    settled: float | None = None
-
-
-def read_journal(records: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Event], list[Mapping[str, Any]], list[float]]:
-    """Events by id, plans in order, and the moments when a fault was over."""
-    events: dict[str, Event] = {}
-    plans: list[Mapping[str, Any]] = []
-    clears: list[float] = []
-    for record in records:
-        at = record["t"]
-        match record["what"]:
-            case "plan":
-                plans.append(record)
-            case "clear":
-                clears.append(at)
-            case "fault":
-                pass  # for _measure_recovery
-            case "invoke":
-                event = events.setdefault(record["id"], Event(record, first_invoke=at))
-                event.open[record["attempt"]] = at
-            case answer:
-                event = events[record["id"]]
-                asked = event.open.pop(record["attempt"])
-                if answer == "info":
-                    event.infos += 1
-                    continue
-                event.settled = event.settled or at
-                if answer == "ok":
-                    event.ok_since = event.ok_since or at
-                else:
-                    event.fails += 1
-                    # (By the contract `invalid` is told first; what was valid may not be by another clock.)
-                    again = event.ok_since is not None and asked > event.ok_since
-                    event.denied |= again and record["reason"] != "invalid"
-    return events, plans, clears
+    def count(self, name: str, what: str, of: object, number: int = 1) -> None:
+        """One more violation of this name, or so many."""
+        setattr(self, name, getattr(self, name) + number)
+        self.note(f"{name}, {what}", of)
 
 
 def check(journal: Path, db_url: str) -> Findings:
@@ -118,119 +109,245 @@ def check(journal: Path, db_url: str) -> Findings:
         records = [json.loads(line) for line in file]
     campaigns = sorted({record["campaign"] for record in records if record["what"] == "plan"})
     with psycopg.connect(db_url) as connection:
-        rows: list[Row] = connection.execute(
+        rows = connection.execute(
             "SELECT campaign_id, user_id, event_type, event_id::text, cost_micros, spend_day FROM events"
             " WHERE campaign_id = ANY(%s)",
             (campaigns,),
         ).fetchall()
-        books: list[Book] = connection.execute(
+        books = connection.execute(
             "SELECT campaign_id, spent, coalesce((SELECT sum(spend) FROM rollup WHERE rollup.campaign_id ="
-            " ledger.campaign_id), 0) FROM ledger WHERE campaign_id = ANY(%s)",
+            " ledger.campaign_id), 0), day, today FROM ledger WHERE campaign_id = ANY(%s)",
             (campaigns,),
         ).fetchall()
-    return judge(records, rows, books)
+    return judge(records, [Row(*row) for row in rows], [Book(*book) for book in books])
 
 
-def judge(records: Sequence[Mapping[str, Any]], rows: Sequence[Row], books: Sequence[Book]) -> Findings:
+def judge(records: Iterable[Mapping[str, Any]], rows: Sequence[Row], books: Sequence[Book]) -> Findings:
     """What journal, rows and books say together."""
-    events, plans, clears = read_journal(records)
+    history = read_journal(records)
     findings = Findings()
-    _check_events(findings, events, rows)
-    _check_money(findings, plans, rows, books)
-    _check_caps(findings, plans, rows)
-    _measure_recovery(findings, events, clears, [record for record in records if record["what"] == "fault"])
+    _check_rows(findings, history, rows)
+    _check_answers(findings, history, {row.event_id for row in rows})
+    _check_refusals(findings, history)
+    _check_books(findings, history, rows, books)
+    _check_budgets(findings, history, rows)
+    _check_caps(findings, history, rows)
+    _measure_recovery(findings, history)
     return findings
 
 
-def _check_events(findings: Findings, events: Mapping[str, Event], rows: Sequence[Row]) -> None:
-    copies = Counter(row[3] for row in rows)
+# --- rows against what was sent ---
+
+
+def _check_rows(findings: Findings, history: History, rows: Sequence[Row]) -> None:
+    for event_id, copies in Counter(row.event_id for row in rows).items():
+        if copies > 1:
+            findings.count("double", "rows of one id", event_id)
     for row in rows:
-        event = events.get(row[3])
-        sent = event.sent if event else {}
-        told = (sent.get("campaign"), sent.get("user"), sent.get("type"))
-        if event is None or told != (row[0], row[1], EVENT_TYPES[row[2]]):
-            findings.phantom += 1
-            findings.note("phantom, not as it was sent", row)
-        elif event.fails and not event.infos and not event.open and event.ok_since is None:
-            findings.phantom += 1
-            findings.note("phantom, refused every time", row)
-    for event_id, count in copies.items():
-        if count > 1:
-            findings.double += 1
-            findings.note("double", event_id)
-    for event_id, event in events.items():
+        event = history.events.get(row.event_id)
+        if event is None or (event.campaign, event.user, event.kind) != (row.campaign, row.user, EVENT_TYPES[row.kind]):
+            findings.count("phantom", "not as it was sent", row)
+            continue
+        if event.refused_every_time:
+            findings.count("phantom", "refused every time", row)
+        _check_cost_and_day(findings, history, event, row)
+
+
+def _check_cost_and_day(findings: Findings, history: History, event: Event, row: Row) -> None:
+    start, end = _reserved_between(event)
+    plans = history.in_force(row.campaign, start, end)
+    if row.cost_micros not in {plan.cost_micros(event.kind) for plan in plans}:
+        findings.count("mispriced", "at no price in force", row)
+    first, last = history.days(plans[0].zone, start, end)
+    if not first <= row.spend_day <= last:
+        findings.count("misdated", f"not from {first} to {last}", row)
+
+
+def _reserved_between(event: Event) -> tuple[float, float]:
+    """When the reservation was made that paid for an event's row."""
+    return event.first_invoke, FOREVER if event.ok_since is None else event.ok_since
+
+
+# --- answers ---
+
+
+def _check_answers(findings: Findings, history: History, stored: set[str]) -> None:
+    for event_id, event in history.events.items():
         if event.ok_since is not None:
             findings.acknowledged += 1
-            if event_id not in copies:
-                findings.lost += 1
-                findings.note("lost", event.sent)
+            if event_id not in stored:
+                findings.count("lost", "acknowledged, and no row", (event_id, event))
+            _check_repeats(findings, history, event_id, event)
         elif event.settled is None:
             findings.indeterminate += 1
-            findings.committed += event_id in copies
-        if event.denied:
-            findings.denied += 1
-            findings.note("denied", event.sent)
+            findings.committed += event_id in stored
 
 
-def _check_money(
-    findings: Findings, plans: list[Mapping[str, Any]], rows: Sequence[Row], books: Sequence[Book]
-) -> None:
+def _check_repeats(findings: Findings, history: History, event_id: str, event: Event) -> None:
+    assert event.ok_since is not None
+    words = Counter(attempt.word for attempt in event.attempts.values() if attempt.answer == "ok")
+    # One reservation paid for it: who joins it under way, or finds it in Postgres, hears `duplicate`.
+    if words["accepted"] > 1:
+        findings.count("twice", "accepted more than once", (event_id, event))
+    if words["duplicate"] and len(event.attempts) == 1:
+        findings.count("twice", "a duplicate of nothing", (event_id, event))
+    for attempt in event.attempts.values():
+        excused = attempt.word == "invalid" and history.clocks_moved
+        if attempt.answer == "fail" and attempt.asked > event.ok_since and not excused:
+            findings.count("denied", attempt.word, (event_id, event))
+            return
+
+
+# --- refusals ---
+
+Sent = Mapping[tuple[int, str, str], list[float]]
+
+
+def _check_refusals(findings: Findings, history: History) -> None:
+    sent = _sent(history)
+    for event_id, event in history.events.items():
+        for attempt in event.attempts.values():
+            if attempt.answer == "fail" and not _founded(history, sent, event, attempt):
+                findings.count("unfounded", attempt.word, (event_id, event))
+
+
+def _sent(history: History) -> Sent:
+    """When events were sent first, in order: by campaign and kind, of a user or of all ("")."""
+    sent: dict[tuple[int, str, str], list[float]] = defaultdict(list)
+    for event in history.events.values():
+        for user in ("", event.user):
+            sent[event.campaign, event.kind, user].append(event.first_invoke)
+    for times in sent.values():
+        times.sort()
+    return sent
+
+
+def _founded(history: History, sent: Sent, event: Event, attempt: Attempt) -> bool:
+    """Whether a plan may have been in force that refuses this, with all that was sent by then counted as reserved."""
+    plans = history.in_force(event.campaign, attempt.asked, attempt.told)
+    cost_micros = max(plan.cost_micros(event.kind) for plan in history.plans[event.campaign])
+    most_micros = cost_micros * bisect_left(sent[event.campaign, event.kind, ""], attempt.told)
+    match attempt.word:
+        case "invalid":
+            return history.clocks_moved
+        case "inactive":
+            return any(not plan.active for plan in plans)
+        case "total_budget":
+            return any(most_micros > plan.total_micros for plan in plans)
+        case "daily_budget":
+            return any(most_micros > plan.daily_micros for plan in plans)
+        case "frequency_capped":
+            others = bisect_left(sent[event.campaign, event.kind, event.user], attempt.told) - 1
+            caps = [plan.cap for plan in plans if plan.cap is not None]
+            return event.kind == "impression" and any(others >= cap for cap in caps)
+    return False
+
+
+# --- money ---
+
+
+def _check_books(findings: Findings, history: History, rows: Sequence[Row], books: Sequence[Book]) -> None:
     spent: dict[int, int] = defaultdict(int)
-    days: dict[tuple[int, Any], int] = defaultdict(int)
-    for campaign, _, _, _, cost, day in rows:
-        spent[campaign] += cost
-        days[campaign, day] += cost
-    for campaign, booked, rolled_up in books:
-        if not booked == rolled_up == spent[campaign]:
-            findings.unbalanced += 1
-            findings.note("unbalanced", (campaign, spent[campaign], booked, rolled_up))
-    allowed: dict[int, int] = {}
-    daily: dict[int, int] = defaultdict(int)
+    days: dict[tuple[int, date], int] = defaultdict(int)
+    for row in rows:
+        spent[row.campaign] += row.cost_micros
+        days[row.campaign, row.spend_day] += row.cost_micros
+    by_campaign = {book.campaign: book for book in books}
+    for campaign in history.plans:
+        book = by_campaign.get(campaign)
+        if book is None:
+            findings.count("unbalanced", "no ledger row", campaign)
+        elif not book.spent == book.rolled_up == spent[campaign] or book.today_micros != days[campaign, book.day]:
+            findings.count("unbalanced", f"rows say {spent[campaign]}, {days[campaign, book.day]} on the day", book)
+
+
+def _check_budgets(findings: Findings, history: History, rows: Sequence[Row]) -> None:
+    amounts: dict[int, dict[date, int]] = {campaign: defaultdict(int) for campaign in history.plans}
+    for row in rows:
+        amounts[row.campaign][row.spend_day] += row.cost_micros
+    for campaign, plans in history.plans.items():
+        _check_total(findings, plans, sum(amounts[campaign].values()))
+        for day, amount_micros in amounts[campaign].items():
+            _check_day(findings, plans, day, amount_micros)
+
+
+def _check_total(findings: Findings, plans: Sequence[Plan], amount_micros: int) -> None:
+    limit_micros = 0
     for plan in plans:
-        campaign = plan["campaign"]
-        above = plan["spent"] - max(allowed.get(campaign, 0), plan["total_micros"])
-        _count_overspend(findings, above, plan)
         # What is spent already stays spent when a budget is lowered.
-        allowed[campaign] = max(plan["total_micros"], plan["spent"])
-        daily[campaign] = max(daily[campaign], plan["daily_micros"])
-    for campaign, limit in allowed.items():
-        _count_overspend(findings, spent[campaign] - limit, campaign)
-    for (campaign, day), amount in days.items():
-        _count_overspend(findings, amount - daily[campaign], (campaign, day))
+        _count_overspend(findings, plan.spent - max(limit_micros, plan.total_micros), plan)
+        limit_micros = max(plan.total_micros, plan.spent)
+    _count_overspend(findings, amount_micros - limit_micros, plans[-1])
+
+
+def _check_day(findings: Findings, plans: Sequence[Plan], day: date, amount_micros: int) -> None:
+    limit_micros = 0
+    for plan in plans:
+        if plan.day < day:  # nothing was spent on that day yet
+            limit_micros = plan.daily_micros
+        elif plan.day == day:
+            _count_overspend(findings, plan.today_micros - max(limit_micros, plan.daily_micros), plan)
+            limit_micros = max(plan.daily_micros, plan.today_micros)
+        else:  # it may have been made just before the day ended
+            limit_micros = max(limit_micros, plan.daily_micros)
+            break
+    _count_overspend(findings, amount_micros - limit_micros, (day, plans[-1]))
 
 
 def _count_overspend(findings: Findings, above_micros: int, where: object) -> None:
     if above_micros > 0:
-        findings.overspend_micros += above_micros
-        findings.note(f"{above_micros} micros above the budget", where)
+        findings.count("overspend_micros", f"{above_micros} above the budget", where, above_micros)
 
 
-def _check_caps(findings: Findings, plans: list[Mapping[str, Any]], rows: Sequence[Row]) -> None:
-    caps: dict[int, int | None] = {}
-    for plan in plans:
-        campaign, cap = plan["campaign"], plan["cap"]
-        known = caps.get(campaign, 0)
-        caps[campaign] = None if cap is None or known is None else max(cap, known)
-    seen = Counter((row[0], row[1], row[5]) for row in rows if row[2] == 0)
-    for (campaign, user, day), impressions in seen.items():
-        cap = caps[campaign]
-        if cap is not None and impressions > cap:
-            findings.over_cap += impressions - cap
-            findings.note(f"{impressions} impressions, cap {cap}", (campaign, user, day))
+# --- caps ---
 
 
-def _measure_recovery(
-    findings: Findings, events: Mapping[str, Event], clears: list[float], faults: Sequence[Mapping[str, Any]]
-) -> None:
-    settled = [(event, event.settled) for event in events.values() if event.settled is not None]
-    for clear in clears:
+class Shown(NamedTuple):
+    """One impression: reserved between these times, under a cap of at most so many."""
+
+    start: float
+    end: float
+    cap: float
+
+
+def _check_caps(findings: Findings, history: History, rows: Sequence[Row]) -> None:
+    seen: dict[tuple[int, str, date], list[Shown]] = defaultdict(list)
+    for row in rows:
+        event = history.events.get(row.event_id)
+        if event is not None and event.kind == "impression":
+            start, end = _reserved_between(event)
+            caps = [plan.cap for plan in history.in_force(row.campaign, start, end)]
+            cap = max(FOREVER if cap is None else cap for cap in caps)
+            seen[row.campaign, row.user, row.spend_day].append(Shown(start, end, cap))
+    for user, impressions in seen.items():
+        above = max(_above_cap(impressions, each) for each in impressions)
+        if above > 0:
+            findings.count("over_cap", f"{above} too many", (user, impressions), above)
+
+
+def _above_cap(impressions: Sequence[Shown], first: Shown) -> int:
+    """How many were shown too many, among those from this one on that met no larger cap.
+
+    Whichever of these was reserved last has met all the others, and all that were there before this one was sent.
+    """
+    if first.cap == FOREVER:
+        return 0
+    capped = sum(each.start >= first.start and each.cap <= first.cap for each in impressions)
+    before = sum(each.end < first.start for each in impressions)
+    return capped + before - int(first.cap)
+
+
+# --- times ---
+
+
+def _measure_recovery(findings: Findings, history: History) -> None:
+    settled = [(event, event.settled) for event in history.events.values() if event.settled is not None]
+    for clear in history.clears:
         waited = [end - clear for event, end in settled if event.first_invoke < clear < end]
         findings.recovery_seconds = max([findings.recovery_seconds, *waited])
-    for fault in faults:
+    for begin, others in history.faults:
         waited = [
-            end - max(event.first_invoke, fault["t"])
-            for event, end in settled
-            if event.sent["campaign"] in fault["others"] and end > fault["t"]
+            end - max(event.first_invoke, begin) for event, end in settled if event.campaign in others and end > begin
         ]
         findings.others_seconds = max([findings.others_seconds, *waited])
 

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class EngineProcess:
         self._ends: list[str] = []
         self._is_special = False
         self._log_read = 0
+        self._off_seconds = 0.0
+        self.tell_clock: Callable[[str, float], None] = lambda name, seconds: None
         self.move_clock()
 
     @property
@@ -191,6 +193,10 @@ class EngineProcess:
 
     def move_clock(self, own_seconds: float = 0.0, compared_seconds: float = 0.0) -> None:
         """Move its clocks (see process.py), at once."""
+        # (How far off it was is told, too: the engine follows a little later.)
+        self.tell_clock(self.name, self._off_seconds)
+        self.tell_clock(self.name, own_seconds)
+        self._off_seconds = own_seconds
         write_clock(self._clock, int(own_seconds * 1_000_000), int(compared_seconds * 1_000_000))
 
     async def call(self, method: str, path: str, **options: Any) -> httpx.Response:

@@ -20,12 +20,21 @@ from tests.faults.journal import Journal
 
 SENDERS = 3
 BATCH_MAX = 16
-ANSWER_SECONDS = 8.0  # longer than any engine under test lets a request wait
+ANSWER_SECONDS = 12.0  # longer than any engine under test lets a request wait, those with the defaults (10 s) included
 SETTLE_SECONDS = 60.0  # how long a retry may go on when all is well again
+SETTLE_MAX = 100  # events a request when what has no verdict is sent again
 RETRY_PAUSE_SECONDS = 0.05
+USERS = tuple(f"u{number}" for number in range(25))
 FINAL = {402, 404, 422, 429}
+OK = {"accepted", "duplicate"}
 
 Body = dict[str, Any]
+
+
+class Doubt(str):
+    """Nothing is known of an event, and this is why."""
+
+    __slots__ = ()
 
 
 def client_of(timeout_seconds: float) -> httpx.AsyncClient:
@@ -73,7 +82,7 @@ class Load:
         now = time.time() + self.clock_seconds
         body = {
             "campaign_id": source.choice(self.campaigns),
-            "user_id": f"u{source.randrange(25)}",
+            "user_id": source.choice(USERS),
             "event_type": source.choices(["impression", "click"], [9, 1])[0],
             "event_id": str(uuid.UUID(int=source.getrandbits(128), version=4)),
         }
@@ -138,38 +147,47 @@ class Load:
 
     async def settle(self) -> list[str]:
         """Retry until every event has a verdict; ids that had none within the bound."""
+        waiting = {body["event_id"]: body for body in self.unsettled}
         async with client_of(ANSWER_SECONDS) as client:
             with trio.move_on_after(SETTLE_SECONDS):
-                while self.unsettled:
-                    bodies = {body["event_id"]: body for body in self.unsettled}
-                    self.unsettled.clear()
-                    waiting = list(bodies.values())
-                    for start in range(0, len(waiting), 100):
-                        await self.attempt(client, waiting[start : start + 100], keep=True)
+                while waiting:
+                    bodies = list(waiting.values())
+                    for start in range(0, len(bodies), SETTLE_MAX):
+                        # Only a verdict takes an event off the list: one whose request hangs stays on it.
+                        for event_id in await self.attempt(client, bodies[start : start + SETTLE_MAX], keep=True):
+                            del waiting[event_id]
                     await trio.sleep(RETRY_PAUSE_SECONDS)
-        return [body["event_id"] for body in self.unsettled]
+        self.unsettled.clear()
+        return list(waiting)
 
     async def attempt(
         self, client: httpx.AsyncClient, bodies: Sequence[Body], patience: float = ANSWER_SECONDS, *, keep: bool = False
-    ) -> None:
-        """One request, journalled before and after."""
+    ) -> dict[str, str]:
+        """One request, journalled before and after. The verdicts by id."""
         numbers = [self._invoke(body) for body in bodies]
-        outcomes: list[str | None] = [None] * len(bodies)
+        outcomes: Sequence[str] = [Doubt("hung up")] * len(bodies)
         with trio.move_on_after(patience):
             outcomes = await self._post(client, bodies)
-        self.answers += any(outcome is not None for outcome in outcomes)
-        for number, body, outcome in zip(numbers, bodies, outcomes, strict=True):
-            if outcome == "ok":
-                self.journal.write("ok", attempt=number, id=body["event_id"])
-                self.acknowledged.append(body)
-            elif outcome is not None:
-                self.journal.write("fail", attempt=number, id=body["event_id"], reason=outcome)
-            else:
-                self.journal.write("info", attempt=number, id=body["event_id"])
-                if keep or self._insists_on(body["event_id"]):
-                    self.unsettled.append(body)
-        if None in outcomes and not keep:
+        told = {body["event_id"]: outcome for body, outcome in zip(bodies, outcomes, strict=True)}
+        verdicts = {event_id: outcome for event_id, outcome in told.items() if not isinstance(outcome, Doubt)}
+        self.answers += bool(verdicts)
+        for number, body in zip(numbers, bodies, strict=True):
+            self._note(number, body, told[body["event_id"]], keep)
+        if len(verdicts) < len(told) and not keep:
             await trio.sleep(RETRY_PAUSE_SECONDS)
+        return verdicts
+
+    def _note(self, number: int, body: Body, outcome: str, keep: bool) -> None:
+        event_id = body["event_id"]
+        if isinstance(outcome, Doubt):
+            self.journal.write("info", attempt=number, id=event_id, why=outcome)
+            if keep or self._insists_on(event_id):
+                self.unsettled.append(body)
+        elif outcome in OK:
+            self.journal.write("ok", attempt=number, id=event_id, status=outcome)
+            self.acknowledged.append(body)
+        else:
+            self.journal.write("fail", attempt=number, id=event_id, reason=outcome)
 
     def _insists_on(self, event_id: str) -> bool:
         """Nine senders of ten retry until they hear a verdict; the others give up at the first doubt."""
@@ -185,27 +203,32 @@ class Load:
         )  # fmt: skip
         return number
 
-    async def _post(self, client: httpx.AsyncClient, bodies: Sequence[Body]) -> list[str | None]:
-        """A verdict for each: `ok`, a reason, or None when nothing is known."""
+    async def _post(self, client: httpx.AsyncClient, bodies: Sequence[Body]) -> Sequence[str]:
+        """What each is told: `accepted`, `duplicate`, a reason, or a `Doubt`."""
         listeners = self.listeners()
         if not listeners:
-            return [None] * len(bodies)
+            return [Doubt("nobody listens")] * len(bodies)
         base = self.source.choice(listeners)
         try:
             if len(bodies) == 1:
-                answer = await client.post(f"{base}/events/", json=bodies[0])
-                if answer.status_code in FINAL:
-                    return [answer.json()["code"]]
-                return ["ok" if answer.status_code == 200 else None]
+                return [_verdict(await client.post(f"{base}/events/", json=bodies[0]))]
             answer = await client.post(f"{base}/events/batch", json=bodies)
-        except httpx.HTTPError:
-            return [None] * len(bodies)
+        except httpx.HTTPError as error:
+            return [Doubt(f"{type(error).__name__} at {base}")] * len(bodies)
         if answer.status_code != 200:
-            return [None] * len(bodies)
-        outcomes: list[str | None] = ["ok"] * len(bodies)
+            return [Doubt(f"{answer.status_code} at {base}")] * len(bodies)
+        outcomes = ["accepted"] * len(bodies)
         for result in answer.json()["results"]:
-            if result["status"] == "rejected":
-                outcomes[result["index"]] = result["reason"]
-            elif result["status"] == "retry":
-                outcomes[result["index"]] = None
+            reason = result["reason"]
+            words = {"rejected": reason, "duplicate": "duplicate", "retry": Doubt(f"{reason} at {base}")}
+            outcomes[result["index"]] = words[result["status"]]
         return outcomes
+
+
+def _verdict(answer: httpx.Response) -> str:
+    """Of an event that was sent by itself."""
+    if answer.status_code == 200:
+        return str(answer.json()["status"])
+    if answer.status_code in FINAL:
+        return str(answer.json()["code"])
+    return Doubt(f"{answer.status_code} {answer.text}")

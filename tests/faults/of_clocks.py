@@ -16,6 +16,7 @@ DAY_SECONDS = 86_400
 HEARTBEAT_SECONDS = float(QUICK["HEADRACE_HEARTBEAT_SECONDS"])
 FOLLOW_SECONDS = 3 * HEARTBEAT_SECONDS  # every engine has compared its clock by then
 NOTICED_SECONDS = 5.0
+UTC, KOLKATA = "UTC", "Asia/Kolkata"
 KOLKATA_SECONDS = 19_800  # the zone of the campaign `daily`, east of Greenwich
 WINDOW_SECONDS = 1_200  # two turns of the dedup window, and more
 
@@ -39,6 +40,10 @@ async def _move_all(world: World, seconds: float) -> None:
     world.second.move_clock(own_seconds=seconds)
     await trio.sleep(FOLLOW_SECONDS)
     world.load.go_on()
+
+
+def _campaigns_in(world: World, zone: str) -> list[int]:
+    return [campaign for campaign in world.campaigns if world.plans[campaign].get("timezone", UTC) == zone]
 
 
 async def _two_days(world: World, campaigns: list[int]) -> None:
@@ -89,14 +94,14 @@ async def midnight_utc(world: World) -> None:
     """Midnight in UTC under load."""
     await _before_midnight(world, 0, 0.75)
     await world.pause(1.0, 1.5)
-    await _two_days(world, [campaign for campaign in world.campaigns if "timezone" not in world.plans[campaign]])
+    await _two_days(world, _campaigns_in(world, UTC))
 
 
 async def midnight_elsewhere(world: World) -> None:
     """Midnight in the zone of a campaign, and not in UTC."""
     await _before_midnight(world, KOLKATA_SECONDS, 0.75)
     await world.pause(1.0, 1.5)
-    await _two_days(world, [campaign for campaign in world.campaigns if "timezone" in world.plans[campaign]])
+    await _two_days(world, _campaigns_in(world, KOLKATA))
 
 
 async def _repeat(world: World) -> None:
@@ -118,7 +123,7 @@ async def repeat_after_midnight(world: World) -> None:
     await _before_midnight(world, 0, 0.75)
     await world.pause(1.0, 1.2)
     await _repeat(world)
-    await _two_days(world, [campaign for campaign in world.campaigns if "timezone" not in world.plans[campaign]])
+    await _two_days(world, _campaigns_in(world, UTC))
 
 
 async def repeat_after_rebuild(world: World) -> None:

@@ -7,9 +7,11 @@ checker's findings, and what was slow or surprising besides. Knows no single fau
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import date
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from tests.faults.engines import QUICK, EngineProcess, open_engine_process
 from tests.faults.journal import Journal
 from tests.faults.load import ANSWER_SECONDS, Load, client_of
 from tests.faults.parent import own_folder
+from tests.faults.probe import Probe, micros
 from tests.faults.servers import PostgresServer, RedisServer
 from tests.faults.waiting import WAIT_SECONDS, until, until_told, within
 
@@ -154,18 +157,20 @@ class World:
         """Make a campaign (cpm 1.00, plenty of budget) and journal it."""
         values = {
             "name": "wide", "pricing_model": "cpm", "unit_price": "1.00", "total_budget": PLENTY,
-            "daily_budget": PLENTY, "pacing": "asap", **fields,
+            "daily_budget": PLENTY, "pacing": "asap", "timezone": "UTC", "active": True, **fields,
         }  # fmt: skip
+        asked = time.monotonic()
         answer = await self.second.call("POST", "/campaigns/", json=values)
         assert answer.status_code == 201, answer.text
         campaign = int(answer.json()["id"])
         self.plans[campaign] = values
-        self._journal_plan(campaign, spent=0)
+        await self._journal_plan(campaign, asked)
         return campaign
 
     async def change(self, campaign: int, **fields: object) -> None:
         """Change a campaign, until that is acknowledged, and journal it."""
         engine = self.source.choice([engine for engine in self.engines if engine.api])
+        asked = time.monotonic()
         while True:
             try:
                 answer = await engine.call("PATCH", f"/campaigns/{campaign}", json=fields)
@@ -175,16 +180,30 @@ class World:
                 break
             assert answer.status_code == 503, answer.text
         self.plans[campaign] |= fields
-        rows = await trio.to_thread.run_sync(
-            self.postgres.do, "SELECT spent FROM ledger WHERE campaign_id = %s", campaign
-        )
-        self._journal_plan(campaign, spent=rows[0][0])
+        await self._journal_plan(campaign, asked)
 
-    def _journal_plan(self, campaign: int, spent: int) -> None:
+    async def ledger(self, campaign: int) -> tuple[int, date, int]:
+        """What a campaign has spent, its latest spend day, and what it has spent on that."""
+        query = "SELECT spent, day, today FROM ledger WHERE campaign_id = %s"
+        ((spent, day, today),) = await trio.to_thread.run_sync(self.postgres.do, query, campaign)
+        return spent, day, today
+
+    async def shown(self, campaign: int, day: date) -> Mapping[str, int]:
+        """Impressions of each user on a spend day."""
+        query = (
+            "SELECT user_id, count(*) FROM events"
+            " WHERE campaign_id = %s AND event_type = 0 AND spend_day = %s GROUP BY 1"
+        )
+        return dict(await trio.to_thread.run_sync(self.postgres.do, query, campaign, day))
+
+    async def _journal_plan(self, campaign: int, asked: float) -> None:
         plan = self.plans[campaign]
+        spent, day, today = await self.ledger(campaign)
         self.journal.write(
-            "plan", campaign=campaign, spent=spent, total_micros=_micros(plan["total_budget"]),
-            daily_micros=_micros(plan["daily_budget"]), cap=plan.get("freq_cap_impressions_per_day"),
+            "plan", campaign=campaign, asked=asked, total_micros=micros(plan["total_budget"]),
+            daily_micros=micros(plan["daily_budget"]), cap=plan.get("freq_cap_impressions_per_day"),
+            model=plan["pricing_model"], price_micros=micros(plan["unit_price"]), zone=plan["timezone"],
+            active=plan["active"], spent=spent, day=str(day), today_micros=today,
         )  # fmt: skip
 
     # --- one seed ---
@@ -197,6 +216,7 @@ class World:
         path.unlink(missing_ok=True)
         self.journal = Journal(path)
         for engine in self.engines:
+            engine.tell_clock = self.journal.clock
             engine.move_clock()
             await engine.drop_specials()
         await self.mend()
@@ -215,15 +235,31 @@ class World:
             await self.answered(10)
             self.load.stop()
             self._loading = False
+        return await self._judged(fault, path)
+
+    async def _judged(self, fault: Fault, path: Path) -> Findings:
+        """Every event settled, every campaign asked once more; what the checker finds."""
         stuck = [event_id for load in self._loads for event_id in await load.settle()]
+        flowed = bool(self.load.acknowledged)
+        unmet: dict[int, str] = {}
+        async with trio.open_nursery() as nursery:
+            for campaign in self.campaigns:
+                nursery.start_soon(self._probe, campaign, unmet)
         self.journal.close()
         findings = await trio.to_thread.run_sync(check, path, self.postgres.url)
         if stuck:
-            findings.note("never settled, though all is well", stuck[:3])
-            findings.lost += len(stuck)
+            findings.count("lost", "never settled, though all is well", stuck[:3], len(stuck))
+        for campaign, wrong in unmet.items():
+            findings.count("unmet", wrong, campaign)
+        if not flowed:
+            findings.count("unmet", "nothing was acknowledged under load", path.name)
         for complaint in [*_too_slow(fault, findings), *await self.surprises(fault)]:
             findings.note("besides", complaint)
         return findings
+
+    async def _probe(self, campaign: int, unmet: dict[int, str]) -> None:
+        if wrong := await Probe(self.load, campaign, self.plans[campaign], self).run():
+            unmet[campaign] = wrong
 
     async def surprises(self, fault: Fault) -> list[str]:
         """What engines did since the last call that this fault does not explain."""
@@ -271,12 +307,6 @@ def _too_slow(fault: Fault, findings: Findings) -> Iterator[str]:
         yield f"recovered after {findings.recovery_seconds:.1f} s, allowed are {fault.recovery_seconds_max:.0f}"
     if fault.others_seconds_max is not None and findings.others_seconds > fault.others_seconds_max:
         yield f"others waited for {findings.others_seconds:.1f} s, allowed are {fault.others_seconds_max:.0f}"
-    if not findings.acknowledged:
-        yield "nothing was acknowledged"
-
-
-def _micros(amount: object) -> int:
-    return round(float(str(amount)) * 1_000_000)
 
 
 @asynccontextmanager
