@@ -1,8 +1,9 @@
 """Failpoints: where a fault test can end or freeze an engine process, by name.
 
-Owns the list: one point before and one after every await on a store. They stand around the stores' doors, put there
-by the composition root only when `HEADRACE_FAILPOINT` names one, so an engine in production has no trace of them.
-Knows nothing of what a store does.
+Owns the list: one point before and one after every await on a store, as the engine sees its stores. They stand around
+the stores' doors, put there by the composition root only when `HEADRACE_FAILPOINT` names one, so an engine in
+production has no trace of them. Knows nothing of what a store does: the steps of one call have no points of their own,
+nor has what the store does by itself while the engine is `listening` (it connects again when the connection was lost).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import logging
 import os
 import re
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, Literal, TypeVar, cast
 
 from config.settings import SettingsError
@@ -25,10 +27,11 @@ _LEDGER: Final = (
     "unsafe",
 )  # fmt: skip
 _STORE: Final = (
-    "campaign", "create_campaign", "flush", "halt", "heartbeat", "ids_received", "look_up", "make_partitions",
-    "page_campaigns", "ping", "plans", "raise_generation", "register_engine", "report", "retire_engine",
-    "update_campaign", "users_on",
+    "campaign", "create_campaign", "flush", "halt", "heartbeat", "ids_received", "listening", "look_up",
+    "make_partitions", "page_campaigns", "ping", "plans", "raise_generation", "register_engine", "report",
+    "retire_engine", "update_campaign", "users_on",
 )  # fmt: skip
+_SPANS: Final = ("store.listening",)
 _STREAMS: Final = ("store.ids_received", "store.users_on")
 POINTS: Final = tuple(
     f"{store}.{call}.{when}"
@@ -80,6 +83,8 @@ class _Watched:
         point = f"{self._name}.{call}"
         if f"{point}.before" not in POINTS:
             return method
+        if point in _SPANS:
+            return lambda *args, **options: self._span(point, method(*args, **options))
         around = self._stream if point in _STREAMS else self._await
         return lambda *args, **options: around(point, lambda: method(*args, **options))
 
@@ -88,6 +93,14 @@ class _Watched:
         result = await call()
         self._pass(f"{point}.after")
         return result
+
+    @asynccontextmanager
+    async def _span(self, point: str, block: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
+        """Before and after the way into the block; its way out only cancels."""
+        self._pass(f"{point}.before")
+        async with block:
+            self._pass(f"{point}.after")
+            yield
 
     async def _stream(
         self, point: str, call: Callable[[], AsyncGenerator[object, None]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import queue
+import signal
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import trio
 from tests.e2e.program import headrace
 from tests.faults import of_clients, of_clocks, of_engines, of_networks, of_postgres, of_redis, pairs
 from tests.faults.checker import Findings
+from tests.faults.parent import end_with_parent, stop_as_if_interrupted
 from tests.faults.world import Fault, World, open_world
 
 FAULTS = {
@@ -32,6 +34,7 @@ FAULTS = {
     for module in (of_engines, of_redis, of_postgres, of_networks, of_clocks, of_clients, pairs)
     for fault in module.FAULTS
 }
+INTERRUPTED = 130
 SEED_SECONDS = 150.0  # a seed that takes longer hangs
 COLUMNS = (
     "acknowledged", "lost", "double", "phantom", "denied", "twice", "unfounded", "mispriced", "misdated",
@@ -89,6 +92,7 @@ async def run_fault(world: World, fault: Fault, options: argparse.Namespace) -> 
                 findings = await world.seed(fault, seed)
         except Exception:  # noqa: BLE001 - whatever it was, it is told, with the logs kept
             result.complaints.append(f"seed {seed}: {traceback.format_exc()}")
+            result.complaints += await world.surprises(fault)
         else:
             result.add(seed, findings)
         if result.complaints:
@@ -101,9 +105,8 @@ async def run_fault(world: World, fault: Fault, options: argparse.Namespace) -> 
 
 async def _audit(world: World, result: Result) -> None:
     """The engine's own audit, by another way of adding up."""
-    env = {"DB_URL": world.postgres.url, "REDIS_URL": f"redis://127.0.0.1:{world.redis.port}"}
     await trio.sleep(0.5)  # the last commits are told to Redis
-    audit = await trio.to_thread.run_sync(lambda: headrace("audit", env=env))
+    audit = await trio.to_thread.run_sync(lambda: headrace("audit", env=world.stores()))
     if audit.returncode != 0:
         result.complaints.append(f"audit: {audit.stdout}{audit.stderr}")
 
@@ -131,41 +134,63 @@ async def work(options: argparse.Namespace) -> None:
                 sound = not result.complaints
                 sys.stdout.write(json.dumps(asdict(result)) + "\n")
                 sys.stdout.flush()
-                names[0] = (await trio.to_thread.run_sync(sys.stdin.readline)).strip()
+                names[0] = (await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)).strip()
 
 
 def run_all(names: Sequence[str], arguments: Sequence[str], jobs: int) -> Iterator[Result]:
-    """So many workers at once, each with a world of its own; results as they come."""
+    """So many workers at once, each with a world of its own; results as they come. None outlives this block."""
     waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
     results: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
     for name in names:
         waiting.put(name)
+    command = [sys.executable, "-m", "tests.faults", "--worker", *arguments]
+    workers: list[subprocess.Popen[str]] = []
 
     def drive() -> None:
-        command = [sys.executable, "-m", "tests.faults", "--worker", *arguments]
-        while not waiting.empty():
-            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
-                assert worker.stdin is not None
-                assert worker.stdout is not None
-                with suppress(queue.Empty):
-                    while True:
-                        name = waiting.get_nowait()
-                        worker.stdin.write(name + "\n")
-                        worker.stdin.flush()
-                        line = worker.stdout.readline()
-                        if not line:
-                            results.put(Result(name, complaints=["the worker ended"]))
-                            break
-                        results.put(Result(**json.loads(line)))
-                worker.stdin.close()
-        results.put(None)
+        try:
+            while not waiting.empty():
+                with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+                    workers.append(worker)
+                    _feed(worker, waiting, results)
+        finally:
+            results.put(None)  # whatever it was: nobody waits for this driver any more
 
     drivers = [threading.Thread(target=drive, daemon=True) for _ in range(jobs)]
     for driver in drivers:
         driver.start()
-    for _ in drivers:
-        while (result := results.get()) is not None:
-            yield result
+    try:
+        for _ in drivers:
+            while (result := results.get()) is not None:
+                yield result
+    finally:
+        with suppress(queue.Empty):
+            while True:
+                waiting.get_nowait()  # no driver starts another worker
+        for worker in workers:
+            worker.terminate()
+        for driver in drivers:
+            driver.join()
+
+
+def _feed(
+    worker: subprocess.Popen[str], waiting: queue.SimpleQueue[str], results: queue.SimpleQueue[Result | None]
+) -> None:
+    """Give a worker one name after the other, until there is none or it has ended."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    with suppress(queue.Empty):
+        while True:
+            name = waiting.get_nowait()
+            with suppress(BrokenPipeError):  # it has ended, which the next line tells
+                worker.stdin.write(name + "\n")
+                worker.stdin.flush()
+            line = worker.stdout.readline()
+            if not line:
+                results.put(Result(name, complaints=["the worker ended"]))
+                break
+            results.put(Result(**json.loads(line)))
+    with suppress(BrokenPipeError):
+        worker.stdin.close()
 
 
 def report(results: list[Result], seconds: float) -> int:
@@ -194,19 +219,35 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what was asked for."""
+    """Run what was asked for; 130 when it was told to stop, with nothing left behind."""
     options = _arguments(argv)
+    stop_as_if_interrupted()
+    try:
+        return _run(options, sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BaseExceptionGroup as group:
+        if group.split(KeyboardInterrupt)[1] is not None:
+            raise
+        return INTERRUPTED
+
+
+def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if options.worker:
+        end_with_parent(signal.SIGTERM)
         trio.run(work, options)
         return 0
     names = [name for name in FAULTS if options.only in name]
+    if not names:
+        print(f"no fault's name holds {options.only!r}", file=sys.stderr)
+        return 2
     if options.list:
         print("\n".join(names))
         return 0
     started = time.monotonic()
     results: list[Result] = []
     print(header(), flush=True)
-    for result in run_all(names, sys.argv[1:] if argv is None else argv, options.jobs):
+    for result in run_all(names, arguments, options.jobs):
         results.append(result)
         print(result.row(), flush=True)
         for complaint in result.complaints[:5]:

@@ -16,7 +16,8 @@
 - **indeterminate**: attempts without an answer, and no other attempt told what became of the event; `committed` of
   these are rows.
 - **recovery**: from the end of the fault until the last event that was waiting then had its verdict, in seconds.
-  **others**: the longest wait of an event that was sent first after that, to a campaign of which nothing was waiting.
+  **others**: the longest wait for a verdict, from the beginning of the fault on, in campaigns that it does not concern
+  (the journal says which).
 """
 
 from __future__ import annotations
@@ -342,15 +343,13 @@ def _above_cap(impressions: Sequence[Shown], first: Shown) -> int:
 def _measure_recovery(findings: Findings, history: History) -> None:
     settled = [(event, event.settled) for event in history.events.values() if event.settled is not None]
     for clear in history.clears:
-        waited = [(event, end - clear) for event, end in settled if event.first_invoke < clear < end]
-        findings.recovery_seconds = max([findings.recovery_seconds, *(seconds for _, seconds in waited)])
-        busy = {event.campaign for event, _ in waited}
-        others = [
-            end - event.first_invoke
-            for event, end in settled
-            if event.first_invoke > clear and event.campaign not in busy
+        waited = [end - clear for event, end in settled if event.first_invoke < clear < end]
+        findings.recovery_seconds = max([findings.recovery_seconds, *waited])
+    for begin, others in history.faults:
+        waited = [
+            end - max(event.first_invoke, begin) for event, end in settled if event.campaign in others and end > begin
         ]
-        findings.others_seconds = max([findings.others_seconds, *others])
+        findings.others_seconds = max([findings.others_seconds, *waited])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One engine process under fault: its proxies to both stores, its clocks, its life.
 
-Owns the process and its addresses. Knows no load and no checker.
+Owns the process, its addresses, and what of it nobody asked for: an end that no fault caused, an exception in its log.
+Knows no load and no checker.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from tests.e2e.program import environment
 from tests.faults.load import client_of
 from tests.faults.process import CLOCK, run, write_clock
 from tests.faults.proxy import Proxy, open_proxy
-from tests.faults.servers import PostgresServer, RedisServer
+from tests.faults.servers import PostgresServer, RedisServer, is_frozen
+from tests.faults.waiting import within
 
 START_SECONDS = 60.0
+_RECORD = re.compile(r"^(?=\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,)", re.MULTILINE)  # where one begins in a log
+_EXCEPTION = re.compile(r"Traceback|its actor failed|RuntimeWarning")
+_TOLD_MAX = 3_000
 # Engines are forked from a process that has imported everything: a start costs a tenth of what it did.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tests.faults.process"])
+_FORKS.set_forkserver_preload(["tests.faults.process", "tests.faults.forked"])
 # Short times, so that many seeds fit into an hour; the order between them is that of the defaults.
 QUICK = {
     "HEADRACE_HEARTBEAT_SECONDS": "0.25",
@@ -48,11 +53,16 @@ class EngineProcess:
         self.postgres = postgres
         self.settings = dict(settings)
         self.log = folder / f"{name}.log"
+        self.log.touch()
         self.intake = ""
         self.api = ""
         self.process: multiprocessing.context.ForkServerProcess | None = None
         self._clock = folder / f"{name}.clock"
         self._said = folder / f"{name}.out"
+        self._caused = True  # whether a fault ends this process, or has looked at its end itself
+        self._ends: list[str] = []
+        self._is_special = False
+        self._log_read = 0
         self._off_seconds = 0.0
         self.tell_clock: Callable[[str, float], None] = lambda name, seconds: None
         self.move_clock()
@@ -61,6 +71,16 @@ class EngineProcess:
     def alive(self) -> bool:
         """Whether its process runs, be it frozen."""
         return self.process is not None and self.process.is_alive()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether its process has stopped on a signal."""
+        return self.alive and is_frozen(self.pid)
+
+    @property
+    def listeners(self) -> list[str]:
+        """Where a sender may send, while it runs: mostly its intake, sometimes its api."""
+        return [url for url in (self.intake, self.intake, self.api) if url]
 
     @property
     def pid(self) -> int:
@@ -81,6 +101,8 @@ class EngineProcess:
             **settings,
         }
         self._said.write_text("")
+        self._is_special = bool(settings)
+        self._caused = "=kill" in settings.get("HEADRACE_FAILPOINT", "")
         self.process = _FORKS.Process(target=run, args=(environment(env), str(self._said), str(self.log)), daemon=True)
         self.process.start()
 
@@ -96,14 +118,18 @@ class EngineProcess:
 
     async def start(self) -> None:
         """Start it unless it runs, and wait until it is ready; what dies while starting is started again."""
-        with trio.fail_after(START_SECONDS):
+        with within(START_SECONDS, f"engine {self.name} is ready"):
             while not await self.ready():
                 if not self.alive:
-                    await self.kill()
+                    await self._note_end()
                     self.launch()
-                    if not await self.addresses():
-                        await self.ended()
+                    await self.addresses()
                 await trio.sleep(0.05)
+
+    async def drop_specials(self) -> None:
+        """Kill it if it was started with settings of its own: the next start is as usual."""
+        if self._is_special:
+            await self.kill()
 
     async def ready(self) -> bool:
         """Whether `/readyz` says so."""
@@ -118,24 +144,52 @@ class EngineProcess:
     def send_signal(self, sign: signal.Signals) -> None:
         """Send it a signal."""
         if self.alive:
+            self._caused |= sign in (signal.SIGKILL, signal.SIGTERM)
             os.kill(self.pid, sign)
 
     async def ended(self, seconds: float = START_SECONDS) -> int:
-        """Wait for its end; the exit status."""
+        """Wait for its end, which is no surprise from now on; the exit status."""
         assert self.process is not None
         process = self.process
-        with trio.fail_after(seconds):
+        with within(seconds, f"engine {self.name} ends"):
             await trio.lowlevel.wait_readable(process.sentinel)
         process.join()
+        self._caused = True
         self.intake = self.api = ""
         assert process.exitcode is not None
         return process.exitcode
 
     async def kill(self) -> None:
         """Kill -9, whatever state it is in."""
+        self.send_signal(signal.SIGKILL)
+        await self._note_end()
+
+    async def _note_end(self) -> None:
+        """Wait for its end; one that nobody caused is a surprise."""
         if self.process is not None:
-            self.send_signal(signal.SIGKILL)
-            await self.ended()
+            caused = self._caused
+            status = await self.ended()
+            if not caused:
+                self._ends.append(f"engine {self.name} ended by itself, with status {status}")
+
+    def new_log(self) -> str:
+        """What its log says since surprises were taken."""
+        with open(self.log, "rb") as log:
+            log.seek(self._log_read)
+            return log.read().decode(errors="replace")
+
+    async def take_surprises(self, *, may_end: bool = False, excuse: str = "") -> list[str]:
+        """Ends and exceptions since the last call, but for ends that are allowed and records that match `excuse`."""
+        if not self.alive:
+            await self._note_end()
+        text = self.new_log()
+        self._log_read = self.log.stat().st_size
+        told = [] if may_end else self._ends
+        self._ends = []
+        for record in _RECORD.split(text):
+            if _EXCEPTION.search(record) and not (excuse and re.search(excuse, record)):
+                told.append(f"engine {self.name} logged: {_shortened(record)}")
+        return told
 
     def move_clock(self, own_seconds: float = 0.0, compared_seconds: float = 0.0) -> None:
         """Move its clocks (see process.py), at once."""
@@ -149,6 +203,12 @@ class EngineProcess:
         """One request to its api. Raises `httpx.HTTPError`."""
         async with client_of(10) as client:
             return await client.request(method, f"{self.api}{path}", **options)
+
+
+def _shortened(record: str) -> str:
+    """Beginning and end of a long record: the cause is in one of them."""
+    half = _TOLD_MAX // 2
+    return record if len(record) <= _TOLD_MAX else f"{record[:half]}\n[...]\n{record[-half:]}"
 
 
 @asynccontextmanager

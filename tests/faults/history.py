@@ -94,6 +94,7 @@ class History:
 
     events: dict[str, Event] = field(default_factory=dict)
     plans: dict[int, list[Plan]] = field(default_factory=lambda: defaultdict(list))
+    faults: list[tuple[float, list[int]]] = field(default_factory=list)  # when, and whom it does not concern
     clears: list[float] = field(default_factory=list)
     clocks: list[tuple[float, str, float]] = field(default_factory=list)  # when, whose, how far it is off from then on
     wall_seconds: float = 0.0  # what a clock on the wall says when the journal's says 0
@@ -151,6 +152,8 @@ def read_journal(records: Iterable[Mapping[str, Any]]) -> History:
                 history.plans[record["campaign"]].append(_plan(record))
             case "clock":
                 history.clocks.append((at, record["whose"], record["seconds"]))
+            case "fault":
+                history.faults.append((at, record["others"]))
             case "clear":
                 history.clears.append(at)
             case "invoke":

@@ -12,6 +12,7 @@ else but this and Postgres.
 | `ok` | that attempt was answered; its `status` is accepted or duplicate |
 | `fail` | it was answered: refused for good, with its reason |
 | `info` | nothing is known: 503, `retry`, no answer; and why |
+| `fault` | a fault begins; `others` are campaigns that it does not concern |
 | `clear` | the fault is over, or nothing stands in the way of a recovery any more |
 """
 

@@ -8,17 +8,22 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
 import trio
 
 from engine.failpoints import POINTS
-from tests.faults.load import ANSWER_SECONDS, Body, client_of
+from tests.e2e.program import headrace
+from tests.faults.load import Body, uuid7
 from tests.faults.proxy import Flow
-from tests.faults.world import Fault, World
+from tests.faults.waiting import until, until_told, within
+from tests.faults.world import OTHERS_SECONDS, Fault, World
 
 REACH_SECONDS = 90.0  # a failpoint that was not passed by then is a fault of the harness
+THOUSANDS_SECONDS = 40.0  # thousands of events wait for their verdict, and are sent again a hundred a request
+NO_MEMORY = "MemoryError|annot allocate memory|start new thread|out of memory"  # as Python, libc and libpq say it
 COMMITTED = b"COMMIT\0"  # the command tag, as it stands in Postgres's answer
 # Passed so often that a seed may pick the n-th time.
 FREQUENT = {"ledger.round": 20, "store.flush": 20, "store.look_up": 6, "store.heartbeat": 4}
@@ -55,10 +60,28 @@ async def zombie(world: World) -> None:
     """One engine is frozen until the other has taken it for dead, then goes on."""
     await world.pause(0.0, 0.5)
     world.first.send_signal(signal.SIGSTOP)
+    await until(lambda: world.first.frozen, "the first engine is frozen")
     await world.pause(1.6, 2.6)
     world.first.send_signal(signal.SIGCONT)
     world.clear()
     await world.pause(0.2, 0.5)
+
+
+def zombie_at(point: str) -> Callable[[World], Awaitable[None]]:
+    """One engine freezes with a reservation in its hands, others void it, and it goes on from there."""
+
+    async def zombie_holding(world: World) -> None:
+        await world.first.kill()
+        world.first.launch(HEADRACE_FAILPOINT=f"{point}=freeze@{world.source.randint(1, 10)}")
+        assert await world.first.addresses()
+        await until(lambda: world.first.frozen, f"the first engine freezes at {point}")
+        await world.recovered(await world.generations())
+        await world.pause(0.0, 0.5)
+        world.first.send_signal(signal.SIGCONT)
+        world.clear()
+        await world.pause(0.2, 0.5)
+
+    return zombie_holding
 
 
 async def two_recover(world: World) -> None:
@@ -68,19 +91,14 @@ async def two_recover(world: World) -> None:
     world.first.launch(HEADRACE_FAILPOINT=f"{step}=freeze")
     assert await world.first.addresses()
     await world.answered()
-    with trio.fail_after(REACH_SECONDS):
-        while not _is_frozen(world):
+    with within(REACH_SECONDS, f"the first engine freezes at {step}"):
+        while not world.first.frozen:
             await trio.to_thread.run_sync(world.redis.do, "FLUSHALL")
             await trio.sleep(0.2)
     await world.pause(0.2, 1.6)
     world.first.send_signal(signal.SIGCONT)
     world.clear()
     await world.pause(0.2, 0.4)
-
-
-def _is_frozen(world: World) -> bool:
-    stat = Path(f"/proc/{world.first.pid}/stat").read_text()
-    return stat.rsplit(")", 1)[1].split()[0] == "T"
 
 
 async def terminate(world: World) -> None:
@@ -98,10 +116,7 @@ async def little_memory(world: World) -> None:
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + world.source.choice([0, 1, 4]) * (1 << 20)
     resource.prlimit(pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-    async with client_of(ANSWER_SECONDS) as client, trio.open_nursery() as nursery:
-        for _ in range(4):
-            bodies = [world.load.event() for _ in range(2_000)]
-            nursery.start_soon(world.load.attempt, client, bodies, 4.0)
+    await world.until_first_fails("an engine without memory leaves a request without a verdict", 2_000)
     if world.first.alive:
         resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
@@ -114,9 +129,7 @@ async def few_descriptors(world: World) -> None:
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + world.source.randint(0, 3), unlimited[1]))
     world.first.redis.cut()
     world.first.postgres.cut()
-    async with client_of(ANSWER_SECONDS) as client, trio.open_nursery() as nursery:
-        for _ in range(20):
-            nursery.start_soon(world.load.attempt, client, [world.load.event()], 2.0)
+    await world.until_first_fails("an engine without descriptors leaves a request without a verdict", 1)
     if world.first.alive:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, unlimited)
 
@@ -159,6 +172,38 @@ def _by_request(method: str, path: str, body: Body | None = None) -> Callable[[W
     return ask
 
 
+async def _by_contradiction(world: World) -> None:
+    """Redis knows a commit that Postgres has not: a campaign that no other check looks at, as nobody else can do it."""
+    made = await world.second.call("POST", "/campaigns/", json=_NEW)
+    assert made.status_code == 201, made.text
+    campaign = int(made.json()["id"])
+    world.contradicted.append(campaign)
+    event = {
+        "campaign_id": campaign, "user_id": "u", "event_type": "click",
+        "event_id": str(uuid7(time.time(), world.source)),
+    }  # fmt: skip
+
+    async def recorded() -> bool:
+        return (await world.second.call("POST", "/events/", json=event)).status_code == 200
+
+    await until_told(recorded, "the event that is to vanish is recorded")
+    await trio.to_thread.run_sync(world.postgres.do, "DELETE FROM events WHERE campaign_id = %s", campaign)
+    with suppress(httpx.HTTPError), trio.move_on_after(REACH_SECONDS / 4):  # it is killed while it answers
+        while world.first.alive:
+            await world.first.call("POST", "/events/", json=event)
+            await trio.sleep(0.1)
+
+
+async def _recover(world: World, *, halted: bool) -> None:
+    """Put what a contradiction has left in order, as an operator would: the audit at the end finds no difference."""
+    for campaign in world.contradicted:
+        told = (await world.second.call("GET", f"/campaigns/{campaign}")).json()
+        assert bool(told["halted"]) == halted, told
+        recover = await trio.to_thread.run_sync(partial(headrace, "recover", str(campaign), env=world.stores()))
+        assert recover.returncode == 0, recover.stdout + recover.stderr
+    world.contradicted.clear()
+
+
 _NEW = {"name": "new", "pricing_model": "cpc", "unit_price": "1", "total_budget": "1", "daily_budget": "1"}
 # What makes an engine pass a point; everything else passes by itself under load.
 STIMULI: dict[str, Callable[[World], Awaitable[None]]] = {
@@ -170,6 +215,7 @@ STIMULI: dict[str, Callable[[World], Awaitable[None]]] = {
     "ledger.ping": _by_request("GET", "/readyz"),
     "store.campaign": _by_request("GET", "/campaigns/{campaign}"),
     "store.create_campaign": _by_request("POST", "/campaigns/", _NEW),
+    "store.halt": _by_contradiction,
     "store.ids_received": _by_empty_redis,
     "store.make_partitions": _by_midnight,
     "store.page_campaigns": _by_request("GET", "/campaigns/"),
@@ -180,6 +226,10 @@ STIMULI: dict[str, Callable[[World], Awaitable[None]]] = {
     "store.update_campaign": _by_request("PATCH", "/campaigns/{campaign}", {"name": "renamed"}),
     "store.users_on": _by_empty_redis,
 }
+
+
+# Points that are passed only when both engines, or the day, are in trouble.
+DISTURBING = {call for call, stimulus in STIMULI.items() if stimulus in (_by_empty_redis, _by_midnight)}
 
 
 def at(point: str) -> Callable[[World], Awaitable[None]]:
@@ -193,7 +243,7 @@ def at(point: str) -> Callable[[World], Awaitable[None]]:
             first.move_clock(own_seconds=seconds_to_midnight(0) - 2)
         passing = world.source.randint(1, FREQUENT.get(call, 1))
         first.launch(HEADRACE_FAILPOINT=f"{point}=kill@{passing}")
-        with trio.fail_after(REACH_SECONDS):
+        with within(REACH_SECONDS, f"the first engine is killed at {point}"):
             if await first.addresses():
                 while first.alive:
                     await STIMULI.get(call, _by_load)(world)
@@ -204,6 +254,7 @@ def at(point: str) -> Callable[[World], Awaitable[None]]:
         first.move_clock()
         first.postgres.mend()
         world.clear()
+        await _recover(world, halted=point == "store.halt.after")
         await world.pause(0.1, 0.3)
 
     return killed
@@ -214,14 +265,23 @@ def seconds_to_midnight(zone_seconds: int) -> float:
     return 86_400 - (time.time() + zone_seconds) % 86_400
 
 
+ONE = partial(Fault, others_seconds_max=OTHERS_SECONDS)  # what happens to the first engine alone
 FAULTS = [
-    Fault("engine: kill -9", kill),
-    Fault("engine: kill -9 with reservations, default settings", kill_holding, settings={}),
+    ONE("engine: kill -9", kill),
+    ONE("engine: kill -9 with reservations, default settings", kill_holding, settings={}),
     Fault("engine: kill -9 of all", kill_all),
-    Fault("engine: zombie", zombie),
+    ONE("engine: zombie", zombie),
+    ONE("engine: zombie with a reservation", zombie_at("ledger.round.after")),
+    ONE("engine: zombie with a flush", zombie_at("store.flush.before")),
     Fault("engine: two recover the same campaigns", two_recover),
-    Fault("engine: SIGTERM under load", terminate),
-    Fault("engine: out of memory", little_memory),
-    Fault("engine: out of descriptors", few_descriptors),
-    *[Fault(f"kill -9 at {point}", at(point), launches=True) for point in POINTS],
-]
+    ONE("engine: SIGTERM under load", terminate),
+    ONE("engine: out of memory", little_memory, may_end=True, excuse=NO_MEMORY, recovery_seconds_max=THOUSANDS_SECONDS),
+    ONE("engine: out of descriptors", few_descriptors, excuse="Too many open files"),
+    *[
+        Fault(
+            f"kill -9 at {point}", at(point), launches=True,
+            others_seconds_max=None if point.rpartition(".")[0] in DISTURBING else OTHERS_SECONDS,
+        )
+        for point in POINTS
+    ],
+]  # fmt: skip

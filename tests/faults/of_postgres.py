@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -14,7 +13,8 @@ import trio
 
 from tests.faults.of_engines import COMMITTED
 from tests.faults.proxy import Flow
-from tests.faults.servers import wait_until
+from tests.faults.servers import is_frozen
+from tests.faults.waiting import WAIT_SECONDS, until, until_told, within
 from tests.faults.world import Fault, World
 
 FLUSH = "headrace flush"
@@ -53,21 +53,35 @@ async def immediate(world: World) -> None:
 async def backend_killed(world: World) -> None:
     """One flush backend is killed: Postgres ends all sessions and replays its log."""
     await world.pause(0.0, 0.4)
-    for pid in (await trio.to_thread.run_sync(world.postgres.backends, FLUSH))[:1]:
-        world.postgres.kill_backend(pid, signal.SIGKILL)
-    await trio.to_thread.run_sync(wait_until, world.postgres.answers)
+    since = world.postgres.log_end()
+    world.postgres.kill_backend((await _flushing(world))[0], signal.SIGKILL)
+    await _said(world, "all server processes terminated", since)
+    await world.postgres.start()
     world.clear()
     await world.pause(0.1, 0.4)
 
 
+async def _flushing(world: World, condition: str = "true") -> list[int]:
+    """Wait for backends that serve flushes, and of which this holds."""
+    query = f"SELECT pid FROM pg_stat_activity WHERE application_name = %s AND {condition}"
+    rows = await until_told(lambda: do(world, query, FLUSH), f"a flush backend has {condition}")
+    return [row[0] for row in rows]
+
+
+async def _said(world: World, text: str, since: int) -> None:
+    """Wait until Postgres's log has this: the fault has met somebody, or itself."""
+    await until(lambda: world.postgres.said(text, since), f"Postgres logs {text!r}")
+
+
 async def backends_terminated(world: World) -> None:
     """An administrator ends every session of ours, some of them in the middle of a flush."""
+    query = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'headrace%%'"
+        " AND pid <> pg_backend_pid()"
+    )
     for _ in range(3):
         await world.pause(0.0, 0.3)
-        await do(
-            world, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'headrace%%'"
-            " AND pid <> pg_backend_pid()"
-        )  # fmt: skip
+        await until_told(lambda: do(world, query), "there is a session to end")
         world.clear()
     await world.pause(0.1, 0.4)
 
@@ -83,7 +97,7 @@ async def commit_swallowed(world: World) -> None:
             swallowed.set()
 
         back.watch(COMMITTED, swallow)
-        with trio.fail_after(10):
+        with within(WAIT_SECONDS, "the first engine is told COMMIT"):
             await swallowed.wait()
         if world.source.random() < 0.5:
             await world.pause(0.0, 2.0)
@@ -102,12 +116,10 @@ async def frozen_inside_copy(world: World) -> None:
         begun.set()
 
     there.watch(b"PGCOPY", stall)  # the first rows wait in the proxy
-    with trio.fail_after(10):
+    with within(WAIT_SECONDS, "the first engine sends rows"):
         await begun.wait()
-    query = "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND state = 'active' AND query LIKE 'BEGIN%%'"
-    pids = [row[0] for row in await do(world, query, FLUSH)]
-    for pid in pids:
-        world.postgres.kill_backend(pid, signal.SIGSTOP)
+    pids = await _flushing(world, "state = 'active' AND query LIKE 'BEGIN%%'")
+    await _freeze(world, pids)
     there.flow = Flow.PASS
     await world.pause(0.5, 3.0)
     for pid in pids:
@@ -117,37 +129,33 @@ async def frozen_inside_copy(world: World) -> None:
 
 
 async def frozen_inside_commit(world: World) -> None:
-    """Commits are on disk and hold their locks, but wait for a standby that is not there; then it is not needed."""
+    """Commits are on disk and hold their locks, but wait for a standby that is not there; some freeze doing so."""
     await world.pause(0.0, 0.3)
     await trio.to_thread.run_sync(world.postgres.configure, "synchronous_standby_names", "'nobody'")
-    await world.pause(0.5, 3.0)
-    if world.source.random() < 0.5:
-        await trio.to_thread.run_sync(_freeze_committing, world)
-    await _configure_again(world, "synchronous_standby_names")
+    pids = await _flushing(world, "wait_event = 'SyncRep'")
+    await _freeze(world, pids)
+    await world.pause(0.3, 2.5)
+    await trio.to_thread.run_sync(world.postgres.configure, "synchronous_standby_names", None)
+    await world.pause(0.0, 0.5)
+    for pid in pids:
+        world.postgres.kill_backend(pid, signal.SIGCONT)
     world.clear()
     await world.pause(0.1, 0.3)
 
 
-def _freeze_committing(world: World) -> None:
-    """Freeze, for two seconds, the backends that are inside COMMIT."""
-    query = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-    pids = [row[0] for row in world.postgres.do(query)]
-    for sign in (signal.SIGSTOP, signal.SIGCONT):
-        for pid in pids:
-            world.postgres.kill_backend(pid, sign)
-        if sign is signal.SIGSTOP:
-            time.sleep(2)
-
-
-async def _configure_again(world: World, name: str) -> None:
-    await trio.to_thread.run_sync(world.postgres.configure, name, None)
+async def _freeze(world: World, pids: list[int]) -> None:
+    for pid in pids:
+        world.postgres.kill_backend(pid, signal.SIGSTOP)
+    await until(lambda: any(is_frozen(pid) for pid in pids), "a flush backend is frozen")
 
 
 async def disk_full(world: World) -> None:
     """No room for rows or log: Postgres refuses, or stops itself; then there is room."""
     await world.pause(0.0, 0.3)
+    since = world.postgres.log_end()
     await trio.to_thread.run_sync(world.postgres.disk.fill)
-    await world.pause(0.5, 1.5)
+    await _said(world, "No space left on device", since)
+    await world.pause(0.2, 1.0)
     world.postgres.disk.empty()
     await world.postgres.start()
     world.clear()
@@ -160,20 +168,41 @@ async def table_locked(world: World) -> None:
     table = world.source.choice(["events", "ledger", "rollup"])
     hold_seconds = world.source.uniform(0.5, 3.0)
 
-    def hold() -> None:
-        with psycopg.connect(world.postgres.url) as connection:
-            connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
-            time.sleep(hold_seconds)
+    def lock() -> psycopg.Connection:
+        connection = psycopg.connect(world.postgres.url)
+        connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        return connection
 
-    await trio.to_thread.run_sync(hold)
+    connection = await trio.to_thread.run_sync(lock)
+    try:
+        await _flushing(world, "wait_event_type = 'Lock'")
+        await trio.sleep(hold_seconds)
+    finally:
+        connection.close()
+    world.clear()
+    await world.pause(0.1, 0.3)
+
+
+async def standby(world: World) -> None:
+    """It comes back as a standby, which takes no writes at all, and is promoted after a while."""
+    await world.pause(0.0, 0.3)
+    await world.postgres.stop(signal.SIGINT)
+    world.postgres.become_standby()
+    await world.postgres.start()
+    since = world.postgres.log_end()
+    await _said(world, "cannot set transaction read-write mode during recovery", since)  # a flush, whatever it insists
+    await world.pause(0.2, 0.8)
+    await do(world, "SELECT pg_promote()")
     world.clear()
     await world.pause(0.1, 0.3)
 
 
 async def read_only(world: World) -> None:
-    """It takes no writes but those that insist; then sessions are ended, and it takes none at all for a while."""
+    """By default it takes no writes: flushes say that they write, so they go on; whatever else writes is refused."""
     await world.pause(0.0, 0.3)
+    since = world.postgres.log_end()
     await trio.to_thread.run_sync(world.postgres.configure, "default_transaction_read_only", "on")
+    await _said(world, "read-only transaction", since)
     await world.pause(0.4, 1.2)
 
     def reset() -> None:
@@ -200,12 +229,14 @@ async def connections_used_up(world: World) -> None:
     for engine in world.engines:
         engine.postgres.refusing = True
         engine.postgres.cut()
-    with trio.move_on_after(10):
+    with within(WAIT_SECONDS, "every connection is taken"):
         while not taken or not await trio.to_thread.run_sync(_is_full, world):
             await trio.to_thread.run_sync(take)
             await trio.sleep(0.1)
+    since = world.postgres.log_end()
     for engine in world.engines:
         engine.postgres.refusing = False
+    await _said(world, "too many clients already", since)
     await world.pause(0.3, 1.0)
     for connection in taken:
         connection.close()
@@ -230,9 +261,11 @@ async def partition_missing(world: World) -> None:
         " JOIN pg_class c ON c.oid = inhrelid WHERE inhparent = 'events'::regclass"
     )  # fmt: skip
     name, bounds = next(each for each in days if f"FROM ('{day}')" in each[1])
+    since = world.postgres.log_end()
     # What earlier seeds have there comes back with it.
     await do(world, f"BEGIN; CREATE TABLE kept AS TABLE {name}; DROP TABLE {name}; DROP TABLE events_default; COMMIT")
-    await world.pause(0.4, 1.0)
+    await _said(world, "no partition of relation", since)
+    await world.pause(0.2, 0.8)
     await do(
         world, f"BEGIN; CREATE TABLE {name} PARTITION OF events {bounds}; INSERT INTO {name} TABLE kept;"
         " DROP TABLE kept; CREATE TABLE events_default PARTITION OF events DEFAULT; COMMIT"
@@ -252,7 +285,8 @@ FAULTS = [
     Fault("postgres: backends frozen inside COMMIT", frozen_inside_commit),
     Fault("postgres: disk full", disk_full),
     Fault("postgres: table locked", table_locked),
-    Fault("postgres: read-only", read_only),
+    Fault("postgres: read-only, a standby", standby),
+    Fault("postgres: read-only by default", read_only),
     Fault("postgres: connections used up", connections_used_up),
     Fault("postgres: partition missing", partition_missing),
 ]

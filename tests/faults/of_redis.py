@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import trio
 
 from tests.faults.servers import RedisServer
-from tests.faults.world import Fault, World
+from tests.faults.waiting import WAIT_SECONDS, until, until_told, within
+from tests.faults.world import LOST_REDIS_SECONDS, Fault, World
+
+EVICTION = ("CONFIG", "SET", "maxmemory-policy")
 
 
 async def do(world: World, *command: Any) -> Any:
@@ -20,10 +24,12 @@ async def do(world: World, *command: Any) -> Any:
 async def restart(world: World) -> None:
     """Killed, and started again: empty, and another memory image."""
     await world.pause(0.0, 0.5)
+    generations = await world.generations()
     await world.redis.stop()
     await world.pause(0.0, 0.8)
     await world.redis.start()
     world.clear()
+    await world.recovered(generations)
     await world.pause(0.1, 0.4)
 
 
@@ -31,8 +37,10 @@ async def emptied(world: World) -> None:
     """Its memory is wiped while it runs."""
     for _ in range(world.source.randint(1, 3)):
         await world.pause(0.0, 0.4)
+        generations = await world.generations()
         await do(world, "FLUSHALL")
         world.clear()
+        await world.recovered(generations)
     await world.pause(0.1, 0.4)
 
 
@@ -40,9 +48,12 @@ async def old_copy(world: World) -> None:
     """It comes back with what it knew a while ago."""
     await do(world, "SAVE")
     await world.pause(0.2, 0.6)
+    generations = await world.generations()
     await world.redis.stop()
     await world.redis.start()
+    assert await do(world, "DBSIZE"), "it has read the old copy"
     world.clear()
+    await world.recovered(generations)
     await world.pause(0.1, 0.4)
     await do(world, "CONFIG", "SET", "save", "")
     world.redis.dump.unlink(missing_ok=True)
@@ -53,16 +64,13 @@ async def _replica(world: World) -> RedisServer:
     replica = world.new_redis()
     await replica.start()
     await trio.to_thread.run_sync(replica.do, "REPLICAOF", "127.0.0.1", world.redis.port)
-    with trio.fail_after(20):
-        while b"master_link_status:up" not in bytes(await trio.to_thread.run_sync(_replication, replica)):
-            await trio.sleep(0.02)
+    await until_told(partial(_follows, replica), "the replica has caught up")
     return replica
 
 
-def _replication(server: RedisServer) -> bytes:
-    return (
-        str(server.do("INFO", "replication")).encode().replace(b"'master_link_status': 'up'", b"master_link_status:up")
-    )
+async def _follows(replica: RedisServer) -> bool:
+    told: Any = await trio.to_thread.run_sync(replica.do, "INFO", "replication")
+    return bool(told["master_link_status"] == "up")
 
 
 async def _promote(world: World, replica: RedisServer) -> None:
@@ -72,18 +80,26 @@ async def _promote(world: World, replica: RedisServer) -> None:
     world.redis = replica
 
 
+async def _lag(replica: RedisServer) -> None:
+    """From here it hears nothing."""
+    replica.send_signal(signal.SIGSTOP)
+    await until(lambda: replica.frozen, "the replica is frozen")
+
+
 async def failover(world: World) -> None:
     """The primary dies, and a replica takes over that had not heard everything."""
     replica = await _replica(world)
     old = world.redis
-    replica.send_signal(signal.SIGSTOP)  # it lags from here
+    await _lag(replica)
     await world.pause(0.1, 0.4)
+    generations = await world.generations()
     await old.stop()
     await _promote(world, replica)
     for engine in world.engines:
         engine.redis.target_port = replica.port
         engine.redis.cut()
     world.clear()
+    await world.recovered(generations)
     await world.pause(0.1, 0.4)
 
 
@@ -91,11 +107,13 @@ async def two_leaders(world: World) -> None:
     """A replica was promoted, and one engine still talks to the old primary for a while."""
     replica = await _replica(world)
     old = world.redis
-    replica.send_signal(signal.SIGSTOP)
+    await _lag(replica)
     await world.pause(0.1, 0.3)
+    generations = await world.generations()
     await _promote(world, replica)
     world.second.redis.target_port = replica.port
     world.second.redis.cut()
+    await world.recovered(generations)
     await world.pause(0.5, 1.5)
     world.first.redis.target_port = replica.port
     world.first.redis.cut()
@@ -108,6 +126,7 @@ async def frozen(world: World) -> None:
     """It says nothing for five seconds, and then does what it was told meanwhile."""
     await world.pause(0.0, 0.4)
     world.redis.send_signal(signal.SIGSTOP)
+    await until(lambda: world.redis.frozen, "Redis is frozen")
     await trio.sleep(5)
     world.redis.send_signal(signal.SIGCONT)
     world.clear()
@@ -117,7 +136,9 @@ async def frozen(world: World) -> None:
 async def out_of_memory(world: World) -> None:
     """Full: it refuses whatever needs memory."""
     await world.pause(0.0, 0.4)
+    refusals = await _refusals(world, "OOM")
     await do(world, "CONFIG", "SET", "maxmemory", "1mb")
+    await _refused(world, "OOM", refusals)
     await world.pause(0.3, 1.0)
     await do(world, "CONFIG", "SET", "maxmemory", "64mb")
     world.clear()
@@ -129,7 +150,9 @@ async def disk_full(world: World) -> None:
     await world.pause(0.0, 0.3)
     world.redis.disk.fill()
     await do(world, "CONFIG", "SET", "save", "3600 1000000")
+    refusals = await _refusals(world, "MISCONF")
     await _save_in_background(world, "err")
+    await _refused(world, "MISCONF", refusals)
     await world.pause(0.3, 0.8)
     world.redis.disk.empty()
     await _save_in_background(world, "ok")
@@ -139,8 +162,21 @@ async def disk_full(world: World) -> None:
     await world.pause(0.1, 0.4)
 
 
+async def _refusals(world: World, code: str) -> int:
+    return await trio.to_thread.run_sync(world.redis.refusals, code)
+
+
+async def _refused(world: World, code: str, above: int) -> None:
+    """Wait until it has refused somebody with this error."""
+
+    async def more() -> bool:
+        return await _refusals(world, code) > above
+
+    await until_told(more, f"Redis refuses a command with {code}")
+
+
 async def _save_in_background(world: World, status: str) -> None:
-    with trio.fail_after(20):
+    with within(WAIT_SECONDS, f"a background save ends with {status}"):
         await do(world, "BGSAVE")
         while True:
             info = await do(world, "INFO", "persistence")
@@ -155,34 +191,52 @@ async def functions_flushed(world: World) -> None:
         await world.pause(0.0, 0.4)
         await do(world, "FUNCTION", "FLUSH")
         world.clear()
+        await until_told(partial(do, world, "FUNCTION", "LIST"), "an engine has loaded the library again")
     await world.pause(0.1, 0.4)
 
 
-async def unsafe(world: World) -> None:
-    """Somebody lets it drop keys: engines stop taking events, and none starts, until that is put right."""
-    await world.pause(0.0, 0.3)
-    await do(world, "CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
-    with trio.fail_after(10):
-        while await world.first.ready() or await world.second.ready():
-            await trio.sleep(0.05)
-    await world.first.kill()
-    world.first.launch()
-    assert not await world.first.addresses(), "an engine must not start on a Redis that may drop keys"
-    assert await world.first.ended() == 1
-    await do(world, "CONFIG", "SET", "maxmemory-policy", "noeviction")
-    world.clear()
-    await world.pause(0.1, 0.4)
+def unsafe(*commands: tuple[str, ...]) -> Callable[[World], Awaitable[None]]:
+    """Redis can't be trusted: engines stop taking events, and none starts, until the last command puts that right."""
+
+    async def refused(world: World) -> None:
+        await world.pause(0.0, 0.3)
+        for command in commands[:-1]:
+            await do(world, *command)
+
+        async def noticed() -> bool:
+            return not (await world.first.ready() or await world.second.ready())
+
+        await until_told(noticed, "no engine is ready")
+        await world.first.kill()
+        world.first.launch()
+        assert not await world.first.addresses(), "an engine must not start on such a Redis"
+        assert await world.first.ended() == 1
+        await do(world, *commands[-1])
+        world.clear()
+        await world.pause(0.1, 0.4)
+
+    return refused
+
+
+async def made_a_replica(world: World) -> None:
+    """Somebody makes the primary a replica of another server, which leaves it nothing; and a primary again."""
+    other = world.new_redis()
+    await other.start()
+    put_right = ("REPLICAOF", "NO", "ONE")
+    await unsafe(("REPLICAOF", "127.0.0.1", str(other.port)), put_right)(world)
+    await other.stop()
 
 
 FAULTS = [
-    Fault("redis: killed and restarted", restart),
-    Fault("redis: emptied", emptied),
-    Fault("redis: old copy restored", old_copy),
-    Fault("redis: failover to a lagging replica", failover),
-    Fault("redis: two that both lead", two_leaders),
+    Fault("redis: killed and restarted", restart, recovery_seconds_max=LOST_REDIS_SECONDS),
+    Fault("redis: emptied", emptied, recovery_seconds_max=LOST_REDIS_SECONDS),
+    Fault("redis: old copy restored", old_copy, recovery_seconds_max=LOST_REDIS_SECONDS),
+    Fault("redis: failover to a lagging replica", failover, recovery_seconds_max=LOST_REDIS_SECONDS),
+    Fault("redis: two that both lead", two_leaders, recovery_seconds_max=LOST_REDIS_SECONDS),
     Fault("redis: frozen for 5 s", frozen),
     Fault("redis: out of memory", out_of_memory),
     Fault("redis: disk full", disk_full),
-    Fault("redis: functions flushed", functions_flushed),
-    Fault("redis: unsafe configuration", unsafe),
+    Fault("redis: functions flushed", functions_flushed, recovery_seconds_max=LOST_REDIS_SECONDS),
+    Fault("redis: may drop keys", unsafe((*EVICTION, "allkeys-lru"), (*EVICTION, "noeviction"))),
+    Fault("redis: made a replica", made_a_replica, recovery_seconds_max=LOST_REDIS_SECONDS),
 ]

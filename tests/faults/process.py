@@ -22,6 +22,7 @@ import api.intake
 import api.serve  # noqa: F401
 from api.__main__ import main
 from engine.postgres.store import open_store
+from tests.faults.parent import end_with_parent
 
 _MOVED = struct.Struct("<qq")  # microseconds: the machine's clock, the compared clock
 CLOCK = "FAULTS_CLOCK"
@@ -64,6 +65,7 @@ def _serve() -> int:
 
 def run(environment: Mapping[str, str], said: str, log: str) -> None:
     """The whole life of a forked process."""
+    end_with_parent()
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)

@@ -29,6 +29,7 @@ class Direction:
 
     def __init__(self) -> None:
         self.delay_seconds = 0.0
+        self.disturbed = 0  # pieces that did not go straight on, ever
         self._flow = Flow.PASS
         self._changed = trio.Event()
         self._watch: tuple[bytes, Callable[[], None]] | None = None
@@ -53,6 +54,7 @@ class Direction:
         if self._watch is not None and self._watch[0] in piece:
             (_, seen), self._watch = self._watch, None
             seen()
+        self.disturbed += bool(self._flow is not Flow.PASS or self.delay_seconds)
         while self._flow is Flow.STALL:
             await self._changed.wait()
         if self.delay_seconds:
@@ -77,10 +79,16 @@ class Proxy:
         self.refusing = False
         self._relays: set[trio.CancelScope] = set()
 
-    def cut(self) -> None:
-        """End every connection now; what is on its way is lost."""
+    def cut(self) -> int:
+        """End every connection now, and say how many those were; what is on its way is lost."""
         for relay in list(self._relays):
             relay.cancel()
+        return len(self._relays)
+
+    @property
+    def disturbed(self) -> int:
+        """Pieces that did not go straight on, ever: the proof that a fault has met somebody."""
+        return self.there.disturbed + self.back.disturbed
 
     def black_hole(self) -> None:
         """Nothing comes through, and nobody is told."""

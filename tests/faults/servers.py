@@ -10,10 +10,7 @@ import importlib.resources
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,17 +22,12 @@ import trio
 from engine.embedded import postgres as embedded_postgres
 from engine.embedded import redis as embedded_redis
 from engine.embedded.home import Home, as_user
+from tests.faults.parent import end_with_parent
+from tests.faults.ports import own_port
 
 START_SECONDS = 60.0
 DISK_MB = 320  # of Postgres: 40 MB of cluster, log files of 16 MB, and room for a seed's rows
 REDIS_DISK_MB = 8
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Disk:
@@ -78,7 +70,8 @@ class Server:
     def __init__(self, home: Home, folder: Path) -> None:
         self.home = home
         self.folder = folder
-        self.port = free_port()
+        self._log = folder.with_suffix(".log")
+        self.port = own_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
@@ -106,16 +99,33 @@ class Server:
             await trio.sleep(0.05)
 
     def _launch(self) -> None:
-        with open(self.folder.with_suffix(".log"), "ab") as log:
+        with open(self._log, "ab") as log:
             self.process = subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
                 env={"PATH": os.defpath, "LC_ALL": "C"}, start_new_session=True, **as_user(self.home.account),
+                preexec_fn=end_with_parent,  # (one system call: safe after a fork, be there threads or not)
             )  # fmt: skip
 
     def send_signal(self, sign: signal.Signals) -> None:
         """Send its process a signal."""
         assert self.process is not None
         self.process.send_signal(sign)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether its process is stopped, and not merely told to be."""
+        assert self.process is not None
+        return is_frozen(self.process.pid)
+
+    def log_end(self) -> int:
+        """Where its log ends now: what a fault makes it say comes after that."""
+        return self._log.stat().st_size
+
+    def said(self, text: str, since: int) -> bool:
+        """Whether its log has this text after `since`."""
+        with open(self._log, "rb") as log:
+            log.seek(since)
+            return text.encode() in log.read()
 
     async def stop(self, sign: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal and wait for its end."""
@@ -145,7 +155,9 @@ class PostgresServer(Server):
         lines = [
             f"port = {self.port}", "listen_addresses = '127.0.0.1'", "unix_socket_directories = ''",
             f"hba_file = '{access}'", "shared_buffers = 64MB", "min_wal_size = 80MB", "max_wal_size = 96MB",
-            "max_connections = 60", "wal_keep_size = 0", "include_if_exists = 'postgresql.auto.conf'",
+            "max_connections = 60", "wal_keep_size = 0",
+            "log_min_messages = error",  # what is refused is the proof that a fault has happened
+            "include_if_exists = 'postgresql.auto.conf'",
         ]  # fmt: skip
         shipped = importlib.resources.files("config").joinpath("postgres.conf").read_text()
         self._configuration.write_text(shipped + "\n".join(lines) + "\n")
@@ -175,9 +187,12 @@ class PostgresServer(Server):
         self.do(f"ALTER SYSTEM SET {name} = {value}" if value is not None else f"ALTER SYSTEM RESET {name}")
         self.do("SELECT pg_reload_conf()")
 
-    def backends(self, application: str) -> list[int]:
-        """Processes that serve sessions with this application name."""
-        return [row[0] for row in self.do("SELECT pid FROM pg_stat_activity WHERE application_name = %s", application)]
+    def become_standby(self) -> None:
+        """It is one after its next start, until it is promoted."""
+        mark = self.data / "standby.signal"
+        mark.touch()
+        if self.home.account:
+            os.chown(mark, self.home.account.uid, self.home.account.gid)
 
     def kill_backend(self, pid: int, sign: signal.Signals) -> None:
         """Signal one backend; it may have ended meanwhile."""
@@ -214,6 +229,11 @@ class RedisServer(Server):
         with self.client() as client:
             return client.execute_command(*command)
 
+    def refusals(self, code: str) -> int:
+        """How often it has refused a command with this error since it was started."""
+        told: Any = self.do("INFO", "errorstats")
+        return int(told.get(f"errorstat_{code}", {}).get("count", 0))
+
     def answers(self) -> bool:
         """Whether it takes commands."""
         try:
@@ -227,9 +247,10 @@ class RedisServer(Server):
         return self.folder / "dump.rdb"
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = START_SECONDS) -> None:
-    """Wait in this thread, within a bound."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited for too long"
-        time.sleep(0.02)
+def is_frozen(pid: int) -> bool:
+    """Whether this process has stopped on a signal."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rsplit(")", 1)[1].split()[0] == "T"

@@ -290,13 +290,27 @@ def test_what_was_never_answered_is_indeterminate() -> None:
 
 
 def test_recovery_lasts_until_the_last_event_that_waited_has_its_verdict() -> None:
-    """Events that came later don't count; others are campaigns of which nothing was waiting."""
-    other = [{**record, "campaign": 2} if "campaign" in record else record for record in accepted("c", start=9.0)]
+    """Events that came later don't count."""
     records = [
-        START, PLAN, {**PLAN, "campaign": 2}, *sent("a", "info"), {"t": 2.0, "what": "clear"},
-        *sent("a", "ok", start=4.0), *sent("b", "info", "ok", start=9.0), *other,
+        START, PLAN, *sent("a", "info"), {"t": 2.0, "what": "clear"}, *sent("a", "ok", start=4.0),
+        *sent("b", "info", "ok", start=9.0),
     ]  # fmt: skip
-    stored = [*rows("ab"), row("c")._replace(campaign=2)]
-    findings = judge(records, stored, [book(*rows("ab")), book(row("c"), campaign=2)])
+    findings = judge(records, rows("ab"), [book(*rows("ab"))])
     assert findings.violations == 0, findings
-    assert (findings.recovery_seconds, findings.others_seconds) == (2.5, 0.5)
+    assert findings.recovery_seconds == 2.5
+
+
+@pytest.mark.parametrize(("names", "longest"), [("b", 0.25), ("bc", 0.5)])
+def test_others_are_the_campaigns_that_a_fault_names_and_are_measured_from_its_beginning(
+    names: str, longest: float
+) -> None:
+    """Their longest wait is told, be it during the fault; that of a campaign with something to recover is not."""
+    others = [record for name in names for record in accepted(name, start={"b": 1.75, "c": 2.5}[name], campaign=2)]
+    records = [
+        START, PLAN, {**PLAN, "campaign": 2}, *sent("a", "info"), {"t": 2.0, "what": "fault", "others": [2]}, *others,
+        {"t": 4.0, "what": "clear"}, *sent("a", "ok", start=5.0),
+    ]  # fmt: skip
+    stored = [row(name)._replace(campaign=2) for name in names]
+    findings = judge(records, [*rows("a"), *stored], [book(*rows("a")), book(*stored, campaign=2)])
+    assert findings.violations == 0, findings
+    assert (findings.recovery_seconds, findings.others_seconds) == (1.5, longest)

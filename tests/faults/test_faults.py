@@ -27,7 +27,7 @@ SHORT = (
     "redis: old copy restored",
     "postgres: answer to COMMIT swallowed",
     "postgres: immediate restart",
-    "network: bytes delivered after a takeover",
+    "network: rows delivered after a takeover",
     "campaign: budget below what is spent",
     "pair: Postgres restart, Redis restart",
 )
@@ -43,7 +43,7 @@ async def test_no_promise_is_broken_by_a_fault_of_each_kind() -> None:
     async with open_world() as world:
         for name in SHORT:
             findings = await world.seed(FAULTS[name], seed)
-            assert findings.violations == 0, f"{name}, seed {seed}: {findings}"
+            assert (findings.violations, findings.examples) == (0, []), f"{name}, seed {seed}: {findings}"
             assert findings.acknowledged > 0, name
 
 

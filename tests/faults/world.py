@@ -1,16 +1,14 @@
 """The world of a fault: two engines, one Postgres, one Redis, campaigns, senders, and a journal of it all.
 
-Owns what happens before and after a fault: a seed starts with everything well, and ends with every event settled and
-the checker's findings. Knows no single fault.
+Owns what happens before and after a fault: a seed starts with everything well, and ends with every event settled, the
+checker's findings, and what was slow or surprising besides. Knows no single fault.
 """
 
 from __future__ import annotations
 
 import random
-import shutil
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -25,10 +23,16 @@ from engine.embedded.home import open_home
 from tests.faults.checker import Findings, check
 from tests.faults.engines import QUICK, EngineProcess, open_engine_process
 from tests.faults.journal import Journal
-from tests.faults.load import Load
+from tests.faults.load import ANSWER_SECONDS, Load, client_of
+from tests.faults.parent import own_folder
 from tests.faults.probe import Probe, micros
 from tests.faults.servers import PostgresServer, RedisServer
+from tests.faults.waiting import WAIT_SECONDS, until, until_told, within
 
+RECOVERY_SECONDS = 15.0  # after the end of a fault, until the last event that waited has its verdict
+LOST_REDIS_SECONDS = 10.0  # the same, when Redis has lost what it knew
+OTHERS_SECONDS = 5.0  # of others than the fault's campaigns; several times what they take on two busy cores
+BYSTANDER_PAUSE_SECONDS = 0.1
 COST_MICROS = 1_000  # an impression at a cpm of 1.00
 PLENTY = "1000"
 # Rooms that a seed's load uses up: for 150 impressions in all, for 120 a day, for 3 a user and day.
@@ -48,6 +52,11 @@ class Fault:
     run: Callable[[World], Awaitable[None]]
     settings: Mapping[str, str] | None = None  # of the engines, instead of the quick ones
     launches: bool = False  # starts the first engine itself, and leaves it dead
+    recovery_seconds_max: float = RECOVERY_SECONDS
+    # Set for what happens to the first engine alone: a campaign that only the second serves may wait so long.
+    others_seconds_max: float | None = None
+    may_end: bool = False  # an engine may die of it
+    excuse: str = ""  # matches exceptions in an engine's log that it may cause
 
 
 class World:
@@ -67,6 +76,9 @@ class World:
         self.load: Load
         self.campaigns: list[int] = []
         self.plans: dict[int, dict[str, Any]] = {}
+        self.contradicted: list[int] = []  # campaigns whose books a fault has spoilt, and has to put right
+        self._loads: list[Load] = []
+        self._loading = False
         self.launches = False  # the fault starts the first engine itself
 
     # --- what a fault may ask for ---
@@ -88,17 +100,58 @@ class World:
     async def answered(self, more: int = 3) -> None:
         """Wait until so many more requests were answered: the load flows."""
         target = self.load.answers + more
-        with trio.move_on_after(5):
-            while self.load.answers < target:
-                await trio.sleep(0.01)
+        await until(lambda: self.load.answers >= target, f"{more} requests are answered")
 
     def clear(self) -> None:
         """The fault is over: from here, recovery is measured."""
         self.journal.write("clear")
 
     def listeners(self) -> list[str]:
-        """Where senders may send: mostly intakes, sometimes an api."""
-        return [url for engine in self.engines for url in (engine.intake, engine.intake, engine.api) if url]
+        """Where senders may send: any engine."""
+        return [url for engine in self.engines for url in engine.listeners]
+
+    def stores(self) -> dict[str, str]:
+        """Settings of a command that talks to both stores past every proxy."""
+        return {"DB_URL": self.postgres.url, "REDIS_URL": f"redis://127.0.0.1:{self.redis.port}"}
+
+    def load_on(self, engine: EngineProcess, *campaigns: int) -> Load:
+        """More senders, to one engine only; to all campaigns, or to these. What they send is settled at the end."""
+        load = Load(
+            self.journal, random.Random(self.source.random()), lambda: engine.listeners, campaigns or self.campaigns
+        )
+        self._loads.append(load)
+        return load
+
+    async def until_first_fails(self, what: str, size: int) -> None:
+        """Send batches of new events to the first engine until one is not answered, or the engine is dead."""
+        load = self.load_on(self.first)
+        sent = 0
+
+        async def send() -> None:
+            await load.attempt(client, [load.event() for _ in range(size)], 4.0)
+
+        async with client_of(ANSWER_SECONDS) as client:
+            with within(WAIT_SECONDS, what):
+                while self.first.alive and load.answers == sent:
+                    sent += 4
+                    async with trio.open_nursery() as nursery:
+                        for _ in range(4):
+                            nursery.start_soon(send)
+
+    async def generations(self) -> int:
+        """The sum over this seed's campaigns: it rises with every recovery."""
+        rows = await trio.to_thread.run_sync(
+            self.postgres.do, "SELECT sum(gen)::bigint FROM ledger WHERE campaign_id = ANY(%s)", self.campaigns
+        )
+        return int(rows[0][0])
+
+    async def recovered(self, above: int) -> None:
+        """Wait until somebody has raised a generation: what was reserved before is void."""
+
+        async def raised() -> bool:
+            return await self.generations() > above
+
+        await until_told(raised, "the generation of a campaign is raised")
 
     async def create(self, **fields: object) -> int:
         """Make a campaign (cpm 1.00, plenty of budget) and journal it."""
@@ -165,22 +218,28 @@ class World:
         for engine in self.engines:
             engine.tell_clock = self.journal.clock
             engine.move_clock()
+            await engine.drop_specials()
         await self.mend()
         self.campaigns = [await self.create(**fields) for fields in CAMPAIGNS]
         self.load = Load(self.journal, random.Random(self.source.random()), self.listeners, self.campaigns)
+        self._loads = [self.load]
+        self._loading = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.load.run)
             await self.answered(10)
+            others = await self._start_bystander(nursery, fault)
+            self.journal.write("fault", others=others)
             await fault.run(self)
             await self.mend()
             self.clear()
             await self.answered(10)
             self.load.stop()
-        return await self._judged(path)
+            self._loading = False
+        return await self._judged(fault, path)
 
-    async def _judged(self, path: Path) -> Findings:
+    async def _judged(self, fault: Fault, path: Path) -> Findings:
         """Every event settled, every campaign asked once more; what the checker finds."""
-        stuck = await self.load.settle()
+        stuck = [event_id for load in self._loads for event_id in await load.settle()]
         flowed = bool(self.load.acknowledged)
         unmet: dict[int, str] = {}
         async with trio.open_nursery() as nursery:
@@ -194,11 +253,38 @@ class World:
             findings.count("unmet", wrong, campaign)
         if not flowed:
             findings.count("unmet", "nothing was acknowledged under load", path.name)
+        for complaint in [*_too_slow(fault, findings), *await self.surprises(fault)]:
+            findings.note("besides", complaint)
         return findings
 
     async def _probe(self, campaign: int, unmet: dict[int, str]) -> None:
         if wrong := await Probe(self.load, campaign, self.plans[campaign], self).run():
             unmet[campaign] = wrong
+
+    async def surprises(self, fault: Fault) -> list[str]:
+        """What engines did since the last call that this fault does not explain."""
+        return [
+            surprise
+            for engine in self.engines
+            for surprise in await engine.take_surprises(may_end=fault.may_end, excuse=fault.excuse)
+        ]
+
+    async def _start_bystander(self, nursery: trio.Nursery, fault: Fault) -> list[int]:
+        """A campaign that only the second engine serves, and a sender of its own, where that tells something."""
+        if fault.others_seconds_max is None:
+            return []
+        campaign = await self.create(name="bystander")
+        load = self.load_on(self.second, campaign)
+
+        async def send() -> None:
+            async with client_of(ANSWER_SECONDS) as client:
+                while self._loading:
+                    body = load.unsettled.popleft() if load.unsettled else load.event()
+                    await load.attempt(client, [body], keep=True)
+                    await trio.sleep(BYSTANDER_PAUSE_SECONDS)
+
+        nursery.start_soon(send)
+        return [campaign]
 
     async def mend(self) -> None:
         """Whatever was broken works again: stores, proxies, engines. Clocks stay where they are until the next seed."""
@@ -215,13 +301,19 @@ class World:
                 await engine.start()
 
 
+def _too_slow(fault: Fault, findings: Findings) -> Iterator[str]:
+    """What the fault's limits say of the times that the checker has read in the journal."""
+    if findings.recovery_seconds > fault.recovery_seconds_max:
+        yield f"recovered after {findings.recovery_seconds:.1f} s, allowed are {fault.recovery_seconds_max:.0f}"
+    if fault.others_seconds_max is not None and findings.others_seconds > fault.others_seconds_max:
+        yield f"others waited for {findings.others_seconds:.1f} s, allowed are {fault.others_seconds_max:.0f}"
+
+
 @asynccontextmanager
 async def open_world(settings: Mapping[str, str] | None = None) -> AsyncIterator[World]:
     """Fresh servers and two engines, in a folder of their own."""
-    folder = Path(tempfile.mkdtemp(prefix="headrace-faults-"))
-    folder.chmod(0o711)
     async with AsyncExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder = stack.enter_context(own_folder())
         home = open_home(folder)
         postgres = PostgresServer(home, folder / "postgres")
         stack.callback(postgres.disk.remove)

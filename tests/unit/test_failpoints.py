@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import signal
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -14,13 +15,10 @@ from engine.failpoints import POINTS, Failpoint
 from engine.postgres.store import PostgresStore
 from engine.redis.ledger import RedisLedger
 
-# One context manager for the engine's whole life: its awaits are reconnections, which the fault matrix cuts.
-NO_AWAIT = {"listening"}
-
 
 def calls_of(store: type) -> set[str]:
     """Names of what an engine awaits of a store."""
-    return {name for name, _ in inspect.getmembers(store, inspect.isfunction) if not name.startswith("_")} - NO_AWAIT
+    return {name for name, _ in inspect.getmembers(store, inspect.isfunction) if not name.startswith("_")}
 
 
 class Store:
@@ -34,6 +32,13 @@ class Store:
         """Two chunks."""
         yield 1
         yield 2
+
+    @asynccontextmanager
+    async def listening(self, seen: list[str]) -> AsyncIterator[None]:
+        """Something to enter."""
+        seen.append("entered")
+        yield
+        seen.append("left")
 
     def name(self) -> str:
         """No await."""
@@ -89,6 +94,18 @@ async def test_a_stream_has_its_points_before_the_first_and_after_the_last_chunk
     seen: list[Any] = [(chunk, list(sent)) async for chunk in store.users_on()]
     assert seen == [(1, before_first_chunk), (2, before_first_chunk)]
     assert sent == [signal.SIGKILL]
+
+
+@pytest.mark.parametrize(("when", "passed_first"), [("before", True), ("after", False)])
+async def test_a_span_has_its_points_around_the_way_into_it(sent: list[int], when: str, passed_first: bool) -> None:
+    """The block lasts as long as the engine: what can be killed is its beginning."""
+    seen: list[str] = []
+    store = Failpoint(f"store.listening.{when}=kill").around("store", Store())
+    span = store.listening(seen)
+    assert (sent, seen) == ([], [])
+    async with span:
+        assert (sent, seen) == ([signal.SIGKILL], ["entered"])
+    assert (sent, seen) == ([signal.SIGKILL], ["entered", "left"])
 
 
 def test_what_is_no_await_is_left_alone(sent: list[int]) -> None:
