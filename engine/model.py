@@ -195,14 +195,12 @@ class HeartbeatReply(msgspec.Struct, frozen=True):
 
     `clock_offset_us` is our clock minus Postgres's (half of the round trip counted), positive when ours is ahead.
     `alive` are the numbers of engines that were heard of lately, `newest` the highest number given out so far: what
-    was reserved by an engine up to `newest` that is not alive may be recovered. `unsafe` says why Postgres, as it is
-    set up now, could lose a commit.
+    was reserved by an engine up to `newest` that is not alive may be recovered.
     """
 
     clock_offset_us: int
     alive: frozenset[int]
     newest: int
-    unsafe: str | None = None
 
 
 class Report(msgspec.Struct, frozen=True):

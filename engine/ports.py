@@ -380,7 +380,10 @@ class Roster(Protocol):
     """Engine processes and housekeeping. Raises `StoreUnavailable`."""
 
     async def heartbeat(self, number: int) -> HeartbeatReply:
-        """Say that this engine lives; hear who else does, and how far our clock is off."""
+        """Say that this engine lives; hear who else does, and how far our clock is off.
+
+        Raises `ConfigurationUnsafe` when the server, as it is set up now, could lose a commit or can't take one.
+        """
         ...
 
     async def make_partitions(self) -> None:

@@ -17,7 +17,7 @@ from config.settings import Settings
 from engine import metrics
 from engine.clock import SteadyClock
 from engine.engine import Engine
-from engine.errors import StoreUnavailable
+from engine.errors import ConfigurationUnsafe, StoreUnavailable
 from engine.failpoints import Failpoint
 from engine.model import DAY_US, SECOND_US
 from engine.ports import Clock, Ledger, Roster
@@ -81,11 +81,13 @@ async def heartbeats(
             reply = await roster.heartbeat(engines.own)
         except StoreUnavailable as away:
             log.warning("no heartbeat: %s", away)
+        except ConfigurationUnsafe as found:
+            _judge_stores(engine, str(found))
         else:
             died = engines.alive - reply.alive - {engines.own}
             engines.heard(reply)
             judge_clock(engine, clock, reading_us, reply.clock_offset_us)
-            _judge_stores(engine, reply.unsafe or await ledger.unsafe())
+            _judge_stores(engine, await ledger.unsafe())
             if died or trio.current_time() - looked_at > _ORPHANS_SECONDS:
                 looked_at = trio.current_time()
                 await registry.recover_orphans()

@@ -92,7 +92,7 @@ class FlushConnection:
                 reply = read_answer(answer, campaigns)
                 if pgconn.transaction_status == TransactionStatus.INERROR:
                     await _roll_back(pgconn)
-        except (trio.TooSlowError, psycopg.Error) as error:
+        except (trio.TooSlowError, psycopg.Error, OSError) as error:  # (OSError: no descriptor is left, say)
             detail = str(error) or f"no answer within {timeout_seconds} s"
             if not begun:
                 reply = NotRun(f"could not connect: {detail}")

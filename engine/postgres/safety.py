@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from engine.errors import ConfigurationUnsafe
-from engine.postgres.database import Connection, Database
+from engine.postgres.database import Connection
 
 VERSION_MIN: Final = 150_000
 
@@ -25,15 +25,6 @@ _QUERY: Final = """
 async def check_server(connection: Connection) -> None:
     """Raise `ConfigurationUnsafe` when this server could lose a commit or can't take one (asyncio side)."""
     check_values({row["name"]: row["value"] for row in await connection.fetch(_QUERY)})
-
-
-async def unsafe(database: Database) -> str | None:
-    """Why this server could lose a commit now. Raises `StoreUnavailable`."""
-    try:
-        await database.run(check_server)
-    except ConfigurationUnsafe as found:
-        return str(found)
-    return None
 
 
 def check_values(values: Mapping[str, str]) -> None:

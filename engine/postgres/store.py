@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 
 import trio
 import trio_asyncio  # type: ignore[import-untyped]
-from msgspec import structs
 
 from config.settings import Settings
 from engine.clock import machine_us
@@ -33,7 +32,7 @@ from engine.postgres.flush import FlushPool, open_flush_pool
 from engine.postgres.listen import Listener, listen
 from engine.postgres.migrate import migrate
 from engine.postgres.partitions import make_partitions
-from engine.postgres.safety import check_server, unsafe
+from engine.postgres.safety import check_server
 
 
 class PostgresStore:
@@ -126,9 +125,12 @@ class PostgresStore:
         return await engines.register_engine(self.database)
 
     async def heartbeat(self, number: int) -> HeartbeatReply:
-        """Say that this engine lives; hear who else does, how far our clock is off, and whether this server is safe."""
-        reply = await engines.heartbeat(self.database, number, self._settings.engine_dead_seconds, self._now_us)
-        return structs.replace(reply, unsafe=await unsafe(self.database))
+        """Say that this engine lives; hear who else does, and how far our clock is off.
+
+        Raises `ConfigurationUnsafe` when the server, as it is set up now, could lose a commit or can't take one.
+        """
+        await self.database.run(check_server)  # (first: a standby takes no heartbeat, and should be told as what it is)
+        return await engines.heartbeat(self.database, number, self._settings.engine_dead_seconds, self._now_us)
 
     async def retire_engine(self, number: int) -> None:
         """Say goodbye: a clean stop leaves nothing to recover."""

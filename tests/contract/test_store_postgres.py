@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import time
 import uuid
@@ -471,3 +473,33 @@ async def test_analysts_see_names_and_money(store: PostgresStore, database_url: 
     assert told == [("spring", "impression", "0.001235"), ("spring", "click", "0.000000")]
     assert ask(database_url, "SELECT spent_total::text FROM campaign_spend") == [("0.001235",)]
     assert ask(database_url, "SELECT impressions, clicks, spend::text FROM hourly_delivery") == [(1, 1, "0.001235")]
+
+
+async def test_a_flush_without_a_descriptor_left_did_not_run(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could not connect: certain, and no fault of the engine."""
+    campaign = await new_campaign(store)
+
+    def connect(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("engine.postgres.flush.psycopg.connect", connect)
+    reply = await store.flush([bunch(campaign, [impression(now())])])
+    assert isinstance(reply, NotRun)
+    assert "Too many open files" in reply.detail
+
+
+async def test_a_server_that_became_unsafe_is_told_before_anything_is_written(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A standby takes no heartbeat; its engine must hear that it is one, and not merely that it was refused."""
+    number = await store.register_engine()
+
+    async def check_server(_: object) -> None:
+        raise ConfigurationUnsafe("this Postgres is a standby")
+
+    monkeypatch.setattr("engine.postgres.store.check_server", check_server)
+    monkeypatch.setattr("engine.postgres.engines.heartbeat", None)
+    with pytest.raises(ConfigurationUnsafe, match="standby"):
+        await store.heartbeat(number)

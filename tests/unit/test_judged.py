@@ -14,7 +14,7 @@ from trio.testing import MockClock
 from engine import runtime
 from engine.campaign import CampaignState
 from engine.clock import SteadyClock
-from engine.errors import StoreUnavailable
+from engine.errors import ConfigurationUnsafe, StoreUnavailable
 from engine.model import DAY_US, SECOND_US, CampaignId, Event, HeartbeatReply, Status, datetime_from_us
 from engine.ports import BILLABLE, FREE, NO_CAP, Batch, Committed, FlushReply, Reserve, Reserved, Unknown
 from engine.registry import Engines
@@ -357,6 +357,31 @@ async def test_an_engine_whose_clock_is_far_off_takes_nothing(
         await trio.sleep(world.settings.heartbeat_seconds)
         assert await world.reasons(shown(campaign)) == ["accepted"]
         assert abs(clock.now_us() - right_us - offset * SECOND_US) < 5 * SECOND_US
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_engine_whose_postgres_became_unsafe_takes_nothing(
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until a heartbeat finds it right again."""
+    campaign = await world.campaign()
+    right = world.store.heartbeat
+
+    async def heartbeat(_: int) -> HeartbeatReply:
+        await trio.lowlevel.checkpoint()
+        raise ConfigurationUnsafe("this Postgres is a standby")
+
+    async with trio.open_nursery() as nursery:
+        monkeypatch.setattr(world.store, "heartbeat", heartbeat)
+        nursery.start_soon(
+            runtime.heartbeats, world.engine, world.registry, Engines(1), SteadyClock(), world.store, world.ledger
+        )
+        await trio.sleep(1)
+        assert await world.reasons(shown(campaign)) == ["unavailable"]
+        assert await world.engine.problems() == ["this Postgres is a standby"]
+        monkeypatch.setattr(world.store, "heartbeat", right)
+        await trio.sleep(world.settings.heartbeat_seconds)
+        assert await world.reasons(shown(campaign)) == ["accepted"]
         nursery.cancel_scope.cancel()
 
 
