@@ -38,8 +38,8 @@ rebuild: setup ## measure how long a campaign of a million events is away when R
 faults: setup ## run every fault with SEEDS seeds (20) in JOBS worlds at once (4): an hour; journals of failures in build/faults
 	@$(BIN)/python -m tests.faults --seeds $(or $(SEEDS),20) --jobs $(or $(JOBS),4) --keep build/faults
 
-mutants: setup ## switch off each safety line in turn: the suite must fail every time (some ten minutes)
-	@$(BIN)/python -m tests.mutants
+mutants: setup ## switch off each safety line in turn: the suite must fail every time (20 min); FAULTS=1: under real faults
+	@$(BIN)/python -m tests.mutants $(if $(FAULTS),--faults)
 
 settings: setup ## write docs/settings.md anew from config/settings.py
 	@$(BIN)/python -c 'from config.settings import settings_page; print(settings_page(), end="")' > docs/settings.md

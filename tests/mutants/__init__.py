@@ -2,6 +2,7 @@
 
 `python -m tests.mutants` copies the tree for each mutant of the table, applies it, and runs the tests that should
 notice first, then all others, and at last the simulation. A mutant that no test notices is a rule without a test.
+`--faults` runs the ten required ones under real faults instead, apart from that count (`faults.py`).
 `--only NAME` runs one, `--quick` only the tests that the table names: seconds a mutant, for whoever adds one.
 
 The edits are of the real engine and never of the fakes: the contract tests hold those to the same rules.
