@@ -26,8 +26,8 @@ class UnderFault(NamedTuple):
 
 UNDER_FAULTS: Final = (
     UnderFault("memory-image", "redis: old copy restored", 5),
-    UnderFault("generation-in-redis", "engine: zombie", 5),
-    UnderFault("generation-in-postgres", "engine: zombie", 10),
+    UnderFault("generation-in-redis", "engine: zombie with a reservation", 5),
+    UnderFault("generation-in-postgres", "engine: zombie with a flush", 10),
     UnderFault("in-flight-apart-from-duplicate", "client: the same id over three connections", 3),
     UnderFault("duplicate-before-cap", "client: hangs up before the answer", 3),
     UnderFault("rebuild-after-the-raise", "redis: emptied", 10),
