@@ -143,7 +143,7 @@ class Load:
                     for _ in range(copies):
                         nursery.start_soon(self.attempt, client, bodies, patience)
                 self._sending -= 1
-                await trio.sleep(self.source.random() * 0.1)
+                await trio.sleep(self.source.random() * 0.2)
 
     async def settle(self) -> list[str]:
         """Retry until every event has a verdict; ids that had none within the bound."""

@@ -70,12 +70,18 @@ async def zombie(world: World) -> None:
 def zombie_at(point: str) -> Callable[[World], Awaitable[None]]:
     """One engine freezes with a reservation in its hands, others void it, and it goes on from there."""
 
-    async def zombie_holding(world: World) -> None:
+    async def freeze(world: World) -> set[bytes]:
         await world.first.kill()
-        world.first.launch(HEADRACE_FAILPOINT=f"{point}=freeze@{world.source.randint(1, 10)}")
+        world.first.launch(HEADRACE_FAILPOINT=f"{point}=freeze@{world.source.randint(2, 12)}")
         assert await world.first.addresses()
         await until(lambda: world.first.frozen, f"the first engine freezes at {point}")
-        await world.recovered(await world.generations())
+        return await world.held()
+
+    async def zombie_holding(world: World) -> None:
+        with within(REACH_SECONDS, f"the first engine freezes at {point} with a reservation in its hands"):
+            while not (held := await freeze(world)):
+                pass
+        await world.settled(held)
         await world.pause(0.0, 0.5)
         world.first.send_signal(signal.SIGCONT)
         world.clear()
@@ -86,7 +92,26 @@ def zombie_at(point: str) -> Callable[[World], Awaitable[None]]:
 
 async def two_recover(world: World) -> None:
     """Both engines recover the same campaigns; one freezes in the middle and goes on when the other is done."""
-    step = world.source.choice(["ledger.begin.after", "store.raise_generation.after", "ledger.ready.before"])
+    await _freeze_in_recovery(
+        world, world.source.choice(["ledger.begin.after", "store.raise_generation.after", "ledger.ready.before"])
+    )
+    await world.pause(0.2, 1.6)
+    world.first.send_signal(signal.SIGCONT)
+    world.clear()
+    await world.pause(0.2, 0.4)
+
+
+async def recover_late(world: World) -> None:
+    """One engine freezes before its recovery's first step, and Redis is emptied again when it goes on: it rebuilds."""
+    await _freeze_in_recovery(world, "store.raise_generation.before")
+    await world.pause(0.6, 1.6)
+    await trio.to_thread.run_sync(world.redis.do, "FLUSHALL")
+    world.first.send_signal(signal.SIGCONT)
+    world.clear()
+    await world.pause(0.6, 1.0)
+
+
+async def _freeze_in_recovery(world: World, step: str) -> None:
     await world.first.kill()
     world.first.launch(HEADRACE_FAILPOINT=f"{step}=freeze")
     assert await world.first.addresses()
@@ -95,10 +120,6 @@ async def two_recover(world: World) -> None:
         while not world.first.frozen:
             await trio.to_thread.run_sync(world.redis.do, "FLUSHALL")
             await trio.sleep(0.2)
-    await world.pause(0.2, 1.6)
-    world.first.send_signal(signal.SIGCONT)
-    world.clear()
-    await world.pause(0.2, 0.4)
 
 
 async def terminate(world: World) -> None:
@@ -274,6 +295,7 @@ FAULTS = [
     ONE("engine: zombie with a reservation", zombie_at("ledger.round.after")),
     ONE("engine: zombie with a flush", zombie_at("store.flush.before")),
     Fault("engine: two recover the same campaigns", two_recover),
+    Fault("engine: frozen before a recovery, Redis emptied again", recover_late),
     ONE("engine: SIGTERM under load", terminate),
     ONE("engine: out of memory", little_memory, may_end=True, excuse=NO_MEMORY, recovery_seconds_max=THOUSANDS_SECONDS),
     ONE("engine: out of descriptors", few_descriptors, excuse="Too many open files"),

@@ -34,6 +34,7 @@ LOST_REDIS_SECONDS = 10.0  # the same, when Redis has lost what it knew
 OTHERS_SECONDS = 5.0  # of others than the fault's campaigns; several times what they take on two busy cores
 BYSTANDER_PAUSE_SECONDS = 0.1
 COST_MICROS = 1_000  # an impression at a cpm of 1.00
+HOLDING_SECONDS = 0.3  # longer than a living engine takes from reserving to settling, shorter than it takes to be dead
 PLENTY = "1000"
 # Rooms that a seed's load uses up: for 150 impressions in all, for 120 a day, for 3 a user and day.
 CAMPAIGNS: tuple[Mapping[str, object], ...] = (
@@ -152,6 +153,27 @@ class World:
             return await self.generations() > above
 
         await until_told(raised, "the generation of a campaign is raised")
+
+    async def held(self) -> set[bytes]:
+        """Tags of reservations of this seed's campaigns that nobody settles: their engine is dead or frozen."""
+        before = await self._pending()
+        await trio.sleep(HOLDING_SECONDS)
+        return before & await self._pending()
+
+    async def settled(self, tags: set[bytes]) -> None:
+        """Wait until others have voided or committed them."""
+
+        async def none_left() -> bool:
+            return not tags & await self._pending()
+
+        await until_told(none_left, "others have settled what the first engine had reserved")
+
+    async def _pending(self) -> set[bytes]:
+        def read() -> set[bytes]:
+            with self.redis.client() as client:
+                return {tag for campaign in self.campaigns for tag in client.hkeys(f"{{{campaign}}}:p")}
+
+        return await trio.to_thread.run_sync(read)
 
     async def create(self, **fields: object) -> int:
         """Make a campaign (cpm 1.00, plenty of budget) and journal it."""

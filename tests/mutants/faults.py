@@ -30,7 +30,7 @@ UNDER_FAULTS: Final = (
     UnderFault("generation-in-postgres", "engine: zombie with a flush", 10),
     UnderFault("in-flight-apart-from-duplicate", "client: the same id over three connections", 3),
     UnderFault("duplicate-before-cap", "client: hangs up before the answer", 3),
-    UnderFault("rebuild-after-the-raise", "redis: emptied", 10),
+    UnderFault("rebuild-after-the-raise", "engine: frozen before a recovery, Redis emptied again", 20),
     UnderFault("void-removes-ids", "kill -9 at store.flush.before", 5),
     UnderFault(
         "total-budget-in-postgres",
