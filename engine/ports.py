@@ -129,7 +129,7 @@ class PlanBehind:
 
 @dataclass(frozen=True, slots=True)
 class DayBehind:
-    """Another engine has reached a later spend day, or is more than a turn ahead: decide again."""
+    """A later spend day is reached, or a later turn than this call was decided for: decide again."""
 
     day: int
 
