@@ -11,7 +11,7 @@ import os
 import re
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,8 @@ class EngineProcess:
         """Send it a signal."""
         if self.alive:
             self._caused |= sign in (signal.SIGKILL, signal.SIGTERM)
-            os.kill(self.pid, sign)
+            with suppress(ProcessLookupError):  # (its parent has heard of its end before us)
+                os.kill(self.pid, sign)
 
     async def ended(self, seconds: float = START_SECONDS) -> int:
         """Wait for its end, which is no surprise from now on; the exit status."""
