@@ -263,8 +263,11 @@ async def partition_missing(world: World) -> None:
     )  # fmt: skip
     name, bounds = next(each for each in days if f"FROM ('{day}')" in each[1])
     since = world.postgres.log_end()
-    # What earlier seeds have there comes back with it.
-    await do(world, f"BEGIN; CREATE TABLE kept AS TABLE {name}; DROP TABLE {name}; DROP TABLE events_default; COMMIT")
+    # What is there comes back with it. Locked first: a row that committed between the copy and the drop would be lost.
+    await do(
+        world, "BEGIN; LOCK TABLE events IN ACCESS EXCLUSIVE MODE;"
+        f" CREATE TABLE kept AS TABLE {name}; DROP TABLE {name}; DROP TABLE events_default; COMMIT"
+    )  # fmt: skip
     await _said(world, "no partition of relation", since)
     await world.pause(0.2, 0.8)
     await do(
