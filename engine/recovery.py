@@ -103,12 +103,13 @@ class Recovery:
     async def _follow(self, row: LedgerRow, plan_version: int) -> None:
         """Steps 2 to 4, under the new generation."""
         begun = await self.ledger.begin(row.campaign_id, row.generation)
-        turn = self.clock.now_us() // self.turn_us
+        now_us = self.clock.now_us()
+        turn = now_us // self.turn_us
         match begun:
             case Kept(pending):
                 await self._settle(row, list(pending))
             case Emptied():
-                turn = await self._rebuild(row, turn)
+                turn = await self._rebuild(row, turn, (now_us + CLOCK_SLACK_US) // self.turn_us)
             case _:
                 _check(begun)
         _check(await self.ledger.ready(row.campaign_id, row.generation, row.spend, turn, plan_version))
@@ -121,10 +122,11 @@ class Recovery:
             commit = stored is not None and stored.batch == each.tag
             _check(await self.ledger.settle(row.campaign_id, row.generation, each.tag, commit=commit))
 
-    async def _rebuild(self, row: LedgerRow, turn: int) -> int:
+    async def _rebuild(self, row: LedgerRow, turn: int, latest: int) -> int:
         """Users of the ledger's day, and ids received in the last two turns, read after the raise; the turn reached.
 
-        That is one more than ours where an engine's clock is ahead of it: its ids must stay as long as it expects.
+        That is one more than ours where an engine's clock is ahead of it: its ids stay as long as it expects. It is
+        never beyond `latest`, which no right clock has passed: whoever has the time would be refused until then.
         """
         async with aclosing(self.store.users_on(row.campaign_id, row.spend.day)) as chunks:
             async for users in chunks:
@@ -134,17 +136,17 @@ class Recovery:
             self.store.ids_received(row.campaign_id, oldest * self.turn_us - CLOCK_SLACK_US)
         ) as received:
             async for ids in received:
-                turn = max(turn, await self._load_ids(row, oldest, ids))
+                turn = max(turn, await self._load_ids(row, oldest, latest, ids))
         return turn
 
-    async def _load_ids(self, row: LedgerRow, oldest: int, received: Sequence[tuple[EventId, int]]) -> int:
+    async def _load_ids(self, row: LedgerRow, oldest: int, latest: int, received: Sequence[tuple[EventId, int]]) -> int:
         """Load a chunk, each id under the turn in which it was received, by its receiver's clock; the latest of these.
 
         (The ids of every other turn share a bucket; one that stays longer than it must does no harm.)
         """
         of_turn: dict[int, list[EventId]] = {}
         for event_id, received_us in received:
-            of_turn.setdefault(max(oldest, received_us // self.turn_us), []).append(event_id)
+            of_turn.setdefault(min(latest, max(oldest, received_us // self.turn_us)), []).append(event_id)
         for turn, ids in of_turn.items():
             _check(await self.ledger.load_ids(row.campaign_id, row.generation, turn, ids))
         return max(of_turn, default=oldest)

@@ -405,7 +405,7 @@ REMEDY = [
         "rebuild-brings-ids",
         "A retry is a duplicate after the loss of Redis, whatever the budget says.",
         RECOVERY,
-        "                turn = max(turn, await self._load_ids(row, oldest, ids))\n",
+        "                turn = max(turn, await self._load_ids(row, oldest, latest, ids))\n",
         "                pass\n",
         f"{JUDGED}::test_a_rebuild_knows_what_committed_while_it_waited",
     ),

@@ -44,9 +44,17 @@ MUTANTS = [
         "ids-under-their-own-turn",
         "An id stays in the window as long as the engine that received it expects.",
         RECOVERY,
-        "of_turn.setdefault(max(oldest, received_us // self.turn_us), [])",
+        "of_turn.setdefault(min(latest, max(oldest, received_us // self.turn_us)), [])",
         "of_turn.setdefault(min(oldest + 1, max(oldest, received_us // self.turn_us)), [])",
         f"{WINDOW}::test_ids_from_a_clock_ahead_stay_as_long_as_it_expects",
+    ),
+    one(
+        "a-rebuild-stays-in-time",
+        "An event that a wrong clock received does not close its campaign until then.",
+        RECOVERY,
+        "of_turn.setdefault(min(latest, max(oldest, received_us // self.turn_us)), [])",
+        "of_turn.setdefault(max(oldest, received_us // self.turn_us), [])",
+        f"{WINDOW}::test_an_event_that_a_wrong_clock_received_does_not_close_its_campaign",
     ),
     one(
         "recover-compares-clocks",

@@ -153,3 +153,17 @@ async def test_ids_from_a_clock_ahead_stay_as_long_as_it_expects(autojump_clock:
         assert await ahead.reasons(shown(campaign)) == ["total_budget"]
         assert await behind.reasons(event) == ["duplicate"]
         nursery.cancel_scope.cancel()
+
+
+async def test_an_event_that_a_wrong_clock_received_does_not_close_its_campaign(autojump_clock: MockClock) -> None:
+    """A rebuild finds it hours ahead: Redis does not follow, or whoever has the time would be refused until then."""
+    async with trio.open_nursery() as nursery:
+        wrong = World(nursery)
+        wrong.clock_step_us = 5 * 3_600 * SECOND_US
+        right = Second(wrong, nursery)
+        campaign = await wrong.campaign()
+        assert await wrong.reasons(shown(campaign)) == ["accepted"]
+        await right.send(shown(campaign))
+        await trio.sleep(1)
+        assert await right.reasons(shown(campaign)) == ["accepted"]
+        nursery.cancel_scope.cancel()
