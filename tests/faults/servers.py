@@ -26,7 +26,7 @@ from tests.faults.parent import end_with_parent
 from tests.faults.ports import own_port
 
 START_SECONDS = 60.0
-DISK_MB = 320  # of Postgres: 40 MB of cluster, log files of 16 MB, and room for a seed's rows
+DISK_MB = 640  # of Postgres: 40 MB of cluster, rows, and log files of 16 MB, more of them with every promotion
 REDIS_DISK_MB = 8
 
 
