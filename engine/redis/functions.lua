@@ -60,6 +60,24 @@ local function leave_behind(keys, s, day, bkt)
     elseif bkt == s.bkt + 1 then redis.call('UNLINK', bucket(keys, bkt)) end
 end
 
+-- Whether the window, moved on to `bkt`, would drop ids of a reservation that nobody has settled yet (those that are
+-- `committed` are). It may still commit, and without its ids it could not be told from a new event.
+local function outruns_pending(keys, s, bkt, committed)
+    if bkt <= s.bkt or redis.call('HLEN', keys[2]) == 0 then return false end
+    local settled, pending = {}, redis.call('HGETALL', keys[2])
+    for i = 1, #committed do settled[committed[i]] = true end
+    for i = 1, #pending, 2 do
+        if not settled[pending[i]] and cmsgpack.unpack(pending[i + 1])[2] < bkt - 1 then return true end
+    end
+    return false
+end
+
+-- Have it rebuilt from Postgres: no caller trusts a state that names no memory image.
+local function disown(keys)
+    redis.call('HSET', keys[1], 'run', '')
+    return {'LOST'}
+end
+
 -- The tag (or false) of each id, as the window knows it once it has moved on to `bkt`: a bucket that is to be reused
 -- counts as empty already.
 local function known_tags(keys, s, ids, bkt)
@@ -183,9 +201,9 @@ local function reserve(keys, argv)
     if call.cap >= 0 and same_day and s.unc == day then
         -- The cap is new today, and earlier impressions were not counted. Postgres knows them: disown the state, so
         -- that it is rebuilt.
-        redis.call('HSET', keys[1], 'run', '')
-        return {'LOST'}
+        return disown(keys)
     end
+    if outruns_pending(keys, s, bkt, call.committed) then return disown(keys) end
 
     local tags = known_tags(keys, s, call.ids, bkt)
     local pending = pending_of(keys, tags, #call.ids, call.committed)
@@ -216,6 +234,7 @@ local function turn(keys, argv)
     local s, refusal = enter(keys, argv[1], '1')
     if refusal then return refusal end
     local day, bkt = math.max(tonumber(argv[2]), s.day), math.max(tonumber(argv[3]), s.bkt)
+    if outruns_pending(keys, s, bkt, {}) then return disown(keys) end
     local today = day == s.day and s.today or 0
     leave_behind(keys, s, day, bkt)
     redis.call('HSET', keys[1], 'day', day, 'today', string.format('%.0f', today), 'bkt', bkt)

@@ -413,16 +413,20 @@ async def test_a_void_after_midnight_leaves_the_new_day_alone(ledger: Ledger) ->
     assert await ask(ledger, reserve(**capped, day=DAY + 1)) == Reserved(b"C", COST, COST)
 
 
-async def test_a_void_after_its_turn_leaves_the_reused_bucket_alone(ledger: Ledger) -> None:
-    """The same id, reserved again in the bucket's next life, stays known."""
-    old = reserve()
-    new = reserve(ids=old.ids, turn=TURN + 2)
-    assert await ledger.round([old, new, void(old)]) == [
-        Reserved(b"A", COST, COST),
-        Reserved(b"A", 2 * COST, 2 * COST),
-        Done(),
-    ]
-    assert await letters(ledger, reserve(ids=new.ids, turn=TURN + 2)) == b"P"
+async def test_the_window_does_not_outrun_a_reservation_that_nobody_has_settled(ledger: Ledger) -> None:
+    """It may commit still, and its ids would be new again: LOST, so that a recovery fences it first."""
+    held = reserve()
+    assert await letters(ledger, held) == b"A"
+    assert await letters(ledger, reserve(turn=TURN + 1)) == b"A"
+    assert await ask(ledger, reserve(ids=held.ids, turn=TURN + 2)) == Lost()
+    assert await ask(ledger, reserve(turn=TURN + 1)) == Lost()
+
+
+async def test_the_window_moves_on_over_what_is_settled(ledger: Ledger) -> None:
+    """Also if the call that moves it on is the first to say so."""
+    first, second = reserve(), reserve(turn=TURN + 1)
+    await ledger.round([first, second, commit(first)])
+    assert await letters(ledger, reserve(turn=TURN + 3, committed=[second.tag])) == b"A"
 
 
 async def test_a_void_in_the_next_turn_still_undoes_ids(ledger: Ledger) -> None:

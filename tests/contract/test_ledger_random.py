@@ -47,7 +47,7 @@ class Script:
     def move(self) -> None:
         """Midnight, a new turn, a new plan: now and then, and clocks may lag."""
         self.day += self.draw.choices((0, 1, -1), (40, 1, 0.5))[0]
-        self.turn += self.draw.choices((0, 1, 2, 5, -1), (30, 2, 1, 0.5, 1))[0]
+        self.turn += self.draw.choices((0, 1, 2, 5, -1), (60, 2, 0.5, 0.2, 1))[0]
         self.version += self.draw.choices((0, 1, -1), (40, 1, 0.5))[0]
 
     def reserve(self, campaign_id: CampaignId) -> Reserve:

@@ -217,8 +217,11 @@ class FakeLedger:
     def _reserve(self, call: Reserve) -> ReserveReply:
         book = self._enter(call.campaign_id, call.generation, needs_open=True)
         if self.full:
-            if isinstance(book, Book) and book.sums is not None:
-                _move_on(book, book.sums, call.day, call.turn)  # (the function `turn`, which the adapter then sends)
+            if isinstance(book, Book) and book.sums is not None:  # (the function `turn`, which the adapter then sends)
+                if _outruns_pending(book, book.sums, call.turn, ()):
+                    book.image = 0
+                else:
+                    _move_on(book, book.sums, call.day, call.turn)
             return NotRun("OOM")
         if not isinstance(book, Book):
             return book
@@ -234,6 +237,9 @@ class FakeLedger:
         if call.day < sums.day or sums.turn > call.turn_latest:
             return DayBehind(sums.day)
         if call.cap != NO_CAP and sums.uncounted_day == call.day == sums.day:
+            book.image = 0
+            return Lost()
+        if _outruns_pending(book, sums, call.turn, call.committed):
             book.image = 0
             return Lost()
         sums.version = call.plan_version
@@ -293,6 +299,12 @@ class FakeLedger:
                 return Mismatch()
         book.open = True
         return Done()
+
+
+def _outruns_pending(book: Book, sums: Sums, turn: int, committed: Sequence[int]) -> bool:
+    """Whether the window would drop ids of a reservation that is not settled yet."""
+    pending = [record for tag, record in book.pending.items() if tag not in committed]
+    return turn > sums.turn and any(record.turn < turn - 1 for record in pending)
 
 
 def _move_on(book: Book, sums: Sums, day: int, turn: int) -> None:

@@ -269,7 +269,15 @@ UNDO = [
         "Ids of a bucket's earlier life are not taken from its present one.",
         "if bkt >= s.bkt - 1 then redis.call('HDEL'",
         "if true then redis.call('HDEL'",
-        "test_a_void_after_its_turn_leaves_the_reused_bucket_alone",
+        "test_the_window_does_not_outrun_a_reservation_that_nobody_has_settled",
+        second=True,  # (the window stays with what is pending)
+    ),
+    lua(
+        "the-window-stays-with-what-is-pending",
+        "What may still commit is not forgotten: its retry would be counted, too.",
+        "    if outruns_pending(keys, s, bkt, call.committed) then return disown(keys) end\n",
+        "",
+        "test_the_window_does_not_outrun_a_reservation_that_nobody_has_settled",
     ),
     lua(
         "settled-once",
