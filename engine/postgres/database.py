@@ -10,7 +10,9 @@ itself, and a lock not got in time, come out as they are.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias, TypeVar
@@ -22,6 +24,8 @@ from asyncpg.pool import PoolConnectionProxy
 
 from engine.errors import StoreUnavailable
 from engine.postgres.copy import DAYS_TO_2000, TO_2000_US
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
@@ -145,11 +149,24 @@ async def open_database(
     async def close() -> None:
         pool.terminate()  # nothing is under way that would be worth waiting for: the callers are gone
 
+    loop.set_exception_handler(_left_over)
     await on_loop(loop, lambda: _started(pool))
     try:
         yield Database(loop, pool, timeout_seconds)
     finally:
         await on_loop(loop, close)
+
+
+def _left_over(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The failure of a connection that nobody waits for any more: whoever did was told, or has gone (asyncio side).
+
+    A process that slept meets such. trio-asyncio would end the engine for it; for anything else it does.
+    """
+    error = context.get("exception")
+    if isinstance(error, _CONNECTION_ERRORS):
+        log.warning("a connection to Postgres failed that nobody waits for: %r", error)
+    else:
+        loop.default_exception_handler(context)
 
 
 def _discard(connection: PoolConnectionProxy[asyncpg.Record]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import gc
 import os
 import random
 import time
@@ -15,6 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 import trio
+import trio.testing
 
 from config.settings import Settings
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
@@ -503,3 +506,16 @@ async def test_a_server_that_became_unsafe_is_told_before_anything_is_written(
     monkeypatch.setattr("engine.postgres.engines.heartbeat", None)
     with pytest.raises(ConfigurationUnsafe, match="standby"):
         await store.heartbeat(number)
+
+
+async def test_a_connection_that_fails_when_nobody_waits_for_it_ends_no_engine(
+    store: PostgresStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process that slept finds the futures of calls that were given up; trio-asyncio would end everything for one."""
+    lost = asyncio.Future[None](loop=store._loop)
+    lost.set_exception(ConnectionError("unexpected connection_lost() call"))
+    del lost
+    gc.collect()
+    await trio.testing.wait_all_tasks_blocked()
+    assert await store.ping()
+    assert "nobody waits for" in caplog.text
