@@ -33,6 +33,7 @@ from engine.errors import EngineError
 BACKLOG: Final = 1024  # connections that the kernel holds while we are busy: a burst of all senders of a cluster
 REQUESTS_A_CONNECTION_MAX: Final = 2**53  # no limit: senders keep their connections, and hypercorn wants a number
 DRAIN_SLACK_SECONDS: Final = 5  # closing stores and files, after the drain
+_OUT_OF_MEMORY: Final = b"no memory left for a thread's start: whoever waits for it would wait for ever; ending\n"
 
 _log = logging.getLogger("headrace")
 
@@ -40,6 +41,7 @@ _log = logging.getLogger("headrace")
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, then drain. The exit status: 0 after a clean stop, 1 with the reason logged."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    sys.unraisablehook = end_without_memory
     status = 1
     try:
         with open_stores(settings) as stores:
@@ -68,6 +70,7 @@ def work() -> int:
         level=logging.INFO,
         format=f"%(asctime)s %(levelname)s %(name)s[{os.getpid()}]: %(message)s",
     )
+    sys.unraisablehook = end_without_memory
     status = 1
     try:
         settings = load_settings()
@@ -77,6 +80,18 @@ def work() -> int:
         for error in _leaves(group):
             _log.error("%s", error)
     return status
+
+
+def end_without_memory(unraisable: sys.UnraisableHookArgs) -> None:
+    """`sys.unraisablehook`: end the process, with status 1, if memory ran out where nobody can be told of it.
+
+    A thread that could not start is such a place, and its caller would wait for ever. Nothing acknowledged is lost
+    by the end, and whoever supervises us starts us again. Allocates as little as can be.
+    """
+    if issubclass(unraisable.exc_type, MemoryError):
+        os.write(2, _OUT_OF_MEMORY)
+        os._exit(1)
+    sys.__unraisablehook__(unraisable)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

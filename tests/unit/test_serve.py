@@ -1,8 +1,10 @@
-"""The addresses of the serving program."""
+"""The addresses of the serving program, and its end without memory."""
 
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from contextlib import closing
 
 import pytest
@@ -68,3 +70,38 @@ def test_ipv6_is_written_in_brackets() -> None:
         pytest.skip("no IPv6 here")
     with closing(listeners):
         assert listeners.api_address.startswith("[::1]:")
+
+
+THREADS_WITHOUT_MEMORY = """
+import _thread, sys, time
+from api.serve import end_without_memory
+
+sys.unraisablehook = end_without_memory
+
+def start():
+    raise {error}
+
+_thread.start_new_thread(start, ())
+time.sleep(20)
+sys.exit(3)
+"""
+
+
+def test_a_process_ends_when_a_thread_finds_no_memory_to_start_with() -> None:
+    """Whoever waits for that thread would wait for ever; a process that is started again serves."""
+    ended = subprocess.run(
+        [sys.executable, "-c", THREADS_WITHOUT_MEMORY.format(error="MemoryError")], capture_output=True, text=True
+    )
+
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "no memory left" in ended.stderr
+
+
+def test_a_process_goes_on_when_a_thread_fails_otherwise() -> None:
+    """Only memory is everybody's trouble: the failure is printed, as Python does it."""
+    program = THREADS_WITHOUT_MEMORY.format(error="ValueError").replace("sleep(20)", "sleep(0.5)")
+
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert ended.returncode == 3
+    assert "ValueError" in ended.stderr
