@@ -133,6 +133,10 @@ async def terminate(world: World) -> None:
 
 async def little_memory(world: World) -> None:
     """No memory left, while large batches arrive; an engine that dies of it is started again."""
+    # A new process: one that has met such batches before keeps their memory, and needs no more.
+    await world.first.kill()
+    world.first.launch()
+    assert await world.first.addresses()
     pid = world.first.pid
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + world.source.choice([0, 1]) * (1 << 20)
