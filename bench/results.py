@@ -1,0 +1,239 @@
+"""What a run of the bench leaves behind: one JSON file, which every table, page and comparison reads.
+
+Owns the words and units of a result. Pure data: knows no system and no sender.
+
+A **result** is one call of the suite on one commit. It holds **runs**: one system (the engine, or a peer) under one
+scenario, on fresh stores, audited at its end. A run holds **steps**: so many connections, for so many seconds, in a
+closed loop or at an offered rate. A **figure** is what two results are compared by: a name, and a sample a round.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+FORMAT: Final = 1  # raised when a file of before can't be read any more
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Of all answers of a step, in milliseconds. In an open loop it counts from the planned time of sending."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    p999_ms: float
+    longest_ms: float
+
+
+class Slice(msgspec.Struct, frozen=True):
+    """A quarter of a second of a step, from its start."""
+
+    at_seconds: float
+    events: int  # with a verdict
+    refused: int  # events answered 503 or `retry`, or not answered
+    p50_ms: float
+    p99_ms: float
+
+
+class Use(msgspec.Struct, frozen=True):
+    """What the processes of one role took during a step."""
+
+    role: str  # engine, redis, postgres or sender
+    processes: int
+    cpu_seconds: float
+    memory_mb: float  # resident, at most; pages that processes share count once for each
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """CPU by role at one moment of a step, as cores in use since the sample before."""
+
+    at_seconds: float
+    cores: dict[str, float]
+    memory_mb: dict[str, float]
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One load for some time."""
+
+    loop: Literal["closed", "open"]
+    connections: int
+    batch: int  # events a request
+    offered_events_per_second: float | None  # of an open loop
+    seconds: float
+    requests: int
+    events: int  # with a verdict: accepted, duplicate or rejected
+    accepted: int
+    duplicate: int
+    rejected: int
+    refused: int  # answered 503 or `retry`, or not answered
+    sent_bytes: int
+    received_bytes: int
+    latency: Latency
+    slices: list[Slice]
+    uses: list[Use]
+    samples: list[Sample]
+    sender_was_limit: bool  # the sender's own CPU was used up, or it could not keep its plan
+
+    @property
+    def events_per_second(self) -> float:
+        """Events with a verdict."""
+        return self.events / self.seconds
+
+    def cpu_us(self, role: str) -> float:
+        """Microseconds of CPU an event."""
+        used = sum(use.cpu_seconds for use in self.uses if use.role == role)
+        return 1e6 * used / self.events if self.events else 0.0
+
+
+class Command(msgspec.Struct, frozen=True):
+    """A row of Redis's `commandstats`, during the measured steps."""
+
+    name: str
+    calls: int
+    us_a_call: float
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """How often a busy Postgres backend was seen waiting for this, in parts of all its looks; `CPU`: for nothing."""
+
+    event: str
+    share: float
+
+
+class Audit(msgspec.Struct, frozen=True):
+    """What the rows say of the answers. A run with any of the first group is void."""
+
+    lost: int  # acknowledged, and no row
+    double: int  # ids with more than one row
+    phantom: int  # rows that nobody sent, or that are not what was sent
+    denied: int  # refused for good, and yet a row
+    overspend_micros: int
+    over_cap: int
+    unbalanced: int  # campaigns whose ledger is not the sum of their rows
+    acknowledged: int
+    unknown: int  # sent, and no verdict known
+    unknown_committed: int  # of these are rows
+    seconds: float
+    examples: list[str] = []
+
+    @property
+    def clean(self) -> bool:
+        """Whether the run counts."""
+        return not (
+            self.lost or self.double or self.phantom or self.denied or self.overspend_micros or self.over_cap
+            or self.unbalanced
+        )  # fmt: skip
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """A fault during a step (chaos mode)."""
+
+    name: str
+    at_seconds: float  # when it began, from the step's start
+    over_seconds: float  # when it was over
+    recovered_seconds: float | None  # from then until throughput was nine tenths of before; None: not within the step
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One system under one scenario, on fresh stores."""
+
+    experiment: str  # the name under which the suite lists it
+    system: str  # headrace, or a peer or ceiling
+    scenario: str
+    round: int  # of the repetitions of this experiment, from 0
+    seed: int
+    settings: dict[str, str]  # of the system, other than the defaults
+    steps: list[Step]  # the last one is what the experiment is about
+    audit: Audit | None  # None: a ceiling that promises nothing
+    commands: list[Command] = []
+    waits: list[Wait] = []
+    fault: Fault | None = None
+
+    @property
+    def void(self) -> bool:
+        """Whether its audit found anything."""
+        return self.audit is not None and not self.audit.clean
+
+
+class Micro(msgspec.Struct, frozen=True):
+    """One micro benchmark: microseconds an event, a sample a round."""
+
+    name: str
+    us_an_event: list[float]
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """Where it ran."""
+
+    processor: str
+    cores: int
+    memory_gb: float
+    kernel: str
+
+
+class Result(msgspec.Struct, frozen=True):
+    """One call of the suite on one commit."""
+
+    format: int
+    commit: str
+    changed: bool  # there were changes that no commit has
+    started_at: str  # RFC 3339
+    seconds: float
+    machine: Machine
+    versions: dict[str, str]  # Python, Redis, Postgres, and the packages on the path of an event
+    suite: str  # quick, full, or what was asked for
+    runs: list[Run]
+    micros: list[Micro] = []
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """What is compared: a sample a round, in order."""
+
+    name: str
+    unit: str
+    better: Literal["higher", "lower"]
+    samples: list[float]
+
+    @property
+    def median(self) -> float:
+        """Of the samples."""
+        return statistics.median(self.samples)
+
+
+def figures(result: Result) -> Iterator[Figure]:
+    """All figures of a result; void runs have none. Rounds are in order, so that two results can be paired."""
+    experiments: dict[str, list[Run]] = {}
+    for run in result.runs:
+        if not run.void and run.steps:
+            experiments.setdefault(run.experiment, []).append(run)
+    for name, runs in experiments.items():
+        last = [run.steps[-1] for run in sorted(runs, key=lambda run: run.round)]
+        yield Figure(f"{name}: throughput", "events/s", "higher", [step.events_per_second for step in last])
+        yield Figure(f"{name}: p50", "ms", "lower", [step.latency.p50_ms for step in last])
+        yield Figure(f"{name}: p99", "ms", "lower", [step.latency.p99_ms for step in last])
+        for role in ("engine", "redis", "postgres"):
+            yield Figure(f"{name}: CPU of {role}", "us/event", "lower", [step.cpu_us(role) for step in last])
+    for micro in result.micros:
+        yield Figure(f"micro: {micro.name}", "us/event", "lower", micro.us_an_event)
+
+
+def write_result(result: Result, path: Path) -> None:
+    """As indented JSON, whole or not at all."""
+    half = path.with_suffix(".part")
+    half.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
+    half.rename(path)
+
+
+def read_result(path: Path) -> Result:
+    """Raises `ValueError` with what is wrong with the file."""
+    try:
+        result = msgspec.json.decode(path.read_bytes(), type=Result)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ValueError(f"{path} is no result of the bench: {error}") from error
+    if result.format != FORMAT:
+        raise ValueError(f"{path} has format {result.format}, this bench reads {FORMAT}: measure again")
+    return result
