@@ -1,0 +1,206 @@
+"""One run: a system under a scenario on fresh stores, step after step, audited at its end.
+
+Owns the order of it all, and makes figures of what the sender and the samplers bring. Knows no suite.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from bench.bodies import Template, make_templates
+from bench.check import audit_run
+from bench.results import Audit, Command, Latency, Run, Slice, Step, Wait
+from bench.sampling import Sampler, StoreWatch, store_pids
+from bench.scenario import Scenario
+from bench.sender import ACCEPTED, DUPLICATE, REJECTED, Job, Sent
+from bench.stand import Stand, System, end, open_stand
+
+SAMPLE_SECONDS: Final = 0.25
+SENDER_SECONDS_MAX: Final = 120.0  # beyond the time of its step
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one step asks for. `rate` is events a second, in an open loop; None: closed."""
+
+    connections: int
+    seconds: float
+    rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A run to be made. The last load is what it is about; those before it warm up."""
+
+    name: str
+    system: System
+    scenario: Scenario
+    batch: int
+    loads: Sequence[Load]
+    audited: bool = True
+    during: Callable[[Stand, float], None] | None = None  # called again and again, with the seconds of the last load
+
+
+@dataclass(slots=True)
+class Underway:
+    """A run while it is made."""
+
+    stand: Stand
+    experiment: Experiment
+    templates: list[Template]
+    sent: list[Sent] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
+    waits: list[Wait] = field(default_factory=list)
+
+    def step(self, load: Load, during: Callable[[Stand, float], None] | None = None) -> Step:
+        """Send one load, and look on."""
+        batch = self.experiment.batch
+        host, port = self.stand.host
+        job = Job(
+            host, port, self.templates, load.connections, load.seconds, load.rate and load.rate / batch,
+            self.experiment.scenario.burst_seconds, sum(len(sent.outcomes) for sent in self.sent),
+        )  # fmt: skip
+        stores = store_pids(self.stand.stores.db_url, self.stand.stores.redis_url)
+        with StoreWatch(self.stand.stores.db_url, self.stand.stores.redis_url) as watch, _sender(job) as process:
+            sampler = Sampler({"engine": [self.stand.process.pid], "sender": [process.pid], **stores})
+            started = time.monotonic()
+            while (elapsed := time.monotonic() - started) < load.seconds and process.poll() is None:
+                time.sleep(min(SAMPLE_SECONDS, load.seconds - elapsed))
+                sampler.look()
+                watch.look()
+                if during is not None:
+                    during(self.stand, time.monotonic() - started)
+            sent = _read(process)
+            self.commands, self.waits = watch.commands(), watch.waits()
+        self.sent.append(sent)
+        self.steps.append(make_step(load, batch, sent, sampler))
+        return self.steps[-1]
+
+
+def make_run(experiment: Experiment, round_: int, seed: int) -> Run:
+    """From nothing to a result. Raises `StandFailed`."""
+    with open_run(experiment, seed) as underway:
+        for load in experiment.loads[:-1]:
+            underway.step(load)
+        underway.step(experiment.loads[-1], experiment.during)
+        return finish(underway, round_, seed)
+
+
+@contextmanager
+def open_run(experiment: Experiment, seed: int) -> Iterator[Underway]:
+    """Stores, system and requests, for whoever chooses the steps as they go."""
+    with open_stand(experiment.system, experiment.scenario) as stand:
+        host, port = stand.host
+        templates = make_templates(
+            experiment.scenario, experiment.batch, stand.campaign_ids, seed=seed, host=f"{host}:{port}"
+        )
+        yield Underway(stand, experiment, templates)
+
+
+def finish(underway: Underway, round_: int, seed: int) -> Run:
+    """Stop the system, audit, and put it all together."""
+    experiment, stand = underway.experiment, underway.stand
+    stand.stop()
+    audit = _audit(underway) if experiment.audited else None
+    return Run(
+        experiment=experiment.name, system=stand.system.name, scenario=experiment.scenario.name, round=round_,
+        seed=seed, settings=dict(stand.system.settings), steps=underway.steps, audit=audit,
+        commands=underway.commands, waits=underway.waits,
+    )  # fmt: skip
+
+
+def _audit(underway: Underway) -> Audit:
+    stores = underway.stand.stores
+    audit = audit_run(stores.db_url, underway.templates, underway.sent)
+    if underway.stand.system.is_engine:
+        # Its own audit besides, which knows rollups and Redis.
+        own = subprocess.run(
+            [sys.executable, "-m", "api", "audit", "--no-halt"],
+            env={"DB_URL": stores.db_url, "REDIS_URL": stores.redis_url}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if own.returncode != 0:
+            told = (own.stdout + own.stderr).strip().splitlines()[-1:]
+            audit = msgspec.structs.replace(
+                audit, unbalanced=audit.unbalanced + 1, examples=[*audit.examples, f"headrace audit: {told}"]
+            )
+    return audit
+
+
+@contextmanager
+def _sender(job: Job) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.sender"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdin is not None
+    try:
+        process.stdin.write(msgspec.msgpack.encode(job))
+        process.stdin.close()
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _read(process: subprocess.Popen[bytes]) -> Sent:
+    assert process.stdout is not None
+    return msgspec.msgpack.decode(process.stdout.read(), type=Sent)
+
+
+# --- figures ------------------------------------------------------------------------------------------------
+
+
+def make_step(load: Load, batch: int, sent: Sent, sampler: Sampler) -> Step:
+    """What a step comes to."""
+    finished, latencies = array("d", sent.finished), array("d", sent.latencies)
+    events, refused = array("i", sent.answered_events), array("i", sent.refused_events)
+    # What is answered after the end was asked for within it, but throughput counts what was done within it.
+    within = sum(count for at, count in zip(finished, events, strict=True) if at <= sent.seconds)
+    return Step(
+        loop="closed" if load.rate is None else "open",
+        connections=load.connections, batch=batch, offered_events_per_second=load.rate, seconds=sent.seconds,
+        requests=len(finished), events=within, accepted=sent.counts.get(ACCEPTED, 0),
+        duplicate=sent.counts.get(DUPLICATE, 0), rejected=sent.counts.get(REJECTED, 0),
+        refused=sum(refused) + sent.given_up * batch, sent_bytes=sent.sent_bytes, received_bytes=sent.received_bytes,
+        latency=_latency(latencies), slices=list(_slices(finished, latencies, events, refused)), uses=sampler.uses(),
+        samples=sampler.samples, sender_was_limit=sent.was_limit,
+    )  # fmt: skip
+
+
+def percentile(ordered: Sequence[float], part: float) -> float:
+    """The nearest rank: the smallest value that `part` of all are not above. 0 where there is none."""
+    return ordered[min(len(ordered) - 1, max(0, int(part * len(ordered) + 0.999999) - 1))] if ordered else 0.0
+
+
+def _latency(latencies: Sequence[float]) -> Latency:
+    ordered = sorted(latencies)
+    return Latency(*(round(1e3 * percentile(ordered, part), 3) for part in (0.5, 0.9, 0.99, 0.999, 1.0)))
+
+
+def _slices(
+    finished: Sequence[float], latencies: Sequence[float], events: Sequence[int], refused: Sequence[int]
+) -> Iterator[Slice]:
+    width = SAMPLE_SECONDS
+    of: dict[int, list[int]] = {}
+    for at, seconds in enumerate(finished):
+        of.setdefault(int(seconds / width), []).append(at)
+    for number in range(max(of, default=-1) + 1):
+        answers = of.get(number, [])
+        ordered = sorted(latencies[at] for at in answers)
+        yield Slice(
+            at_seconds=number * width, events=sum(events[at] for at in answers),
+            refused=sum(refused[at] for at in answers), p50_ms=round(1e3 * percentile(ordered, 0.5), 3),
+            p99_ms=round(1e3 * percentile(ordered, 0.99), 3),
+        )  # fmt: skip
+
+
+__all__ = ["Experiment", "Load", "Underway", "end", "finish", "make_run", "open_run", "percentile"]

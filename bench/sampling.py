@@ -1,0 +1,156 @@
+"""Who used what while a step ran: CPU and memory by role, from /proc; what Redis and Postgres say of themselves.
+
+Owns the reading, and the words of it. A role is a set of process trees: the engine's (or a peer's), the sender's, and
+those of the two stores. CPU of children that have ended counts with their parent.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import psycopg
+import redis
+
+from bench.results import Command, Sample, Use, Wait
+
+_TICK: Final = os.sysconf("SC_CLK_TCK")
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_MB: Final = 1e6
+# What Postgres waits for when it has nothing to do, or that another wait explains already.
+_IDLE_WAITS: Final = frozenset({"ClientRead"})
+
+
+def tree(roots: Sequence[int]) -> set[int]:
+    """These processes and all below them, as far as they live."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:
+                continue  # it has just ended
+            children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
+    found: set[int] = set()
+    waiting = [pid for pid in roots if Path(f"/proc/{pid}").exists()]
+    while waiting:
+        pid = waiting.pop()
+        if pid not in found:
+            found.add(pid)
+            waiting += children.get(pid, [])
+    return found
+
+
+def cpu_seconds(pids: set[int]) -> float:
+    """User and system time of these, their ended children included."""
+    ticks = 0
+    for pid in pids:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += sum(int(field) for field in fields[11:15])  # utime, stime, cutime, cstime
+    return ticks / _TICK
+
+
+def memory_mb(pids: set[int]) -> float:
+    """Private pages of all, and the largest shared part once: Postgres's backends all map the same buffers."""
+    private = shared_most = 0
+    for pid in pids:
+        try:
+            _, resident, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
+        except (OSError, ValueError):
+            continue
+        private += resident - shared
+        shared_most = max(shared_most, shared)
+    return (private + shared_most) * _PAGE / _MB
+
+
+class Sampler:
+    """Call `look` now and then while a step runs; `uses` and `samples` tell afterwards."""
+
+    def __init__(self, roles: Mapping[str, Sequence[int]]) -> None:
+        self._roles = roles
+        self._started = self._last_at = time.monotonic()
+        self._first = self._last = {role: cpu_seconds(tree(roots)) for role, roots in roles.items()}
+        self._memory_mb: dict[str, float] = dict.fromkeys(roles, 0.0)
+        self._processes: dict[str, int] = dict.fromkeys(roles, 0)
+        self.samples: list[Sample] = []
+
+    def look(self) -> None:
+        """One sample."""
+        now = time.monotonic()
+        trees = {role: tree(roots) for role, roots in self._roles.items()}
+        used = {role: max(cpu_seconds(pids), self._last[role]) for role, pids in trees.items()}
+        memory = {role: memory_mb(pids) for role, pids in trees.items()}
+        elapsed = now - self._last_at
+        cores = {role: (used[role] - self._last[role]) / elapsed for role in trees} if elapsed else {}
+        self.samples.append(Sample(round(now - self._started, 3), _rounded(cores), _rounded(memory)))
+        self._last, self._last_at = used, now
+        for role, pids in trees.items():
+            self._memory_mb[role] = max(self._memory_mb[role], memory[role])
+            self._processes[role] = max(self._processes[role], len(pids))
+
+    def uses(self) -> list[Use]:
+        """From the first look to the last one."""
+        return [
+            Use(role, self._processes[role], round(self._last[role] - self._first[role], 3), self._memory_mb[role])
+            for role in self._roles
+        ]
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in values.items()}
+
+
+class StoreWatch:
+    """What the stores say of themselves from here on: `look` asks Postgres what its backends wait for."""
+
+    def __init__(self, db_url: str, redis_url: str) -> None:
+        self._postgres = psycopg.connect(db_url, autocommit=True, application_name="headrace-bench")
+        self._redis = redis.Redis.from_url(redis_url)
+        self._redis.config_resetstat()
+        self._seen: Counter[str] = Counter()
+
+    def __enter__(self) -> StoreWatch:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._postgres.close()
+        self._redis.close()
+
+    def look(self) -> None:
+        """One look at every busy backend."""
+        rows = self._postgres.execute(
+            "SELECT coalesce(wait_event, 'CPU') FROM pg_stat_activity"
+            " WHERE state = 'active' AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        self._seen.update(event for (event,) in rows if event not in _IDLE_WAITS)
+
+    def waits(self) -> list[Wait]:
+        """The most frequent first."""
+        looks = self._seen.total()
+        return [Wait(event, round(count / looks, 3)) for event, count in self._seen.most_common()]
+
+    def commands(self) -> list[Command]:
+        """What Redis was asked, the costliest first."""
+        stats = self._redis.info("commandstats")
+        rows = [
+            Command(name.removeprefix("cmdstat_"), stat["calls"], stat["usec_per_call"])
+            for name, stat in stats.items()
+        ]
+        return sorted(rows, key=lambda row: -row.calls * row.us_a_call)
+
+
+def store_pids(db_url: str, redis_url: str) -> dict[str, list[int]]:
+    """The roots of both stores' process trees."""
+    with psycopg.connect(db_url) as connection:
+        (data,) = connection.execute("SHOW data_directory").fetchone() or ("",)
+    postmaster = int((Path(data) / "postmaster.pid").read_text().split()[0])
+    with redis.Redis.from_url(redis_url) as client:
+        return {"postgres": [postmaster], "redis": [int(client.info("server")["process_id"])]}

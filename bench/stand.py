@@ -1,0 +1,195 @@
+"""Where a run takes place: fresh stores, the scenario's campaigns, and one system on them.
+
+Owns processes and folders, from nothing to nothing. Every system is started the same way: its stores are there, migrated
+and with the campaigns in them, and their URLs are in its environment. Nothing is left when the block ends.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import httpx
+import psycopg
+import trio
+
+from bench.scenario import Scenario
+from config.settings import Settings
+from engine.embedded import Stores, open_stores
+from engine.postgres.store import open_store
+
+REDIS_MEMORY_MB: Final = 4_096  # a minute of new ids and users at full rate, twice
+START_SECONDS_MAX: Final = 60.0
+STOP_SECONDS_MAX: Final = 60.0  # three times the engine's drain
+LOG_LINES: Final = 20
+
+
+class StandFailed(Exception):
+    """A system did not start, or did not end well; the message has the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A program under test. It prints its address as `http://…`, the last one is where events go."""
+
+    name: str
+    command: tuple[str, ...]
+    addresses: int = 1  # lines with an address that it prints
+    settings: Mapping[str, str] = field(default_factory=dict)
+    checkout: str = ""  # where its code is; empty: this one
+
+    @property
+    def is_engine(self) -> bool:
+        """Whether it is Headrace itself, with all that only it promises."""
+        return self.command[:2] == ("api", "serve")
+
+
+HEADRACE: Final = System("headrace", ("api", "serve"), addresses=2)
+
+
+@dataclass(slots=True)
+class Stand:
+    """Stores and a running system. `api` is where everything but events is asked for, empty for peers."""
+
+    stores: Stores
+    system: System
+    process: subprocess.Popen[str]
+    campaign_ids: list[int]
+    api: str
+    events: str
+    log: Path
+
+    @property
+    def host(self) -> tuple[str, int]:
+        """Where events go."""
+        parts = urlsplit(self.events)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        return parts.hostname, parts.port
+
+    def stop(self) -> None:
+        """SIGTERM, and wait for a clean end. Raises `StandFailed` for any other."""
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(timeout=STOP_SECONDS_MAX)
+        if status != 0:
+            raise StandFailed(_told(self.log, f"{self.system.name} ended with status {status}"))
+
+
+@contextmanager
+def open_stand(system: System, scenario: Scenario) -> Iterator[Stand]:
+    """Raises `StandFailed`."""
+    folder = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
+    folder.chmod(0o711)  # the user whom root runs the stores as must get through
+    try:
+        settings = Settings(data=str(folder / "data"), redis_memory_mb=REDIS_MEMORY_MB)
+        with open_stores(settings) as stores:
+            campaign_ids = trio.run(_prepare, stores.db_url, settings, scenario)
+            with (folder / "log").open("w") as log:
+                process = _launch(system, stores, folder, log.fileno())
+            try:
+                addresses = _addresses(process, system, folder / "log")
+                stand = Stand(
+                    stores, system, process, campaign_ids, addresses[0] if system.is_engine else "", addresses[-1],
+                    folder / "log",
+                )  # fmt: skip
+                if system.is_engine:
+                    _wait_ready(stand)
+                yield stand
+            finally:
+                end(process)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _prepare(db_url: str, settings: Settings, scenario: Scenario) -> list[int]:
+    """Tables, partitions and campaigns. The first campaign is made as its owner would, the others are copies."""
+    async with open_store(db_url, settings) as store:
+        first, _ = await store.create_campaign(next(scenario.plans()))
+    columns = (
+        "name, pricing_model, unit_price_micros, total_budget_micros, daily_budget_micros,"
+        " freq_cap_impressions_per_day, active, pacing, timezone"
+    )
+    with psycopg.connect(db_url) as connection:
+        connection.execute(
+            f"INSERT INTO campaigns ({columns}) SELECT {columns} FROM campaigns, generate_series(2, %s)",
+            (scenario.campaigns,),
+        )
+        connection.execute(
+            "INSERT INTO ledger (campaign_id, total_budget, daily_budget)"
+            " SELECT id, total_budget_micros, daily_budget_micros FROM campaigns WHERE id <> %s",
+            (first.id,),
+        )
+        rows = connection.execute("SELECT id FROM campaigns ORDER BY id").fetchall()
+    with psycopg.connect(db_url, autocommit=True) as connection:
+        connection.execute("VACUUM ANALYZE campaigns, ledger")
+    return [campaign_id for (campaign_id,) in rows]
+
+
+def _launch(system: System, stores: Stores, folder: Path, log: int) -> subprocess.Popen[str]:
+    environment = {
+        name: text
+        for name, text in os.environ.items()
+        if not name.startswith("HEADRACE_") and name not in ("DB_URL", "REDIS_URL")
+    }
+    environment |= {
+        "DB_URL": stores.db_url,
+        "REDIS_URL": stores.redis_url,
+        "HEADRACE_DATA": str(folder / "data"),
+        "HEADRACE_API": "127.0.0.1:0",
+        "HEADRACE_INTAKE": "127.0.0.1:0",
+        **system.settings,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", *system.command],
+        cwd=system.checkout or None, env=environment, stdout=subprocess.PIPE, stderr=log, text=True,
+        start_new_session=True,  # the terminal's Ctrl-C is for us, and we end it
+    )  # fmt: skip
+
+
+def _addresses(process: subprocess.Popen[str], system: System, log: Path) -> list[str]:
+    assert process.stdout is not None
+    found: list[str] = []
+    while len(found) < system.addresses:
+        line = process.stdout.readline()
+        if not line:
+            raise StandFailed(_told(log, f"{system.name} did not start"))
+        found += re.findall(r"http://\S+", line)
+    return found
+
+
+def _wait_ready(stand: Stand) -> None:
+    end_at = time.monotonic() + START_SECONDS_MAX
+    with httpx.Client(trust_env=False) as client:
+        while client.get(f"{stand.api}/readyz").status_code != 200:
+            if time.monotonic() > end_at or stand.process.poll() is not None:
+                raise StandFailed(_told(stand.log, f"{stand.system.name} is not ready"))
+            time.sleep(0.05)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """However it stands: when this returns, it is no more."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=STOP_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _told(log: Path, what: str) -> str:
+    return "\n".join([f"{what}; the end of its log:", *log.read_text(errors="replace").splitlines()[-LOG_LINES:]])
