@@ -92,9 +92,7 @@ def _event(tail: str, campaign: int, user: str, event_type: int) -> bytes:
     ).encode()
 
 
-def _repeat(
-    rng: random.Random, lines: list[Line], bodies: list[bytes], line: Line, body: bytes
-) -> tuple[Line, bytes]:
+def _repeat(rng: random.Random, lines: list[Line], bodies: list[bytes], line: Line, body: bytes) -> tuple[Line, bytes]:
     """An event of an earlier request of this template, itself new then; this very one where there is none before."""
     fresh = [at for at, each in enumerate(lines) if not (each.old or each.bad)]
     if fresh:
@@ -116,5 +114,7 @@ def _bad(rng: random.Random, body: bytes) -> bytes:
 
 def _request(bodies: list[bytes], host: str) -> bytes:
     path, body = ("/events/", bodies[0]) if len(bodies) == 1 else ("/events/batch", b"[" + b",".join(bodies) + b"]")
-    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     return head.encode() + body

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 import psycopg
@@ -120,7 +119,7 @@ class StoreWatch:
     def __enter__(self) -> StoreWatch:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._postgres.close()
         self._redis.close()
 
@@ -141,8 +140,7 @@ class StoreWatch:
         """What Redis was asked, the costliest first."""
         stats = self._redis.info("commandstats")
         rows = [
-            Command(name.removeprefix("cmdstat_"), stat["calls"], stat["usec_per_call"])
-            for name, stat in stats.items()
+            Command(name.removeprefix("cmdstat_"), stat["calls"], stat["usec_per_call"]) for name, stat in stats.items()
         ]
         return sorted(rows, key=lambda row: -row.calls * row.us_a_call)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import tomllib
-from collections.abc import Iterator
 from importlib.resources import files
 
 import msgspec
@@ -36,18 +35,17 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     burst_seconds: float = 0.0  # load for so long, nothing for as long
     report_readers: int = 0
 
-    def plans(self) -> Iterator[NewCampaign]:
-        """The campaigns to be made before the load."""
+    def plan(self) -> NewCampaign:
+        """What each of its campaigns is."""
         budget = Micros(self.room_events * COST_MICROS or AMPLE_MICROS)
-        for number in range(self.campaigns):
-            yield NewCampaign(
-                name=f"{self.name} {number}",
-                pricing_model=PricingModel.CPM,
-                unit_price_micros=Micros(1_000 * COST_MICROS),
-                total_budget_micros=budget,
-                daily_budget_micros=budget,
-                freq_cap_impressions_per_day=self.cap,
-            )
+        return NewCampaign(
+            name=self.name,
+            pricing_model=PricingModel.CPM,
+            unit_price_micros=Micros(1_000 * COST_MICROS),
+            total_budget_micros=budget,
+            daily_budget_micros=budget,
+            freq_cap_impressions_per_day=self.cap,
+        )
 
     def draw_campaigns(self, rng: random.Random, count: int) -> list[int]:
         """Positions of campaigns, one an event."""

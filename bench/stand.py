@@ -1,7 +1,8 @@
 """Where a run takes place: fresh stores, the scenario's campaigns, and one system on them.
 
-Owns processes and folders, from nothing to nothing. Every system is started the same way: its stores are there, migrated
-and with the campaigns in them, and their URLs are in its environment. Nothing is left when the block ends.
+Owns processes and folders, from nothing to nothing. The URLs of the stores are in a system's environment. A peer finds
+the engine's tables, with the campaigns in them; the engine makes its tables itself, so that older ones can stand here,
+too. Nothing is left when the block ends.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import trio
 from bench.scenario import Scenario
 from config.settings import Settings
 from engine.embedded import Stores, open_stores
+from engine.model import decimal_text
 from engine.postgres.store import open_store
 
 REDIS_MEMORY_MB: Final = 4_096  # a minute of new ids and users at full rate, twice
@@ -95,17 +97,20 @@ def open_stand(system: System, scenario: Scenario) -> Iterator[Stand]:
     try:
         settings = Settings(data=str(folder / "data"), redis_memory_mb=REDIS_MEMORY_MB)
         with open_stores(settings) as stores:
-            campaign_ids = trio.run(_prepare, stores.db_url, settings, scenario)
+            if not system.is_engine:
+                trio.run(_create_first, stores.db_url, settings, scenario)
+                _copy_campaigns(stores.db_url, scenario)
             with (folder / "log").open("w") as log:
                 process = _launch(system, stores, folder, log.fileno())
             try:
                 addresses = _addresses(process, system, folder / "log")
-                stand = Stand(
-                    stores, system, process, campaign_ids, addresses[0] if system.is_engine else "", addresses[-1],
-                    folder / "log",
-                )  # fmt: skip
+                api = addresses[0] if system.is_engine else ""
+                stand = Stand(stores, system, process, [], api, addresses[-1], folder / "log")
                 if system.is_engine:
                     _wait_ready(stand)
+                    _ask_for_first(api, scenario)
+                    _copy_campaigns(stores.db_url, scenario)
+                stand.campaign_ids = _campaign_ids(stores.db_url)
                 yield stand
             finally:
                 end(process)
@@ -113,10 +118,26 @@ def open_stand(system: System, scenario: Scenario) -> Iterator[Stand]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _prepare(db_url: str, settings: Settings, scenario: Scenario) -> list[int]:
-    """Tables, partitions and campaigns. The first campaign is made as its owner would, the others are copies."""
+async def _create_first(db_url: str, settings: Settings, scenario: Scenario) -> None:
+    """Tables, partitions, and the first campaign."""
     async with open_store(db_url, settings) as store:
-        first, _ = await store.create_campaign(next(scenario.plans()))
+        await store.create_campaign(scenario.plan())
+
+
+def _ask_for_first(api: str, scenario: Scenario) -> None:
+    """The first campaign, as its owner would make it."""
+    plan = scenario.plan()
+    fields = {
+        "name": plan.name, "pricing_model": plan.pricing_model, "unit_price": decimal_text(plan.unit_price_micros),
+        "total_budget": decimal_text(plan.total_budget_micros), "daily_budget": decimal_text(plan.daily_budget_micros),
+        "freq_cap_impressions_per_day": plan.freq_cap_impressions_per_day,
+    }  # fmt: skip
+    with httpx.Client(trust_env=False, timeout=30) as client:
+        client.post(f"{api}/campaigns/", json=fields).raise_for_status()
+
+
+def _copy_campaigns(db_url: str, scenario: Scenario) -> None:
+    """The other campaigns: copies of the first. Nobody has used any yet, so nobody needs to be told."""
     columns = (
         "name, pricing_model, unit_price_micros, total_budget_micros, daily_budget_micros,"
         " freq_cap_impressions_per_day, active, pacing, timezone"
@@ -128,13 +149,16 @@ async def _prepare(db_url: str, settings: Settings, scenario: Scenario) -> list[
         )
         connection.execute(
             "INSERT INTO ledger (campaign_id, total_budget, daily_budget)"
-            " SELECT id, total_budget_micros, daily_budget_micros FROM campaigns WHERE id <> %s",
-            (first.id,),
+            " SELECT id, total_budget_micros, daily_budget_micros FROM campaigns"
+            " WHERE id NOT IN (SELECT campaign_id FROM ledger)"
         )
-        rows = connection.execute("SELECT id FROM campaigns ORDER BY id").fetchall()
     with psycopg.connect(db_url, autocommit=True) as connection:
         connection.execute("VACUUM ANALYZE campaigns, ledger")
-    return [campaign_id for (campaign_id,) in rows]
+
+
+def _campaign_ids(db_url: str) -> list[int]:
+    with psycopg.connect(db_url) as connection:
+        return [campaign_id for (campaign_id,) in connection.execute("SELECT id FROM campaigns ORDER BY id").fetchall()]
 
 
 def _launch(system: System, stores: Stores, folder: Path, log: int) -> subprocess.Popen[str]:
