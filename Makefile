@@ -46,7 +46,7 @@ settings: setup ## write docs/settings.md anew from config/settings.py
 
 # The newest versions that pyproject.toml allows, for every platform, with hashes, from whatever index is set up.
 lock: setup ## write requirements.lock anew from pyproject.toml
-	@$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --fork-strategy fewest \
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --universal --python-version 3.11 --fork-strategy fewest \
 		--generate-hashes --upgrade --no-emit-index-url --no-emit-find-links --no-header --quiet -o requirements.lock
 
 fmt: setup ## format, and mend what lint can mend
