@@ -9,7 +9,7 @@ CREATE TABLE IF NOT EXISTS peer_impressions (
     PRIMARY KEY (campaign_id, day, user_id)
 ) WITH (fillfactor = 70);
 
--- Element i of each array is one event; money is micros, instants are microseconds since 1970-01-01.
+-- Element i of each array is one event; money is micros, instants are microseconds and days are days since 1970-01-01.
 --
 -- Result: a letter an event, and the cost of those accepted. A accepted, D an event with this id is stored (or was
 -- accepted earlier in this batch), I inactive, C capped, T total budget, Y daily budget, U no such campaign.
@@ -19,17 +19,20 @@ CREATE TABLE IF NOT EXISTS peer_impressions (
 -- events would, because all billable events of a campaign cost the same: whoever finds no room, none after him does.
 CREATE OR REPLACE FUNCTION peer_record(
     campaigns bigint[], ids uuid[], users text[], ads text[], types smallint[], occurred bigint[], received bigint[],
-    days date[], on_day date, tag bigint, OUT letters text, OUT costs bigint[]
+    days int[], on_day int, tag bigint, OUT letters text, OUT costs bigint[]
 ) LANGUAGE plpgsql AS $$
+DECLARE
+    this_day  date := date '1970-01-01' + on_day;
 BEGIN
     PERFORM FROM ledger WHERE campaign_id = ANY (campaigns) ORDER BY campaign_id FOR NO KEY UPDATE;
 
     WITH event AS MATERIALIZED (
-        SELECT * FROM unnest(campaigns, ids, users, ads, types, occurred, received, days) WITH ORDINALITY
-            AS e (campaign_id, event_id, user_id, ad_id, event_type, occurred_us, received_us, day, i)
+        SELECT *, date '1970-01-01' + day_number AS day
+          FROM unnest(campaigns, ids, users, ads, types, occurred, received, days) WITH ORDINALITY
+            AS e (campaign_id, event_id, user_id, ad_id, event_type, occurred_us, received_us, day_number, i)
     ), plan AS MATERIALIZED (
         SELECT c.id, c.active, c.freq_cap_impressions_per_day AS cap, l.total_budget - l.spent AS total_room,
-               l.daily_budget - CASE WHEN l.day = on_day THEN l.today ELSE 0 END AS daily_room,
+               l.daily_budget - CASE WHEN l.day = this_day THEN l.today ELSE 0 END AS daily_room,
                CASE c.pricing_model WHEN 'cpm' THEN 0 WHEN 'cpc' THEN 1 ELSE 2 END AS billable,
                CASE c.pricing_model WHEN 'cpm' THEN (c.unit_price_micros + 500) / 1000 ELSE c.unit_price_micros END AS cost
           FROM campaigns AS c JOIN ledger AS l ON l.campaign_id = c.id
@@ -43,7 +46,7 @@ BEGIN
           FROM event AS e LEFT JOIN plan AS p ON p.id = e.campaign_id
     ), new AS (
         SELECT *, CASE WHEN counts THEN coalesce((SELECT s.impressions FROM peer_impressions AS s
-                       WHERE s.campaign_id = t.campaign_id AND s.day = on_day AND s.user_id = t.user_id LIMIT 1), 0)
+                       WHERE s.campaign_id = t.campaign_id AND s.day = this_day AND s.user_id = t.user_id LIMIT 1), 0)
                   END AS shown
           FROM (SELECT *, cap IS NOT NULL AND event_type = 0 AS counts FROM told) AS t
          WHERE nth = 1 AND active AND NOT stored
@@ -71,20 +74,20 @@ BEGIN
         SELECT campaign_id, CASE WHEN billable THEN cost ELSE 0 END,
                timestamptz 'epoch' + occurred_us * interval '1 microsecond',
                timestamptz 'epoch' + received_us * interval '1 microsecond',
-               tag, event_id, day, on_day, event_type, user_id, ad_id
+               tag, event_id, day, this_day, event_type, user_id, ad_id
           FROM decided WHERE accepted
             ON CONFLICT (campaign_id, event_id, day) DO NOTHING
         RETURNING campaign_id, event_id, cost_micros, event_type, user_id
     ), counted AS (
         INSERT INTO peer_impressions AS s (campaign_id, day, user_id, impressions)
-        SELECT w.campaign_id, on_day, w.user_id, count(*)
+        SELECT w.campaign_id, this_day, w.user_id, count(*)
           FROM written AS w JOIN plan AS p ON p.id = w.campaign_id AND p.cap IS NOT NULL
          WHERE w.event_type = 0 GROUP BY w.campaign_id, w.user_id
             ON CONFLICT (campaign_id, day, user_id) DO UPDATE SET impressions = s.impressions + excluded.impressions
     ), paid AS (
         UPDATE ledger AS l
-           SET spent = l.spent + w.amount, day = on_day,
-               today = CASE WHEN l.day = on_day THEN l.today ELSE 0 END + w.amount
+           SET spent = l.spent + w.amount, day = this_day,
+               today = CASE WHEN l.day = this_day THEN l.today ELSE 0 END + w.amount
           FROM (SELECT campaign_id, sum(cost_micros)::bigint AS amount FROM written GROUP BY campaign_id) AS w
          WHERE l.campaign_id = w.campaign_id AND l.campaign_id = ANY (campaigns)
     )

@@ -8,6 +8,7 @@ Leaves out: NDJSON and compressed bodies are decoded, because the codec can, but
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -104,6 +105,7 @@ def event_app(open_taker: Callable[[], AbstractAsyncContextManager[Taker]]) -> F
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_taker() as app.state.taker:
+            gc.freeze()  # what was imported is never garbage: each full collection would look at it anew
             yield
 
     async def take(request: Request, *, batch: bool) -> Response:
