@@ -2,7 +2,7 @@
 
 The codec, the checks and the answers are the project's own, the very functions that the engine's listeners call: so
 peers differ from the engine in their design and nowhere else. `rows.py` decodes in its own way.
-Leaves out: NDJSON and compressed bodies are decoded, because the codec can, but nobody relies on it.
+Leaves out: deadlines, /healthz and /readyz, and problem bodies for paths and methods that are not there.
 """
 
 from __future__ import annotations
@@ -167,9 +167,7 @@ def redis_url() -> str:
 
 def listen() -> socket.socket:
     """A listening socket on a free port of 127.0.0.1."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1_024)
-    listener.set_inheritable(True)
-    return listener
+    return socket.create_server(("127.0.0.1", 0), backlog=1_024)
 
 
 def announce(listener: socket.socket) -> None:
