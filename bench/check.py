@@ -19,19 +19,15 @@ from bench.sender import ACCEPTED, ALL, BLOCK, DUPLICATE, NONE, REJECTED, RETRY,
 
 EXAMPLES_MAX: Final = 5
 
-_TABLES: Final = (
-    """
+_TABLES: Final = f"""
 CREATE SCHEMA audit;
 CREATE UNLOGGED TABLE audit.requests (n bigint, stem text, old_stem text, template int, outcome smallint);
 CREATE UNLOGGED TABLE audit.lines
     (template int, at int, tail text, campaign_id bigint, user_id text, event_type smallint, old bool, bad bool);
 CREATE UNLOGGED TABLE audit.verdicts (n bigint, at int, verdict "char");
-"""
-    + f"""
 CREATE FUNCTION audit.verdict_of(outcome smallint) RETURNS "char" IMMUTABLE LANGUAGE sql AS
 $$ SELECT (CASE outcome WHEN {ALL} THEN '{ACCEPTED}' WHEN {NONE} THEN '{REJECTED}' ELSE '{RETRY}' END)::"char" $$;
 """
-)
 
 # One row an event and answer. A bad event has no row of its own, whatever its id.
 _EXPAND: Final = """

@@ -125,7 +125,7 @@ def _audit(underway: Underway) -> Audit:
     if underway.stand.system.is_engine:
         # Its own audit besides, which knows rollups and Redis.
         own = subprocess.run(
-            [sys.executable, "-m", "api", "audit", "--no-halt"],
+            [sys.executable, "-m", "api", "audit"], cwd=underway.stand.system.checkout or None,
             env={"DB_URL": stores.db_url, "REDIS_URL": stores.redis_url}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if own.returncode != 0:

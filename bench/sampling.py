@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import psycopg
 import redis
@@ -116,7 +116,7 @@ class StoreWatch:
         self._redis.config_resetstat()
         self._seen: Counter[str] = Counter()
 
-    def __enter__(self) -> StoreWatch:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

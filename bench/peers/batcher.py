@@ -43,7 +43,7 @@ from bench.peers.wire import (
     settle_all,
 )
 from engine import Campaign, Entry, Verdict
-from engine.campaign import INACTIVE, OVERLOADED, UNAVAILABLE, UNKNOWN_CAMPAIGN, Reservation
+from engine.campaign import Reservation
 from engine.clock import machine_us
 from engine.model import BILLABLE, DAY_US, CampaignId, EventType, StoredEvent
 from engine.ports import BILLABLE as BILLABLE_FLAG
@@ -52,6 +52,7 @@ from engine.postgres.campaigns import read_plans
 from engine.postgres.copy import COLUMNS, guard_call, pack_rows, sum_rows
 from engine.postgres.database import Database, teach_forms
 from engine.redis.calls import Command, begin_command, read_begin, read_reply, ready_command, round_command
+from engine.verdicts import INACTIVE, OVERLOADED, UNAVAILABLE, UNKNOWN_CAMPAIGN
 
 FLUSHES: Final = 2  # one commits while the next is sent, as in the engine
 ROUNDS_WAITING_MAX: Final = 8  # for a flush: 40,000 events, as in the engine; then nothing more is reserved
@@ -96,6 +97,7 @@ class Lane:
             plan_version=plan.version,
             day=now_us // DAY_US,
             turn=now_us // DAY_US,
+            turn_latest=now_us // DAY_US,
             total_budget_micros=plan.total_budget_micros if active else -1,
             daily_budget_micros=plan.daily_budget_micros,
             allowance_micros=plan.daily_budget_micros,

@@ -129,7 +129,7 @@ class LuaRounds:
         kind = BILLABLE | (COUNTS_FOR_CAP if self.cap >= 0 else 0)
         return Reserve(
             campaign_id=campaign_id, generation=0, tag=next(self.tags), plan_version=1,
-            day=now_us // DAY_US, turn=now_us // DAY_US, total_budget_micros=AMPLE_MICROS,
+            day=now_us // DAY_US, turn=now_us // DAY_US, turn_latest=now_us // DAY_US, total_budget_micros=AMPLE_MICROS,
             daily_budget_micros=AMPLE_MICROS, allowance_micros=AMPLE_MICROS, cap=self.cap, cost_micros=1_000,
             kinds=bytes([kind]) * count, ids=b"".join(new_event_id(now_us, os.urandom(10)) for _ in range(count)),
             users=[f"user-{next(self.users):012d}" for _ in range(count)],

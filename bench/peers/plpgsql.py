@@ -26,10 +26,10 @@ import asyncpg
 from bench.peers.duplicates import Pool, look_up
 from bench.peers.wire import SETTINGS, WAITING_MAX, as_duplicate, database_url, event_app, refusal, serve, settle_all
 from engine import Entry
-from engine.campaign import OVERLOADED, UNAVAILABLE, UNKNOWN_CAMPAIGN
 from engine.clock import machine_us
 from engine.model import DAY_US, Micros
 from engine.postgres.database import teach_forms
+from engine.verdicts import OVERLOADED, UNAVAILABLE, UNKNOWN_CAMPAIGN
 
 CALLS: Final = 2  # one commits while the next is sent; more would only wait for each other's campaigns
 _SESSION: Final = {

@@ -34,7 +34,6 @@ from api.codec import batch_answer, event_answer
 from api.errors import problem
 from bench.peers.wire import SETTINGS, as_duplicate, database_url, redis_url, refusal, respond, serve, submission_of
 from engine import Entry, Event, Invalid, StoredEvent, Submission, Verdict
-from engine.campaign import IN_FLIGHT, UNAVAILABLE, UNKNOWN_CAMPAIGN
 from engine.clock import machine_us
 from engine.model import (
     BILLABLE,
@@ -48,6 +47,7 @@ from engine.model import (
     datetime_from_us,
     us_from_datetime,
 )
+from engine.verdicts import IN_FLIGHT, UNAVAILABLE, UNKNOWN_CAMPAIGN
 
 THREADS: Final = 40  # FastAPI's own number: each may need a connection
 # KEYS  1 the id  2 impressions of the user on this day. ARGV  1 cap (-1: none)  2 "1" if there is room

@@ -28,11 +28,11 @@ from api.headers import read_idempotency_key
 from config.settings import Settings
 from engine import Entry, Event, Invalid, Reason, Status, StoredEvent, Submission, Verdict
 from engine.arrival import ArrivalLimits, arrive
-from engine.campaign import DAILY_BUDGET, ID_REUSED, IN_FLIGHT, INACTIVE, TOTAL_BUDGET
 from engine.clock import machine_us
 from engine.model import DAY_US
 from engine.pacing import seconds_between
 from engine.postgres.database import normal_url
+from engine.verdicts import DAILY_BUDGET, ID_REUSED, IN_FLIGHT, INACTIVE, TOTAL_BUDGET
 
 SETTINGS: Final = Settings()  # the defaults, as the engine has them
 _LIMITS: Final = ArrivalLimits.of(SETTINGS)
