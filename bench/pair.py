@@ -46,7 +46,6 @@ def run_rounds(systems: Sequence[System], rounds: int, seconds: float, console: 
             for system in systems if round_ % 2 == 0 else reversed(systems):
                 experiment = list(experiments(system, seconds))[at]
                 run = make_run(experiment, round_, seed=round_)
-                step = run.steps[-1]
                 console.print(f"round {round_}, {system.name}: {_told(run)}")
                 runs[system.name].append(run)
     return runs

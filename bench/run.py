@@ -149,6 +149,8 @@ def _sender(job: Job) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.kill()
         process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def _read(process: subprocess.Popen[bytes]) -> Sent:
