@@ -81,7 +81,7 @@ def _template(scenario: Scenario, rng: random.Random, campaigns: Sequence[int], 
             line, body = msgspec.structs.replace(line, bad=True), _bad(rng, body)
         lines.append(line)
         bodies.append(body)
-    return Template(_request(bodies, host), lines, any(line.old for line in lines))
+    return Template(request_of(bodies, host), lines, any(line.old for line in lines))
 
 
 def _event(tail: str, campaign: int, user: str, event_type: int) -> bytes:
@@ -112,7 +112,8 @@ def _bad(rng: random.Random, body: bytes) -> bytes:
         return wrong
 
 
-def _request(bodies: list[bytes], host: str) -> bytes:
+def request_of(bodies: Sequence[bytes], host: str) -> bytes:
+    """A whole request with these events: one alone, or a batch."""
     path, body = ("/events/", bodies[0]) if len(bodies) == 1 else ("/events/batch", b"[" + b",".join(bodies) + b"]")
     head = (
         f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"

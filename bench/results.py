@@ -77,6 +77,7 @@ class Step(msgspec.Struct, frozen=True):
     uses: list[Use]
     samples: list[Sample]
     sender_was_limit: bool  # the sender's own CPU was used up, or it could not keep its plan
+    reports: int = 0  # that were read meanwhile
 
     @property
     def events_per_second(self) -> float:

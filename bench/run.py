@@ -18,11 +18,13 @@ import msgspec
 
 from bench.bodies import Template, make_templates
 from bench.check import audit_run
+from bench.readers import Readers
+from bench.replay import read_log, times_of
 from bench.results import Audit, Command, Latency, Run, Slice, Step, Wait
 from bench.sampling import Sampler, StoreWatch, store_pids
 from bench.scenario import Scenario
 from bench.sender import ACCEPTED, DUPLICATE, REJECTED, Job, Sent
-from bench.stand import Stand, System, end, open_stand
+from bench.stand import Stand, StandFailed, System, end, open_stand
 
 SAMPLE_SECONDS: Final = 0.25
 SENDER_SECONDS_MAX: Final = 120.0  # beyond the time of its step
@@ -57,6 +59,7 @@ class Underway:
     stand: Stand
     experiment: Experiment
     templates: list[Template]
+    times: array[float] = field(default_factory=lambda: array("d"))  # when a replay plans each request
     sent: list[Sent] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     commands: list[Command] = field(default_factory=list)
@@ -68,10 +71,15 @@ class Underway:
         host, port = self.stand.host
         job = Job(
             host, port, self.templates, load.connections, load.seconds, load.rate and load.rate / batch,
-            self.experiment.scenario.burst_seconds, sum(len(sent.outcomes) for sent in self.sent),
+            self.experiment.scenario.burst_seconds, sum(len(sent.outcomes) for sent in self.sent), self.times.tobytes(),
         )  # fmt: skip
         stores = store_pids(self.stand.stores.db_url, self.stand.stores.redis_url)
-        with StoreWatch(self.stand.stores.db_url, self.stand.stores.redis_url) as watch, _sender(job) as process:
+        readers = Readers(self.stand, self.experiment.scenario.report_readers)
+        with (
+            StoreWatch(self.stand.stores.db_url, self.stand.stores.redis_url) as watch,
+            readers,
+            _sender(job) as process,
+        ):
             sampler = Sampler({"engine": [self.stand.process.pid], "sender": [process.pid], **stores})
             started = time.monotonic()
             while (elapsed := time.monotonic() - started) < load.seconds and process.poll() is None:
@@ -83,7 +91,7 @@ class Underway:
             sent = _read(process)
             self.commands, self.waits = watch.commands(), watch.waits()
         self.sent.append(sent)
-        self.steps.append(make_step(load, batch, sent, sampler))
+        self.steps.append(make_step(load, batch, sent, sampler, replayed=bool(self.times), reports=readers.reports))
         return self.steps[-1]
 
 
@@ -100,11 +108,15 @@ def make_run(experiment: Experiment, round_: int, seed: int) -> Run:
 def open_run(experiment: Experiment, seed: int) -> Iterator[Underway]:
     """Stores, system and requests, for whoever chooses the steps as they go."""
     with open_stand(experiment.system, experiment.scenario) as stand:
-        host, port = stand.host
-        templates = make_templates(
-            experiment.scenario, experiment.batch, stand.campaign_ids, seed=seed, host=f"{host}:{port}"
-        )
-        yield Underway(stand, experiment, templates)
+        host = "{}:{}".format(*stand.host)
+        scenario, batch = experiment.scenario, experiment.batch
+        if scenario.replay:
+            times = times_of(scenario, batch, seed=seed) if scenario.speed else []
+            templates = read_log(scenario, batch, stand.campaign_ids, seed=seed, host=host)
+            yield Underway(stand, experiment, templates, array("d", times))
+        else:
+            templates = make_templates(scenario, batch, stand.campaign_ids, seed=seed, host=host)
+            yield Underway(stand, experiment, templates)
 
 
 def finish(underway: Underway, round_: int, seed: int) -> Run:
@@ -155,26 +167,32 @@ def _sender(job: Job) -> Iterator[subprocess.Popen[bytes]]:
 
 def _read(process: subprocess.Popen[bytes]) -> Sent:
     assert process.stdout is not None
-    return msgspec.msgpack.decode(process.stdout.read(), type=Sent)
+    told = process.stdout.read()
+    if not told:
+        raise StandFailed("the sender failed; what it said is above")
+    return msgspec.msgpack.decode(told, type=Sent)
 
 
 # --- figures ------------------------------------------------------------------------------------------------
 
 
-def make_step(load: Load, batch: int, sent: Sent, sampler: Sampler) -> Step:
+def make_step(
+    load: Load, batch: int, sent: Sent, sampler: Sampler, *, replayed: bool = False, reports: int = 0
+) -> Step:
     """What a step comes to."""
     finished, latencies = array("d", sent.finished), array("d", sent.latencies)
     events, refused = array("i", sent.answered_events), array("i", sent.refused_events)
     # What is answered after the end was asked for within it, but throughput counts what was done within it.
     within = sum(count for at, count in zip(finished, events, strict=True) if at <= sent.seconds)
     return Step(
-        loop="closed" if load.rate is None else "open",
+        loop="closed" if load.rate is None and not replayed else "open",
         connections=load.connections, batch=batch, offered_events_per_second=load.rate, seconds=sent.seconds,
         requests=len(finished), events=within, accepted=sent.counts.get(ACCEPTED, 0),
         duplicate=sent.counts.get(DUPLICATE, 0), rejected=sent.counts.get(REJECTED, 0),
         refused=sum(refused) + sent.given_up * batch, sent_bytes=sent.sent_bytes, received_bytes=sent.received_bytes,
         latency=_latency(latencies), slices=list(_slices(finished, latencies, events, refused)), uses=sampler.uses(),
         samples=sampler.samples, sender_was_limit=sent.was_limit,
+        reports=reports,
     )  # fmt: skip
 
 

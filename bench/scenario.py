@@ -34,6 +34,9 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bad_share: float = 0.0
     burst_seconds: float = 0.0  # load for so long, nothing for as long
     report_readers: int = 0
+    replay: bool = False  # of a log, in its order; and the shares above are the log's own
+    log: str = ""  # its file, JSON lines; empty: one is generated
+    speed: float = 0.0  # times its own pace; 0: as fast as it goes
 
     def plan(self) -> NewCampaign:
         """What each of its campaigns is."""

@@ -25,6 +25,7 @@ from typing import Final
 import msgspec
 
 from bench.bodies import OLD_STEM, STEM, Template, stem
+from bench.schedule import EvenSchedule, LogSchedule
 
 ANSWER_BYTES: Final = 1 << 18
 BLOCK: Final = 4_096  # requests whose stems share their time: a fraction of a second's
@@ -54,6 +55,7 @@ class Job(msgspec.Struct):
     rate: float | None  # requests a second; None: closed loop
     burst_seconds: float
     first_template: int  # so that steps don't all begin with the same
+    times: bytes = b""  # array of double: when each request is planned, in place of a rate; then the job is done
 
 
 class Sent(msgspec.Struct):
@@ -185,10 +187,12 @@ class Sender:
             self._connect()
         cpu = time.process_time()
         self.start = time.monotonic()
-        if self.job.rate is None:
-            self._run_closed()
+        if self.job.times:
+            self._run_open(LogSchedule(array("d", self.job.times)))
+        elif self.job.rate is not None:
+            self._run_open(EvenSchedule(self.job.rate, self.job.burst_seconds))
         else:
-            self._run_open(self.job.rate)
+            self._run_closed()
         seconds = time.monotonic() - self.start
         cpu = time.process_time() - cpu
         self._wait_for_the_rest()
@@ -204,39 +208,24 @@ class Sender:
                 self._send(self.idle.popleft(), time.monotonic())
             self._poll(min(0.05, end - now))
 
-    def _run_open(self, rate: float) -> None:
-        """Request k is planned at k / rate; in bursts, the time between them does not count."""
+    def _run_open(self, schedule: EvenSchedule | LogSchedule) -> None:
         end = self.start + self.job.seconds
         planned = 0
         while (now := time.monotonic()) < end:
-            due = int(self._load_seconds(now - self.start) * rate)
-            hopeless = due - int(BACKLOG_SECONDS_MAX * rate)
+            due = schedule.due(now - self.start)
+            hopeless = schedule.due(max(0.0, now - self.start - BACKLOG_SECONDS_MAX))
             if planned < hopeless:
                 self.given_up += hopeless - planned
                 planned = hopeless
             self._reconnect()
             fresh = planned
             while planned < due and self.idle:
-                at = self.start + self._clock_seconds(planned / rate)
+                at = self.start + schedule.at(planned)
                 if planned - fresh < len(self.idle):
                     self.late.append(now - at)
                 self._send(self.idle.popleft(), at)
                 planned += 1
-            following = self.start + self._clock_seconds((planned + 1) / rate)
-            self._poll(max(0.0, min(0.05, following - time.monotonic())))
-
-    def _load_seconds(self, elapsed: float) -> float:
-        """How much of the time so far was load."""
-        burst = self.job.burst_seconds
-        if not burst:
-            return elapsed
-        whole, rest = divmod(elapsed, 2 * burst)
-        return whole * burst + min(rest, burst)
-
-    def _clock_seconds(self, load_seconds: float) -> float:
-        """The other way round: when so much load is reached."""
-        burst = self.job.burst_seconds
-        return load_seconds if not burst else load_seconds + int(load_seconds / burst) * burst
+            self._poll(max(0.0, min(0.05, self.start + schedule.at(planned + 1) - time.monotonic())))
 
     def _wait_for_the_rest(self) -> None:
         end = time.monotonic() + GRACE_SECONDS

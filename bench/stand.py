@@ -92,36 +92,53 @@ class Stand:
 @contextmanager
 def open_stand(system: System, scenario: Scenario) -> Iterator[Stand]:
     """Raises `StandFailed`."""
+    with _open_empty_stores() as (folder, stores):
+        if not system.is_engine:
+            _create_campaigns(stores.db_url, scenario)
+        with (folder / "log").open("w") as log:
+            process = _launch(system, stores, folder, log.fileno())
+        try:
+            addresses = _addresses(process, system, folder / "log")
+            api = addresses[0] if system.is_engine else ""
+            stand = Stand(stores, system, process, [], api, addresses[-1], folder / "log")
+            if system.is_engine:
+                _wait_ready(stand)
+                _ask_for_first(api, scenario)
+                _copy_campaigns(stores.db_url, scenario)
+            stand.campaign_ids = _campaign_ids(stores.db_url)
+            yield stand
+        finally:
+            end(process)
+
+
+@contextmanager
+def open_stores_with(scenario: Scenario) -> Iterator[Stores]:
+    """Fresh stores with the scenario's campaigns, for a program that serves nobody."""
+    with _open_empty_stores() as (_, stores):
+        _create_campaigns(stores.db_url, scenario)
+        yield stores
+
+
+@contextmanager
+def _open_empty_stores() -> Iterator[tuple[Path, Stores]]:
     folder = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
     folder.chmod(0o711)  # the user whom root runs the stores as must get through
     try:
-        settings = Settings(data=str(folder / "data"), redis_memory_mb=REDIS_MEMORY_MB)
-        with open_stores(settings) as stores:
-            if not system.is_engine:
-                trio.run(_create_first, stores.db_url, settings, scenario)
-                _copy_campaigns(stores.db_url, scenario)
-            with (folder / "log").open("w") as log:
-                process = _launch(system, stores, folder, log.fileno())
-            try:
-                addresses = _addresses(process, system, folder / "log")
-                api = addresses[0] if system.is_engine else ""
-                stand = Stand(stores, system, process, [], api, addresses[-1], folder / "log")
-                if system.is_engine:
-                    _wait_ready(stand)
-                    _ask_for_first(api, scenario)
-                    _copy_campaigns(stores.db_url, scenario)
-                stand.campaign_ids = _campaign_ids(stores.db_url)
-                yield stand
-            finally:
-                end(process)
+        with open_stores(Settings(data=str(folder / "data"), redis_memory_mb=REDIS_MEMORY_MB)) as stores:
+            yield folder, stores
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _create_first(db_url: str, settings: Settings, scenario: Scenario) -> None:
-    """Tables, partitions, and the first campaign."""
-    async with open_store(db_url, settings) as store:
-        await store.create_campaign(scenario.plan())
+def _create_campaigns(db_url: str, scenario: Scenario) -> None:
+    """Tables, partitions and campaigns."""
+
+    async def create_first() -> None:
+        async with open_store(db_url, Settings()) as store:
+            await store.create_campaign(scenario.plan())
+
+    trio.run(create_first)
+    _copy_campaigns(db_url, scenario)
 
 
 def _ask_for_first(api: str, scenario: Scenario) -> None:
@@ -161,15 +178,18 @@ def _campaign_ids(db_url: str) -> list[int]:
         return [campaign_id for (campaign_id,) in connection.execute("SELECT id FROM campaigns ORDER BY id").fetchall()]
 
 
-def _launch(system: System, stores: Stores, folder: Path, log: int) -> subprocess.Popen[str]:
-    environment = {
+def environment_of(stores: Stores) -> dict[str, str]:
+    """The environment of a program on these stores: ours, without any setting of ours."""
+    ours = {
         name: text
         for name, text in os.environ.items()
         if not name.startswith("HEADRACE_") and name not in ("DB_URL", "REDIS_URL")
     }
-    environment |= {
-        "DB_URL": stores.db_url,
-        "REDIS_URL": stores.redis_url,
+    return {**ours, "DB_URL": stores.db_url, "REDIS_URL": stores.redis_url}
+
+
+def _launch(system: System, stores: Stores, folder: Path, log: int) -> subprocess.Popen[str]:
+    environment = environment_of(stores) | {
         "HEADRACE_DATA": str(folder / "data"),
         "HEADRACE_API": "127.0.0.1:0",
         "HEADRACE_INTAKE": "127.0.0.1:0",

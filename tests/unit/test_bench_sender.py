@@ -121,14 +121,6 @@ def test_an_open_loop_sends_what_it_planned() -> None:
     assert 45 <= len(sent.outcomes) + sent.given_up <= 51
 
 
-@pytest.mark.parametrize("load_seconds", [0.0, 0.5, 1.0, 1.5, 7.25])
-def test_bursts_leave_out_the_time_between_them(load_seconds: float) -> None:
-    """Planned times and elapsed load are each other's inverse, but for the pause that follows a burst."""
-    with serving(answered(200, ACCEPTED)) as port:
-        sender = Sender(Job("127.0.0.1", port, templates(1), 1, 1.0, 10.0, 1.0, 0))
-    assert sender._load_seconds(sender._clock_seconds(load_seconds)) == load_seconds
-
-
 def test_an_answer_without_a_length_is_refused() -> None:
     """It could not be told from the next one."""
     assert content_length(b"HTTP/1.1 200 OK\r\nCONTENT-LENGTH: 12\r\nx: y") == 12
