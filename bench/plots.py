@@ -17,6 +17,7 @@ from bench.results import OURS, P99_MS_MAX, Result, Run, Step, ladder
 from bench.summary import (
     ROLES,
     Ratio,
+    Row,
     Scaling,
     by_batch,
     by_campaigns,
@@ -167,11 +168,9 @@ def _ratio_plot(title: str, kind: str, better: str, found: Sequence[Ratio]) -> P
     layout = _axes(
         "Headrace divided by the other (logarithmic)",
         "",
-        xaxis={"type": "log"},
+        xaxis={"type": "log", "dtick": "D2"},
         yaxis={"type": "category", "categoryorder": "array", "categoryarray": [_label(name) for name in experiments]},
-        shapes=[
-            {"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot", "width": 1}}
-        ],
+        shapes=[_upright(1)],
     )
     caption = (
         f"Headrace's median divided by that of each other system under the same experiment of this result, without "
@@ -201,7 +200,7 @@ def _ladders(result: Result) -> Iterator[Plot]:
             rate = rate_held(row)
             held.append(f"{row.system}{void}: {'none' if rate is None else f'{rate:,.0f} events/s'}")
         layout = _axes(
-            "events/s with a verdict", "ms (logarithmic)", yaxis={"type": "log", "rangemode": "normal"},
+            "events/s with a verdict", "ms (logarithmic)", yaxis={"type": "log", "dtick": "D2", "rangemode": "normal"},
             shapes=[_limit_line()],
         )  # fmt: skip
         caption = (
@@ -244,22 +243,27 @@ def _costs(result: Result) -> Iterator[Plot]:
             "Micro benchmarks, each stage by itself, in microseconds an event: median, least and most of the rounds."
         )
         yield Plot("By stage", caption, data, _axes("us an event", ""), _bars_height(len(micros), 1))
-    found = [row for row in rows(result) if any(row.cpu_us(role) for role in ROLES)][::-1]
-    if found:
-        labels = [_label(_name(row.experiment, row.system, row.void)) for row in found]
-        data = [
-            {
-                "type": "bar", "orientation": "h", "name": role, "y": labels, "x": [row.cpu_us(role) for row in found],
-                "marker": {"color": ROLE_COLOURS[role]},
-            }
-            for role in ROLES
-        ]  # fmt: skip
-        caption = (
-            "CPU of all processes of each role, in microseconds an event with a verdict: median of the rounds. "
-            "Of a peer, `engine` is the peer itself. Where few events end with a verdict, each bears what idling costs."
-        )
-        layout = _axes("us of CPU an event", "", barmode="stack")
-        yield Plot("By process", caption, data, layout, _bars_height(len(found), 2))
+    for title, single in (("By process, batches", False), ("By process, single events", True)):
+        found = [row for row in rows(result) if (row.shown.steps[-1].batch == 1) is single and row.events_per_second]
+        if found:
+            yield _by_process(title, found[::-1])
+
+
+def _by_process(title: str, found: Sequence[Row]) -> Plot:
+    labels = [_label(_name(row.experiment, row.system, row.void)) for row in found]
+    data: list[Json] = [
+        {
+            "type": "bar", "orientation": "h", "name": role, "y": labels, "x": [row.cpu_us(role) for row in found],
+            "marker": {"color": ROLE_COLOURS[role]},
+        }
+        for role in ROLES
+    ]  # fmt: skip
+    caption = (
+        "CPU of all processes of each role, in microseconds an event with a verdict: median of the rounds. Of a peer, "
+        "“engine” is the peer itself. Where events are few, each bears more of what idling costs."
+    )
+    layout = _axes("us of CPU an event", "", barmode="stack", legend={"traceorder": "normal"})
+    return Plot(title, caption, data, layout, _bars_height(len(found), 2))
 
 
 def _scaling(result: Result) -> Iterator[Plot]:

@@ -125,7 +125,7 @@ class Ratio:
 
     experiment: str
     other: str
-    throughput: float | None
+    throughput: float | None  # of a ladder: the highest rate held
     p99: float | None
     cpu: float | None  # of engine, redis and postgres together, an event
 
@@ -193,29 +193,29 @@ def rate_held(row: Row) -> float | None:
 
 
 def ratios(result: Result) -> list[Ratio]:
-    """Throughput, p99 and CPU of all experiments that Headrace and another system went through, and rates held."""
-    return [*_ratios(rows(result), _ratio), *_ratios(ladder_rows(result), _ladder_ratio)]
+    """Of all experiments that Headrace and another system went through, and where both did anything."""
+    every = [
+        Ratio(
+            ours.experiment, other.system,
+            throughput=_divided(ours.events_per_second, other.events_per_second),
+            p99=_divided(ours.p99_ms, other.p99_ms),
+            cpu=_divided(_cpu_us_of_all(ours), _cpu_us_of_all(other)),
+        )
+        for ours, other in _pairs(rows(result))
+    ]  # fmt: skip
+    every += [
+        Ratio(ours.experiment, other.system, _divided(rate_held(ours), rate_held(other)), None, None)
+        for ours, other in _pairs(ladder_rows(result))
+    ]
+    return [ratio for ratio in every if ratio.throughput is not None]
 
 
-def _ratios(found: Sequence[Row], ratio: Callable[[Row, Row], Ratio]) -> Iterator[Ratio]:
+def _pairs(found: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
+    """Headrace, and another system under the same experiment; both clean."""
     ours = {row.experiment: row for row in found if row.system == OURS and not row.void}
     for row in found:
         if row.system != OURS and not row.void and row.experiment in ours:
-            yield ratio(ours[row.experiment], row)
-
-
-def _ratio(ours: Row, other: Row) -> Ratio:
-    both = ours.events_per_second and other.events_per_second  # the p99 of refusals is no latency
-    return Ratio(
-        ours.experiment, other.system,
-        throughput=_divided(ours.events_per_second, other.events_per_second),
-        p99=_divided(ours.p99_ms, other.p99_ms) if both else None,
-        cpu=_divided(_cpu_us_of_all(ours), _cpu_us_of_all(other)),
-    )  # fmt: skip
-
-
-def _ladder_ratio(ours: Row, other: Row) -> Ratio:
-    return Ratio(ours.experiment, other.system, _divided(rate_held(ours), rate_held(other)), None, None)
+            yield ours[row.experiment], row
 
 
 def _cpu_us_of_all(row: Row) -> float:
