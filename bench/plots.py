@@ -166,7 +166,7 @@ def _ratio_plot(title: str, kind: str, better: str, found: Sequence[Ratio]) -> P
             "marker": {"color": colours[other], "size": 11, "symbol": "diamond" if mine[0].is_ceiling else "circle"},
         })  # fmt: skip
     layout = _axes(
-        "Headrace divided by the other (logarithmic)",
+        "ratio (logarithmic)",
         "",
         xaxis={"type": "log", "dtick": "D2"},
         yaxis={"type": "category", "categoryorder": "array", "categoryarray": [_label(name) for name in experiments]},
@@ -232,8 +232,8 @@ def _costs(result: Result) -> Iterator[Plot]:
         middles = [statistics.median(micro.us_an_event) for micro in micros]
         data: list[Json] = [{
             "type": "bar", "orientation": "h", "y": [_label(micro.name) for micro in micros], "x": middles,
-            "text": [f"{value:.2f}" for value in middles], "textposition": "inside", "insidetextanchor": "start",
-            "marker": {"color": PALETTE[0]}, "showlegend": False, "error_x": {
+            "text": [f"{value:.2f}" for value in middles], "textposition": "auto", "textangle": 0,
+            "insidetextanchor": "start", "marker": {"color": PALETTE[0]}, "showlegend": False, "error_x": {
                 "type": "data", "symmetric": False, "thickness": 1.2,
                 "array": [max(micro.us_an_event) - middle for micro, middle in zip(micros, middles, strict=True)],
                 "arrayminus": [middle - min(micro.us_an_event) for micro, middle in zip(micros, middles, strict=True)],
@@ -299,11 +299,12 @@ def _scaling_plot(title: str, unit: str, found: Sequence[Scaling]) -> Plot:
 def _over_time(run: Run) -> Iterator[Plot]:
     step = run.steps[-1]
     which = told(run, step)
-    at = [each.at_seconds for each in step.slices]
-    if at:
+    answered = [each for each in step.slices if each.events or each.refused]
+    if answered:
+        at = [each.at_seconds for each in answered]
         data = [
-            _line("p50", at, [each.p50_ms for each in step.slices], PALETTE[0]),
-            _line("p99", at, [each.p99_ms for each in step.slices], PALETTE[1]),
+            _line("p50", at, [each.p50_ms for each in answered], PALETTE[0]),
+            _line("p99", at, [each.p99_ms for each in answered], PALETTE[1]),
         ]
         yield Plot(
             "Latency over time", f"Milliseconds, of the answers of each quarter of a second. {which}", data,

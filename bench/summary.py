@@ -240,7 +240,7 @@ class Scaling:
 
 def by_batch(result: Result) -> list[Scaling]:
     """Against events a request."""
-    return _scalings(result, lambda run: run.steps[-1].batch, lambda run: f"scenario {run.scenario}, {_processes(run)}")
+    return _scalings(result, lambda run: run.steps[-1].batch, lambda run: f"{run.scenario}, {_processes(run)}")
 
 
 def by_campaigns(result: Result) -> list[Scaling]:
@@ -250,7 +250,7 @@ def by_campaigns(result: Result) -> list[Scaling]:
 
 def by_processes(result: Result) -> list[Scaling]:
     """Against engine processes."""
-    return _scalings(result, _workers, lambda run: f"scenario {run.scenario}, batches of {run.steps[-1].batch:,}")
+    return _scalings(result, _workers, lambda run: f"{run.scenario}, batches of {run.steps[-1].batch:,}")
 
 
 def _scalings(result: Result, x: Callable[[Run], int | None], fixed: Callable[[Run], str]) -> list[Scaling]:
