@@ -8,7 +8,7 @@ FROM base AS locked
 COPY requirements.lock ./
 RUN python -m venv /venv && /venv/bin/pip install --require-hashes -r requirements.lock
 
-# What only developers and the bench's peers need leaves; then the project itself, without its sources.
+# What only developers and the bench need leaves; then the project itself, without its sources.
 FROM locked AS build
 COPY pyproject.toml README.md ./
 COPY config config
@@ -18,7 +18,7 @@ COPY bench bench
 RUN /venv/bin/pip install --no-deps --no-build-isolation --no-index . \
  && /venv/bin/pip uninstall --yes asyncpg-stubs mypy pytest pytest-trio ruff setuptools uv \
       fastapi starlette pydantic pydantic-core annotated-doc annotated-types opentelemetry-api typing-inspection \
-      sqlalchemy uvicorn uvloop
+      narwhals plotly sqlalchemy uvicorn uvloop
 
 FROM base AS tests
 RUN apt-get update && apt-get install --yes --no-install-recommends make && rm -rf /var/lib/apt/lists/*

@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from bench.results import Figure, Machine, Result, Run, figures
+from bench.results import FORMAT, OURS, Figure, Machine, Result, Run, figures
 from bench.run import Experiment, Load, make_run
 from bench.scenario import scenarios
 from bench.stand import HEADRACE, StandFailed, System
@@ -68,7 +69,9 @@ def compared(before: Sequence[Run], after: Sequence[Run]) -> Iterator[tuple[Figu
 
 
 def _result(runs: Sequence[Run]) -> Result:
-    return Result(1, "", False, "", 0.0, Machine("", 0, 0.0, ""), {}, "pair", list(runs))
+    """As if both were the same system: what is compared has the same name."""
+    same = [msgspec.structs.replace(run, system=OURS) for run in runs]
+    return Result(FORMAT, "", False, "", 0.0, Machine("", 0, 0.0, ""), {}, "pair", same)
 
 
 def show(before: Sequence[Run], after: Sequence[Run], console: Console) -> None:

@@ -17,6 +17,9 @@ from typing import Final, Literal
 import msgspec
 
 FORMAT: Final = 1  # raised when a file of before can't be read any more
+OURS: Final = "headrace"  # the system whose figures bear no prefix
+P99_MS_MAX: Final = 50.0  # a rate counts as held below it
+HELD_SHARE: Final = 0.98  # of what was offered must have been done
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -205,21 +208,69 @@ class Figure(msgspec.Struct, frozen=True):
         return statistics.median(self.samples)
 
 
-def figures(result: Result) -> Iterator[Figure]:
-    """All figures of a result; void runs have none. Rounds are in order, so that two results can be paired."""
-    experiments: dict[str, list[Run]] = {}
+def ladder(run: Run) -> list[Step]:
+    """Its steps at offered rates, the lowest first, if it tried more than one rate; else none."""
+    tried = [step for step in run.steps if step.offered_events_per_second is not None]
+    rates = {step.offered_events_per_second for step in tried}
+    return sorted(tried, key=lambda step: step.offered_events_per_second or 0.0) if len(rates) > 1 else []
+
+
+def highest_rate(run: Run, p99_ms_max: float = P99_MS_MAX) -> float | None:
+    """The highest offered rate that was held: p99 below the limit, done as offered, and nothing refused."""
+    held = [
+        step.offered_events_per_second
+        for step in run.steps
+        if step.offered_events_per_second is not None
+        and step.latency.p99_ms < p99_ms_max
+        and step.events_per_second >= HELD_SHARE * step.offered_events_per_second
+        and step.refused == 0
+    ]
+    return max(held, default=None)
+
+
+def grouped(result: Result) -> dict[tuple[str, str], list[Run]]:
+    """Runs by experiment and system, each in the order of its rounds."""
+    groups: dict[tuple[str, str], list[Run]] = {}
     for run in result.runs:
-        if not run.void and run.steps:
-            experiments.setdefault(run.experiment, []).append(run)
-    for name, runs in experiments.items():
-        last = [run.steps[-1] for run in sorted(runs, key=lambda run: run.round)]
-        yield Figure(f"{name}: throughput", "events/s", "higher", [step.events_per_second for step in last])
-        yield Figure(f"{name}: p50", "ms", "lower", [step.latency.p50_ms for step in last])
-        yield Figure(f"{name}: p99", "ms", "lower", [step.latency.p99_ms for step in last])
-        for role in ("engine", "redis", "postgres"):
-            yield Figure(f"{name}: CPU of {role}", "us/event", "lower", [step.cpu_us(role) for step in last])
+        groups.setdefault((run.experiment, run.system), []).append(run)
+    return {key: sorted(runs, key=lambda run: run.round) for key, runs in groups.items()}
+
+
+def figures(result: Result) -> Iterator[Figure]:
+    """All figures of a result; void runs have none. Rounds are in order, so that two results can be paired.
+
+    Headrace's bear the name of the experiment alone; those of other systems have the system's before it.
+    """
+    for (experiment, system), runs in grouped(result).items():
+        counted = [run for run in runs if not run.void and run.steps]
+        name = experiment if system == OURS else f"{system}: {experiment}"
+        if counted:
+            yield from _figures_of(name, counted)
     for micro in result.micros:
         yield Figure(f"micro: {micro.name}", "us/event", "lower", micro.us_an_event)
+
+
+def _figures_of(name: str, runs: list[Run]) -> Iterator[Figure]:
+    """A ladder's last step is one that it could not hold, and a fault's step is mostly about the fault."""
+    last = [run.steps[-1] for run in runs]
+    if all(map(ladder, runs)):
+        yield Figure(f"{name}: highest rate", "events/s", "higher", [highest_rate(run) or 0.0 for run in runs])
+        return
+    if all(run.fault for run in runs):
+        yield Figure(f"{name}: time to recover", "s", "lower", [recovery_seconds(run) for run in runs])
+        return
+    yield Figure(f"{name}: throughput", "events/s", "higher", [step.events_per_second for step in last])
+    yield Figure(f"{name}: p50", "ms", "lower", [step.latency.p50_ms for step in last])
+    yield Figure(f"{name}: p99", "ms", "lower", [step.latency.p99_ms for step in last])
+    for role in ("engine", "redis", "postgres"):
+        yield Figure(f"{name}: CPU of {role}", "us/event", "lower", [step.cpu_us(role) for step in last])
+
+
+def recovery_seconds(run: Run) -> float:
+    """From the end of its fault until it had recovered; where it had not, until the step ended, which is too little."""
+    assert run.fault is not None
+    known = run.fault.recovered_seconds
+    return run.steps[-1].seconds - run.fault.over_seconds if known is None else known
 
 
 def write_result(result: Result, path: Path) -> None:

