@@ -21,6 +21,7 @@ LOG = """\
 
 @pytest.fixture
 def logged(tmp_path: Path) -> Scenario:
+    """The replay scenario, of `LOG`."""
     path = tmp_path / "log.ndjson"
     path.write_text(LOG)
     return msgspec.structs.replace(scenarios()["replay"], log=str(path), speed=2.0)
