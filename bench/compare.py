@@ -116,9 +116,9 @@ def _paired(a: Result, b: Result) -> Iterator[tuple[Figure, Figure, list[float]]
 
 def _counts(name: str, result: Result) -> bool:
     """Whether a figure is judged."""
-    experiment, _, what = name.rpartition(": ")
-    if experiment == "micro":
+    if name.startswith("micro: "):
         return True
+    experiment, _, what = name.rpartition(": ")
     return what in _JUDGED and any(run.experiment == experiment and run.system == ENGINE for run in result.runs)
 
 
@@ -154,10 +154,10 @@ def show(a: Result, b: Result, compared: Sequence[Comparison], console: Console)
     for letter, result in (("a", a), ("b", b)):
         changed = ", with changes that no commit has" if result.changed else ""
         console.print(f"{letter}: {result.commit or 'no commit'}{changed}, suite {result.suite}, {result.started_at}")
-    table = Table("figure")
-    for column in ("better", "a", "b", "b / a", "surely from", "to", "rounds"):
-        table.add_column(column, justify="right")
-    table.add_column("verdict")
+    table = Table("figure", width=None if console.is_terminal else 140)
+    for column in ("better", "a", "b", "b / a", "from", "to", "rounds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for each in compared:
         numbers = [f"{number:,.4g}" if number < 1_000 else f"{number:,.0f}" for number in (each.a, each.b)]
         ratios = [f"{ratio:.3f}" for ratio in (each.ratio, each.low, each.high)]
