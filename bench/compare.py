@@ -42,7 +42,7 @@ MISS_TOLD: Final = 0.05  # of each figure that is not judged
 # (where its bytes lie in memory); a machine differs from itself by several from hour to hour.
 ZONE_IN_TURN: Final = 1.02
 ZONE_APART: Final = 1.10
-ENGINE: Final = "headrace"  # as `Run.system` has it
+ENGINE: Final = "headrace"  # so begins `Run.system` where it is no peer and no ceiling
 _JUDGED: Final = ("throughput", "CPU of engine", "CPU of redis", "CPU of postgres")
 
 SAME, SLOWER, INCOMPARABLE = 0, 1, 2  # statuses
@@ -73,11 +73,14 @@ def compare(a: Result, b: Result) -> list[Comparison]:
     _check(a, b)
     zone = ZONE_IN_TURN if in_turn(a, b) else ZONE_APART
     pairs = list(_paired(a, b))
-    judged = {name for name in (before.name for before, _, _ in pairs) if _counts(name, a) and _counts(name, b)}
-    enough = [before.name for before, _, logs in pairs if len(logs) >= SAMPLES_MIN and before.name in judged]
-    if not enough:
+    judged = {
+        before.name
+        for before, after, logs in pairs
+        if len(logs) >= SAMPLES_MIN and _counts(before.name, a) and _counts(after.name, b)
+    }
+    if not judged:
         raise Incomparable(f"no figure that is judged has {SAMPLES_MIN} rounds or more in both")
-    miss = MISS / len(enough)
+    miss = MISS / len(judged)
     return [
         _compared(before, after, logs, miss if before.name in judged else None, zone) for before, after, logs in pairs
     ]
@@ -119,7 +122,9 @@ def _counts(name: str, result: Result) -> bool:
     if name.startswith("micro: "):
         return True
     experiment, _, what = name.rpartition(": ")
-    return what in _JUDGED and any(run.experiment == experiment and run.system == ENGINE for run in result.runs)
+    return what in _JUDGED and any(
+        run.experiment == experiment and run.system.startswith(ENGINE) for run in result.runs
+    )
 
 
 def _compared(before: Figure, after: Figure, logs: Sequence[float], miss: float | None, zone: float) -> Comparison:
@@ -127,7 +132,7 @@ def _compared(before: Figure, after: Figure, logs: Sequence[float], miss: float 
     if len(logs) >= SAMPLES_MIN:
         low, high = median_interval(logs, MISS_TOLD if miss is None else miss)
     verdict: Verdict = "no difference seen"
-    if miss is None or len(logs) < SAMPLES_MIN:
+    if miss is None:
         verdict = "not judged"
     elif low > math.log(zone):
         verdict = "faster" if before.better == "higher" else "slower"
