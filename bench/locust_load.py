@@ -77,15 +77,14 @@ load = Load()
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
     """On the command line, and, but for the file, on the web page."""
-    group = parser.add_argument_group("Headrace")
-    group.add_argument("--intake", default="", help="address that events go to (that of --host)")
-    group.add_argument("--batch", type=int, default=100, help="events a request of Batch, Lines and Gzip (100)")
-    group.add_argument("--campaigns", type=int, default=10, help="campaigns that are made and get the events (10)")
-    group.add_argument("--users-seen", type=int, default=50_000, help="different user ids in the events (50000)")
-    group.add_argument(
-        "--rate", type=float, default=0.0,
-        help="events a second to offer, of all senders together; 0: as many as they manage (0)",
-    )  # fmt: skip
+    # Not in a group: locust's page shows only what was added to the parser itself.
+    parser.add_argument("--intake", default="", help="address that events go to (that of --host)")
+    parser.add_argument("--batch", type=int, default=100, help="events a request of Batch, Lines and Gzip (100)")
+    parser.add_argument("--campaigns", type=int, default=10, help="campaigns that are made and get the events (10)")
+    parser.add_argument("--users-seen", type=int, default=50_000, help="different user ids in the events (50000)")
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="events a second of all senders together; 0: no limit (0)"
+    )
     parser.add_argument("--events-json", default="", include_in_web_ui=False, help="file for the event counts, as JSON")
     parser.set_defaults(stop_timeout=STOP_SECONDS, campaign_ids=[])
 
