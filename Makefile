@@ -3,12 +3,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+LOCUST_INSTALLED := .venv-locust/.installed
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --upgrade \
+	--no-emit-index-url --no-emit-find-links --no-header --quiet
 CODE := config engine api bench tests
 
 # No byte code of ours is needed, and an alias of the shell must not matter.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test check sim mutants demo rebuild faults settings lock fmt clean setup
+.PHONY: help run test check sim mutants demo rebuild locust locust-setup faults settings lock fmt clean setup
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -35,6 +38,12 @@ demo: setup ## start it, send a large generated load, print rate, verdicts, repo
 rebuild: setup ## measure how long a campaign of a million events is away when Redis has lost everything
 	@$(BIN)/python -m bench.rebuild
 
+# API= and INTAKE= name an engine that runs already; USERS=, SECONDS=, PROCESSES=, RATE= and CLASSES= what is asked for.
+locust: setup locust-setup ## load it with locust, senders, readers and editors together, for 10 seconds, and audit: docs/load.md
+	@$(BIN)/python -m bench.locust_run --users $(or $(USERS),20) --seconds $(or $(SECONDS),10) \
+		--processes $(or $(PROCESSES),1) $(if $(RATE),--rate $(RATE)) $(if $(API),--api $(API)) \
+		$(if $(INTAKE),--intake $(INTAKE)) $(CLASSES)
+
 faults: setup ## run every fault with SEEDS seeds (20) in JOBS worlds at once (4): an hour; journals of failures in build/faults
 	@$(BIN)/python -m tests.faults --seeds $(or $(SEEDS),20) --jobs $(or $(JOBS),4) --keep build/faults
 
@@ -44,17 +53,17 @@ mutants: setup ## switch off each safety line in turn: the suite must fail every
 settings: setup ## write docs/settings.md anew from config/settings.py
 	@$(BIN)/python -c 'from config.settings import settings_page; print(settings_page(), end="")' > docs/settings.md
 
-# The newest versions that pyproject.toml allows, for every platform, with hashes, from whatever index is set up.
-lock: setup ## write requirements.lock anew from pyproject.toml
-	@$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --universal --python-version 3.11 --fork-strategy fewest \
-		--generate-hashes --upgrade --no-emit-index-url --no-emit-find-links --no-header --quiet -o requirements.lock
+# The newest versions that pyproject.toml and bench/locust.in allow, for every platform, with hashes, from whatever index is set up.
+lock: setup ## write requirements.lock anew from pyproject.toml, and bench/locust.lock from bench/locust.in
+	@$(COMPILE) pyproject.toml --extra dev --extra bench -o requirements.lock
+	@$(COMPILE) bench/locust.in -o bench/locust.lock
 
 fmt: setup ## format, and mend what lint can mend
 	@$(BIN)/ruff format --quiet $(CODE)
 	@$(BIN)/ruff check --fix --quiet $(CODE)
 
 clean: ## remove what make made; the data in .data stays
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build headrace.egg-info
+	@rm -rf .venv .venv-locust .mypy_cache .ruff_cache .pytest_cache build headrace.egg-info
 	@find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 setup: $(INSTALLED)
@@ -66,4 +75,13 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
+	@touch $@
+
+# Locust patches its process, pins what we don't, and is needed by nobody else: it has an environment of its own.
+locust-setup: $(LOCUST_INSTALLED)
+
+$(LOCUST_INSTALLED): bench/locust.lock
+	@echo "Setting up .venv-locust: half a minute, once." >&2
+	@$(PYTHON) -m venv .venv-locust
+	@.venv-locust/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r bench/locust.lock
 	@touch $@

@@ -170,6 +170,39 @@ class Micro(msgspec.Struct, frozen=True):
     us_an_event: list[float]
 
 
+class LocustRun(msgspec.Struct, frozen=True):
+    """One headless run of locust against the engine: its users wait for their answers, so this is no ceiling."""
+
+    classes: list[str]  # of users; empty: the mix of all
+    users: int
+    processes: int
+    seconds: float
+    requests: int  # of all users, readers and editors too; so are failures and latencies
+    failures: int  # not answered, or with something that is no verdict
+    offered: int  # events; what is not told below is refused
+    accepted: int
+    duplicate: int
+    rejected: int
+    refused: int  # answered 503 or `retry`, or not answered
+    rate: float | None  # events a second that were asked for; None: as many as the users manage
+    offered_per_second: float
+    achieved_per_second: float  # with a verdict
+    p50_ms: float  # as locust rounds it
+    p99_ms: float
+    rows: int  # that the run added to the events table
+    audit_clean: bool  # `headrace audit` found no difference
+
+    @property
+    def events(self) -> int:
+        """With a verdict: accepted, duplicate or rejected."""
+        return self.accepted + self.duplicate + self.rejected
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the rows are what locust was told. Events without a verdict may be rows or not."""
+        return self.audit_clean and self.accepted <= self.rows <= self.accepted + self.refused
+
+
 class Machine(msgspec.Struct, frozen=True):
     """Where it ran."""
 
@@ -192,6 +225,7 @@ class Result(msgspec.Struct, frozen=True):
     suite: str  # quick, full, or what was asked for
     runs: list[Run]
     micros: list[Micro] = []
+    locusts: list[LocustRun] = []
 
 
 class Figure(msgspec.Struct, frozen=True):
