@@ -244,7 +244,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run them, tell, and write; status 1 if any was void or failed, 130 if it was interrupted."""
     console = Console(highlight=False, soft_wrap=True)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends all that we have started
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what we have started ends with us
     started_at, started, runs = datetime.now(UTC), time.monotonic(), []
     try:
         for experiment in chaos_experiments(
