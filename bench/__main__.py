@@ -1,7 +1,7 @@
-"""The command line: `headrace-bench run | scenario | compare | micro | chaos | page | docs`.
+"""The command line: `headrace-bench run | scenario | chaos | compare | micro | page | docs`.
 
-Owns the arguments, the files and the exit status: 0 all well; 1 a run was void, or a figure slower; 2 wrong usage, or
-something did not start; 130 interrupted, and then nothing that was started is left.
+Owns the arguments, the files and the exit status: 0 all well; 1 a run was void, or something is slower; 2 wrong usage,
+or something did not start; 130 interrupted, and then nothing that was started is left.
 """
 
 from __future__ import annotations
@@ -10,24 +10,31 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from rich.console import Console
 
+from bench import compare, micro
+from bench.chaos import FAULTS, SECONDS, chaos_experiments
+from bench.locust_run import LocustFailed
 from bench.machine import commit, machine, versions
-from bench.results import FORMAT, Micro, Result, Run, write_result
+from bench.page import html_page
+from bench.report import benchmarks_page
+from bench.results import FORMAT, LocustRun, Micro, Result, Run, read_result, write_result
 from bench.run import Experiment, Load
 from bench.scenario import scenarios
 from bench.stand import HEADRACE, StandFailed, open_stores_with
-from bench.suite import FULL, QUICK, Item, items, made
+from bench.suite import FULL, QUICK, Item, Swarming, item_of, items
 from bench.systems import workers
+from bench.table import show_result
 
 FOLDER: Final = Path("build/bench")
+DOCS: Final = Path("docs/benchmarks.md")
 VOID_STATUS: Final = 1
 FAILED_STATUS: Final = 2
 INTERRUPTED_STATUS: Final = 130
@@ -45,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _console.print("interrupted; everything that was started has been ended")
         return INTERRUPTED_STATUS
-    except (StandFailed, ValueError) as failed:
+    except (StandFailed, LocustFailed, micro.MicroFailed, ValueError) as failed:
         _console.print(f"headrace-bench: {failed}", style="bold red", markup=False)
         return FAILED_STATUS
     return status
@@ -62,38 +69,59 @@ def _interrupt(number: int, frame: object) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="headrace-bench", description="Audited measurements of Headrace.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="the suite; leaves JSON, table and page")
-    run.add_argument("--full", action="store_true", help="five rounds of longer steps, and a soak: an hour and a half")
+    run = commands.add_parser("run", help="the suite; leaves JSON, table and page in build/bench")
+    run.add_argument("--full", action="store_true", help="five rounds of longer steps, every fault, a soak: two hours")
     run.add_argument("--only", default="", metavar="TEXT", help="only experiments whose name contains this")
     run.add_argument("--system", default="", metavar="TEXT", help="only systems whose name contains this")
     run.add_argument("--rounds", type=int, default=0, help="in place of the form's")
+    run.add_argument("--seconds", type=float, default=0.0, help="a step, in place of the form's")
     run.set_defaults(run=_run)
     one = commands.add_parser("scenario", help="one scenario, as long and as large as you like")
     one.add_argument("name", choices=sorted(scenarios()))
     one.add_argument("--batch", type=int, default=100, help="events a request (100)")
-    one.add_argument("--connections", type=int, default=32)
-    one.add_argument("--seconds", type=float, default=10.0)
+    one.add_argument("--connections", type=int, default=32, help="(32)")
+    one.add_argument("--seconds", type=float, default=10.0, help="(10)")
     one.add_argument("--rate", type=float, help="events a second, in an open loop; without: closed")
     one.add_argument("--workers", type=int, default=1, help="engine processes (1)")
     one.add_argument("--log", default="", metavar="FILE", help="for replay: JSON lines")
-    one.add_argument(
-        "--speed", type=float, default=0.0, help="for replay: times the log's own pace; 0: as fast as it goes"
-    )
+    one.add_argument("--speed", type=float, default=0.0, help="for replay: times the log's pace; 0: as fast as it goes")
     one.set_defaults(run=_scenario)
+    chaos = commands.add_parser(
+        "chaos",
+        help="a scenario with a fault in the middle of its load",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="faults:\n" + "\n".join(f"  {name:<28}{each.inject.__doc__}" for name, each in FAULTS.items()),
+    )
+    chaos.add_argument("scenario", choices=sorted(scenarios()), metavar="SCENARIO", help="of bench/scenarios.toml")
+    chaos.add_argument("--fault", action="append", choices=sorted(FAULTS), metavar="NAME", help="again for more (all)")
+    chaos.add_argument("--seconds", type=float, default=SECONDS, help=f"of load ({SECONDS:.0f})")
+    chaos.set_defaults(run=_chaos)
+    comparing = commands.add_parser("compare", help="two results, figure by figure; status 1: something is slower")
+    compare.add_arguments(comparing)
+    comparing.set_defaults(run=compare.run)
+    pair = commands.add_parser("micro", help="two checkouts, stage by stage, in turn; status 1: something is slower")
+    micro.add_arguments(pair)
+    pair.set_defaults(run=micro.run)
+    page = commands.add_parser("page", help="the page of a result, written beside it")
+    page.add_argument("result", type=Path)
+    page.set_defaults(run=lambda options: _show(read_result(options.result), options.result))
+    docs = commands.add_parser("docs", help=f"write {DOCS} from a result")
+    docs.add_argument("result", type=Path)
+    docs.set_defaults(run=_docs)
     return parser
 
 
-# --- run, scenario ---------------------------------------------------------------------------------------------
+# --- Measuring -------------------------------------------------------------------------------------------------
 
 
 def _run(options: argparse.Namespace) -> int:
     form = FULL if options.full else QUICK
-    if options.rounds:
-        form = replace(form, rounds=options.rounds)
+    form = replace(form, rounds=options.rounds or form.rounds, seconds=options.seconds or form.seconds)
     chosen = [item for item in items(form) if options.only in item.experiment and options.system in item.system]
     if not chosen:
         raise ValueError("no experiment has such a name")
-    return _measure(form.name, chosen)
+    whole = not (options.only or options.system)
+    return _measure(form.name, chosen, form.micro_rounds if whole else 0, form.swarm if whole else None)
 
 
 def _scenario(options: argparse.Namespace) -> int:
@@ -102,44 +130,84 @@ def _scenario(options: argparse.Namespace) -> int:
     warm = [] if scenario.replay else [replace(load, seconds=1.0)]
     system = workers(options.workers) if options.workers > 1 else HEADRACE
     experiment = Experiment(f"scenario {scenario.name}", system, scenario, options.batch, [*warm, load])
-    return _measure("scenario", [Item(experiment.name, HEADRACE.name, 0, made(experiment))])
+    return _measure("scenario", [item_of(experiment)])
 
 
-def _measure(suite: str, chosen: Sequence[Item], micros: Iterable[Micro] = ()) -> int:
-    """Make the runs, tell each, and leave the result."""
-    started = datetime.now(UTC)
-    clock = time.monotonic()
-    runs: list[Run] = []
-    for item in chosen:
-        runs.append(item.make(item.round))
-        _console.print(_told(runs[-1], time.monotonic() - clock), markup=False)
-    with open_stores_with(scenarios()["one"]) as stores:
-        with_what = versions(stores)
-    changed: dict[str, Any] = dict(zip(("commit", "changed"), commit(), strict=True))
-    result = Result(
-        format=FORMAT, started_at=started.isoformat(timespec="seconds"), seconds=round(time.monotonic() - clock, 1),
-        machine=machine(), versions=with_what, suite=suite, runs=runs, micros=list(micros), **changed,
-    )  # fmt: skip
-    leave(result, FOLDER / f"{started:%Y%m%d-%H%M%S}-{suite}-{result.commit or 'no-commit'}.json")
-    return VOID_STATUS if any(run.void for run in runs) else 0
-
-
-def _told(run: Run, seconds: float) -> str:
-    step = run.steps[-1]
-    audit = "no audit" if run.audit is None else "audit clean" if run.audit.clean else f"VOID: {run.audit.examples}"
-    limit = ", the sender was the limit" if step.sender_was_limit else ""
-    refused = f", {step.refused:,} refused" if step.refused else ""
-    return (
-        f"{seconds:5.0f} s  {run.experiment}, {run.system}: {step.events_per_second:,.0f} events/s,"
-        f" p50 {step.latency.p50_ms:.1f} ms, p99 {step.latency.p99_ms:.1f} ms{refused}, {audit}{limit}"
+def _chaos(options: argparse.Namespace) -> int:
+    faults = options.fault or tuple(FAULTS)
+    return _measure(
+        "chaos", list(map(item_of, chaos_experiments(scenarios()[options.scenario], faults, options.seconds)))
     )
 
 
-def leave(result: Result, path: Path) -> None:
-    """Write the file and the page beside it, and print the table."""
+def _measure(suite: str, chosen: Sequence[Item], micro_rounds: int = 0, swarming: Swarming | None = None) -> int:
+    """Make the runs, tell each, and leave the result."""
+    started, clock = datetime.now(UTC), time.monotonic()
+    runs: list[Run] = []
+    for item in chosen:
+        runs.append(item.make(item.round))
+        _console.print(f"{time.monotonic() - clock:5.0f} s  {_told(runs[-1])}", markup=False)
+    locusts: list[LocustRun] = []
+    if swarming is not None:
+        locusts.append(swarming())
+        _console.print(f"{time.monotonic() - clock:5.0f} s  {_locust_told(locusts[-1])}", markup=False)
+    micros: list[Micro] = micro.run_micros(micro_rounds) if micro_rounds else []
+    with open_stores_with(scenarios()["one"]) as stores:
+        with_what = versions(stores)
+    found, changed = commit()
+    result = Result(
+        format=FORMAT, commit=found, changed=changed, started_at=started.isoformat(timespec="seconds"),
+        seconds=round(time.monotonic() - clock, 1), machine=machine(), versions=with_what, suite=suite, runs=runs,
+        micros=micros, locusts=locusts,
+    )  # fmt: skip
+    path = FOLDER / f"{started:%Y%m%d-%H%M%S}-{suite}-{found[:12] or 'no-commit'}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_result(result, path)
-    _console.print(f"result  {path}")
+    _show(result, path)
+    sound = not any(run.void for run in runs) and all(locust.agrees for locust in locusts)
+    return 0 if sound else VOID_STATUS
+
+
+def _told(run: Run) -> str:
+    """A line on one run."""
+    step = run.steps[-1]
+    told = f"{run.experiment}, {run.system}: {step.events_per_second:,.0f} events/s"
+    if step.requests:
+        told += f", p50 {step.latency.p50_ms:.1f} ms, p99 {step.latency.p99_ms:.1f} ms"
+    if step.refused:
+        told += f", {step.refused:,} refused"
+    if run.fault:
+        recovered = run.fault.recovered_seconds
+        told += ", not well again" if recovered is None else f", well again after {recovered:.1f} s"
+    if run.audit is not None:
+        told += f", VOID: {'; '.join(run.audit.examples)}" if run.void else ", audit clean"
+    return told + (", the sender was the limit" if step.sender_was_limit else "")
+
+
+def _locust_told(run: LocustRun) -> str:
+    agrees = "rows agree" if run.agrees else "VOID: rows don't agree"
+    return (
+        f"locust, {run.users} users: {run.requests:,} requests, {run.offered_per_second:,.0f} events/s offered,"
+        f" {run.achieved_per_second:,.0f} achieved, p50 {run.p50_ms:.0f} ms, p99 {run.p99_ms:.0f} ms, {agrees}"
+    )
+
+
+# --- Showing ---------------------------------------------------------------------------------------------------
+
+
+def _show(result: Result, path: Path) -> int:
+    """The table, and the page beside the file."""
+    page = path.with_suffix(".html")
+    page.write_text(html_page(result))
+    show_result(result, _console)
+    _console.print(f"result  {path}\npage    {page}", markup=False)
+    return 0
+
+
+def _docs(options: argparse.Namespace) -> int:
+    DOCS.write_text(benchmarks_page(read_result(options.result)))
+    _console.print(f"written  {DOCS}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,14 +207,3 @@ def run(options: argparse.Namespace) -> int:
 def status(compared: Sequence[Comparison]) -> int:
     """For CI."""
     return SLOWER if any(each.verdict == "slower" for each in compared) else SAME
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="headrace-bench compare", description=__doc__.partition("\n")[0])
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -46,15 +46,15 @@ def versions(stores: Stores) -> dict[str, str]:
         }
 
 
-def commit() -> tuple[str, bool]:
-    """The commit of this checkout and whether it was changed since; empty where there is no repository."""
-    found = _git("rev-parse", "--short=12", "HEAD")
-    return found, bool(found and _git("status", "--porcelain"))
+def commit(checkout: Path = Path()) -> tuple[str, bool]:
+    """The commit that lies there, and whether anything was changed since; empty where there is no repository."""
+    found = _git(checkout, "rev-parse", "HEAD")
+    return found, bool(found and _git(checkout, "status", "--porcelain"))
 
 
-def _git(*arguments: str) -> str:
+def _git(checkout: Path, *arguments: str) -> str:
     try:
-        told = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        told = subprocess.run(["git", *arguments], cwd=checkout, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return ""
     return told.stdout.strip() if told.returncode == 0 else ""

@@ -41,8 +41,9 @@ import redis
 from rich.console import Console
 
 from bench.compare import INCOMPARABLE, Incomparable, compare, show, status
+from bench.machine import commit, machine
 from bench.micro_work import IN_MEMORY, MICROS
-from bench.results import FORMAT, Machine, Micro, Result, write_result
+from bench.results import FORMAT, Micro, Result, write_result
 from config.settings import Settings
 from engine.embedded import Stores, open_stores
 
@@ -139,7 +140,7 @@ def micro_pair(
             print(f"{side.checkout} can't do {name}: {why}", file=sys.stderr)
     a, b = (
         Result(
-            FORMAT, *commit_of(side.checkout), started_at, seconds, machine(), {}, SUITE, [],
+            FORMAT, *commit(side.checkout), started_at, seconds, machine(), {}, SUITE, [],
             [Micro(name, samples) for name, samples in side.of.items()],
         )
         for side in sides
@@ -221,24 +222,6 @@ def _fresh(stores: Stores) -> Iterator[Stores]:
 # --- The command --------------------------------------------------------------------------------------------
 
 
-def commit_of(checkout: Path) -> tuple[str, bool]:
-    """The commit that lies there, and whether something was changed since; "" for a folder without git."""
-
-    def git(*words: str) -> str:
-        asked = subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True, check=False)
-        return asked.stdout.strip()
-
-    return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
-
-
-def machine() -> Machine:
-    """Where we are."""
-    told = Path("/proc/cpuinfo").read_text()
-    models = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name")]
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Machine(models[0] if models else "", os.cpu_count() or 0, round(memory / 1e9, 1), os.uname().release)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of the command line."""
     parser.add_argument("before", type=Path, help="folder of a checkout")
@@ -273,14 +256,3 @@ def run(options: argparse.Namespace) -> int:
         return INCOMPARABLE
     show(*results, compared, console)
     return status(compared)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m bench.micro", description=__doc__.partition("\n")[0])
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

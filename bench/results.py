@@ -249,17 +249,20 @@ def ladder(run: Run) -> list[Step]:
     return sorted(tried, key=lambda step: step.offered_events_per_second or 0.0) if len(rates) > 1 else []
 
 
-def highest_rate(run: Run, p99_ms_max: float = P99_MS_MAX) -> float | None:
-    """The highest offered rate that was held: p99 below the limit, done as offered, and nothing refused."""
-    held = [
-        step.offered_events_per_second
-        for step in run.steps
-        if step.offered_events_per_second is not None
+def held(step: Step, p99_ms_max: float = P99_MS_MAX) -> bool:
+    """Whether an offered rate was: p99 below the limit, done as offered, and nothing refused."""
+    offered = step.offered_events_per_second
+    return (
+        offered is not None
         and step.latency.p99_ms < p99_ms_max
-        and step.events_per_second >= HELD_SHARE * step.offered_events_per_second
+        and step.events_per_second >= HELD_SHARE * offered
         and step.refused == 0
-    ]
-    return max(held, default=None)
+    )
+
+
+def highest_rate(run: Run, p99_ms_max: float = P99_MS_MAX) -> float | None:
+    """The highest offered rate that was held."""
+    return max((step.offered_events_per_second or 0.0 for step in run.steps if held(step, p99_ms_max)), default=None)
 
 
 def grouped(result: Result) -> dict[tuple[str, str], list[Run]]:

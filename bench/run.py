@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,12 +18,13 @@ import msgspec
 
 from bench.bodies import Template, make_templates
 from bench.check import audit_run
+from bench.injection import Injecting, Injection
 from bench.readers import Readers
 from bench.replay import read_log, times_of
-from bench.results import Audit, Command, Latency, Run, Slice, Step, Wait
-from bench.sampling import Sampler, StoreWatch, store_pids
+from bench.results import Audit, Command, Fault, Latency, Run, Slice, Step, Wait
+from bench.sampling import Sampler, StoreWatch
 from bench.scenario import Scenario
-from bench.sender import ACCEPTED, DUPLICATE, REJECTED, Job, Sent
+from bench.sender import ACCEPTED, DUPLICATE, REJECTED, START, Job, Sent
 from bench.stand import Stand, StandFailed, System, end, open_stand
 
 SAMPLE_SECONDS: Final = 0.25
@@ -49,7 +50,7 @@ class Experiment:
     batch: int
     loads: Sequence[Load]
     audited: bool = True
-    during: Callable[[Stand, float], None] | None = None  # called again and again, with the seconds of the last load
+    injection: Injection | None = None  # a fault during the last load
 
 
 @dataclass(slots=True)
@@ -64,34 +65,37 @@ class Underway:
     steps: list[Step] = field(default_factory=list)
     commands: list[Command] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
+    fault: Fault | None = None
 
-    def step(self, load: Load, during: Callable[[Stand, float], None] | None = None) -> Step:
-        """Send one load, and look on."""
+    def step(self, load: Load, injection: Injection | None = None) -> Step:
+        """Send one load, and look on; with an injection, until the system is well again."""
         batch = self.experiment.batch
         host, port = self.stand.host
         job = Job(
             host, port, self.templates, load.connections, load.seconds, load.rate and load.rate / batch,
             self.experiment.scenario.burst_seconds, sum(len(sent.outcomes) for sent in self.sent), self.times.tobytes(),
         )  # fmt: skip
-        stores = store_pids(self.stand.stores.db_url, self.stand.stores.redis_url)
         readers = Readers(self.stand, self.experiment.scenario.report_readers)
         with (
             StoreWatch(self.stand.stores.db_url, self.stand.stores.redis_url) as watch,
             readers,
             _sender(job) as process,
         ):
-            sampler = Sampler({"engine": [self.stand.process.pid], "sender": [process.pid], **stores})
-            started = time.monotonic()
-            while (elapsed := time.monotonic() - started) < load.seconds and process.poll() is None:
-                time.sleep(min(SAMPLE_SECONDS, load.seconds - elapsed))
-                sampler.look()
-                watch.look()
-                if during is not None:
-                    during(self.stand, time.monotonic() - started)
-            sent = _read(process)
+            started = _read_start(process)
+            sampler = Sampler({**self.stand.roots, "sender": [process.pid]})
+            injecting = Injecting(injection, self.stand, started, load.seconds) if injection else None
+            with injecting or nullcontext():
+                while (elapsed := time.monotonic() - started) < load.seconds and process.poll() is None:
+                    time.sleep(min(SAMPLE_SECONDS, load.seconds - elapsed))
+                    sampler.look()
+                    watch.look()
+                sent = _read(process)
             self.commands, self.waits = watch.commands(), watch.waits()
         self.sent.append(sent)
         self.steps.append(make_step(load, batch, sent, sampler, replayed=bool(self.times), reports=readers.reports))
+        if injecting is not None:
+            self.fault = injecting.told(self.steps[-1])
+            self.stand.wait_ready()
         return self.steps[-1]
 
 
@@ -100,14 +104,15 @@ def make_run(experiment: Experiment, round_: int, seed: int) -> Run:
     with open_run(experiment, seed) as underway:
         for load in experiment.loads[:-1]:
             underway.step(load)
-        underway.step(experiment.loads[-1], experiment.during)
+        underway.step(experiment.loads[-1], experiment.injection)
         return finish(underway, round_, seed)
 
 
 @contextmanager
 def open_run(experiment: Experiment, seed: int) -> Iterator[Underway]:
     """Stores, system and requests, for whoever chooses the steps as they go."""
-    with open_stand(experiment.system, experiment.scenario) as stand:
+    wired = experiment.injection is not None and experiment.injection.wired
+    with open_stand(experiment.system, experiment.scenario, wired=wired) as stand:
         host = "{}:{}".format(*stand.host)
         scenario, batch = experiment.scenario, experiment.batch
         if scenario.replay:
@@ -127,7 +132,7 @@ def finish(underway: Underway, round_: int, seed: int) -> Run:
     return Run(
         experiment=experiment.name, system=stand.system.name, scenario=experiment.scenario.name, round=round_,
         seed=seed, settings=dict(stand.system.settings), steps=underway.steps, audit=audit,
-        commands=underway.commands, waits=underway.waits,
+        commands=underway.commands, waits=underway.waits, fault=underway.fault,
     )  # fmt: skip
 
 
@@ -163,6 +168,14 @@ def _sender(job: Job) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+
+def _read_start(process: subprocess.Popen[bytes]) -> float:
+    assert process.stdout is not None
+    told = process.stdout.read(START.size)
+    if len(told) < START.size:
+        raise StandFailed("the sender could not start; what it said is above")
+    return float(START.unpack(told)[0])
 
 
 def _read(process: subprocess.Popen[bytes]) -> Sent:

@@ -1,7 +1,8 @@
 """Who used what while a step ran: CPU and memory by role, from /proc; what Redis and Postgres say of themselves.
 
 Owns the reading, and the words of it. A role is a set of process trees: the engine's (or a peer's), the sender's, and
-those of the two stores. CPU of children that have ended counts with their parent.
+those of the two stores. CPU of children that have ended counts with their parent, that of a root that has ended with
+its role. The lists of roots may grow while a step runs: chaos mode starts again what it has killed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import psycopg
 import redis
@@ -21,6 +22,7 @@ from bench.results import Command, Sample, Use, Wait
 _TICK: Final = os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _MB: Final = 1e6
+APPLICATION: Final = "headrace-bench"  # our own sessions in Postgres
 # What Postgres waits for when it has nothing to do, or that another wait explains already.
 _IDLE_WAITS: Final = frozenset({"ClientRead"})
 
@@ -76,7 +78,8 @@ class Sampler:
     def __init__(self, roles: Mapping[str, Sequence[int]]) -> None:
         self._roles = roles
         self._started = self._last_at = time.monotonic()
-        self._first = self._last = {role: cpu_seconds(tree(roots)) for role, roots in roles.items()}
+        self._used: dict[int, float] = {}  # by root
+        self._first = self._last = {role: self._cpu_seconds(roots) for role, roots in roles.items()}
         self._memory_mb: dict[str, float] = dict.fromkeys(roles, 0.0)
         self._processes: dict[str, int] = dict.fromkeys(roles, 0)
         self.samples: list[Sample] = []
@@ -85,7 +88,7 @@ class Sampler:
         """One sample."""
         now = time.monotonic()
         trees = {role: tree(roots) for role, roots in self._roles.items()}
-        used = {role: max(cpu_seconds(pids), self._last[role]) for role, pids in trees.items()}
+        used = {role: self._cpu_seconds(roots) for role, roots in self._roles.items()}
         memory = {role: memory_mb(pids) for role, pids in trees.items()}
         elapsed = now - self._last_at
         cores = {role: (used[role] - self._last[role]) / elapsed for role in trees} if elapsed else {}
@@ -94,6 +97,11 @@ class Sampler:
         for role, pids in trees.items():
             self._memory_mb[role] = max(self._memory_mb[role], memory[role])
             self._processes[role] = max(self._processes[role], len(pids))
+
+    def _cpu_seconds(self, roots: Sequence[int]) -> float:
+        for root in roots:
+            self._used[root] = max(cpu_seconds(tree([root])), self._used.get(root, 0.0))
+        return sum(self._used[root] for root in roots)
 
     def uses(self) -> list[Use]:
         """From the first look to the last one."""
@@ -111,7 +119,8 @@ class StoreWatch:
     """What the stores say of themselves from here on: `look` asks Postgres what its backends wait for."""
 
     def __init__(self, db_url: str, redis_url: str) -> None:
-        self._postgres = psycopg.connect(db_url, autocommit=True, application_name="headrace-bench")
+        self._db_url = db_url
+        self._postgres = self._connect()
         self._redis = redis.Redis.from_url(redis_url)
         self._redis.config_resetstat()
         self._seen: Counter[str] = Counter()
@@ -124,12 +133,21 @@ class StoreWatch:
         self._redis.close()
 
     def look(self) -> None:
-        """One look at every busy backend."""
-        rows = self._postgres.execute(
-            "SELECT coalesce(wait_event, 'CPU') FROM pg_stat_activity"
-            " WHERE state = 'active' AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
-        )
+        """One look at every busy backend; none while Postgres is away (chaos mode)."""
+        try:
+            if self._postgres.closed:
+                self._postgres = self._connect()
+            rows = self._postgres.execute(
+                "SELECT coalesce(wait_event, 'CPU') FROM pg_stat_activity"
+                " WHERE state = 'active' AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            ).fetchall()
+        except psycopg.OperationalError:
+            self._postgres.close()
+            return
         self._seen.update(event for (event,) in rows if event not in _IDLE_WAITS)
+
+    def _connect(self) -> psycopg.Connection[tuple[Any, ...]]:
+        return psycopg.connect(self._db_url, autocommit=True, application_name=APPLICATION)
 
     def waits(self) -> list[Wait]:
         """The most frequent first."""

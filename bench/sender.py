@@ -1,9 +1,10 @@
 """The lean sender: as many requests as one core can send, and what became of each event.
 
 Owns sockets, the plan of sending, latencies and verdicts. A program of its own (`python -m bench.sender`), so that
-its CPU can be told from everybody else's: a `Job` comes on standard input, a `Sent` goes to standard output. Knows the
-system only as an HTTP address. It does what a load generator must, and nothing that costs: requests are encoded
-beforehand, one epoll serves all connections, one request is under way on each.
+its CPU can be told from everybody else's: a `Job` comes on standard input, and to standard output go the time of its
+start (`START`, by the monotonic clock that all processes share) and at the end a `Sent`. Knows the system only as an
+HTTP address. It does what a load generator must, and nothing that costs: requests are encoded beforehand, one epoll
+serves all connections, one request is under way on each.
 
 - **Closed loop**: each connection sends its next request when it has the answer to the last one.
 - **Open loop**: requests are planned at a rate. When all connections are busy they wait, and their latency counts from
@@ -15,11 +16,12 @@ from __future__ import annotations
 import gc
 import select
 import socket
+import struct
 import sys
 import time
 from array import array
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -41,6 +43,7 @@ ACCEPTED, DUPLICATE, REJECTED, RETRY = "a", "d", "r", "u"
 _STATUS: Final = {"accepted": ACCEPTED, "duplicate": DUPLICATE, "rejected": REJECTED, "retry": RETRY}
 _FINAL: Final = {402, 404, 422, 429}
 _UNREAD: Final = {400, 413, 415}
+START: Final = struct.Struct("d")
 RECONNECT_SECONDS: Final = 0.05  # between attempts, while nobody listens
 
 
@@ -181,12 +184,13 @@ class Sender:
 
     # --- sending --------------------------------------------------------------------------------------------
 
-    def run(self) -> Sent:
-        """Send for the job's time, wait for the last answers, and tell."""
+    def run(self, begun: Callable[[float], None] = lambda _: None) -> Sent:
+        """Send for the job's time, wait for the last answers, and tell. `begun` is told the time of the start."""
         for _ in range(self.job.connections):
             self._connect()
         cpu = time.process_time()
         self.start = time.monotonic()
+        begun(self.start)
         if self.job.times:
             self._run_open(LogSchedule(array("d", self.job.times)))
         elif self.job.rate is not None:
@@ -358,10 +362,16 @@ _ANSWERS: Final = msgspec.json.Decoder(_BatchAnswer)
 
 
 def main(_: Sequence[str] | None = None) -> int:
-    """Read the job, run it, write what came of it."""
+    """Read the job, run it, write when it began and what came of it."""
     job = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Job)
     gc.disable()  # nothing here is a cycle, and a collection is a pause that the system would be blamed for
-    sys.stdout.buffer.write(msgspec.msgpack.encode(Sender(job).run()))
+    output = sys.stdout.buffer
+
+    def begun(at: float) -> None:
+        output.write(START.pack(at))
+        output.flush()
+
+    output.write(msgspec.msgpack.encode(Sender(job).run(begun)))
     return 0
 
 

@@ -11,12 +11,13 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,9 @@ import httpx
 import psycopg
 import trio
 
+from bench.sampling import store_pids, tree
 from bench.scenario import Scenario
+from bench.wires import Wires, open_wires
 from config.settings import Settings
 from engine.embedded import Stores, open_stores
 from engine.model import decimal_text
@@ -35,6 +38,7 @@ from engine.postgres.store import open_store
 REDIS_MEMORY_MB: Final = 4_096  # a minute of new ids and users at full rate, twice
 START_SECONDS_MAX: Final = 60.0
 STOP_SECONDS_MAX: Final = 60.0  # three times the engine's drain
+CONNECT_SECONDS: Final = 5.0
 LOG_LINES: Final = 20
 
 
@@ -72,6 +76,10 @@ class Stand:
     api: str
     events: str
     log: Path
+    folder: Path
+    wires: Wires | None  # where a fault of the network is to come
+    roots: dict[str, list[int]]  # of the process trees of each role, those that have ended included
+    held: list[socket.socket] = field(default_factory=list)
 
     @property
     def host(self) -> tuple[str, int]:
@@ -88,27 +96,72 @@ class Stand:
         if status != 0:
             raise StandFailed(_told(self.log, f"{self.system.name} ended with status {status}"))
 
+    def wait_ready(self) -> None:
+        """Return once the engine says that it is ready, or a peer can be connected to. Raises `StandFailed`."""
+        end_at = time.monotonic() + START_SECONDS_MAX
+        while not self._is_ready():
+            if time.monotonic() > end_at or self.process.poll() is not None:
+                raise StandFailed(_told(self.log, f"{self.system.name} is not ready"))
+            time.sleep(0.05)
+
+    def _is_ready(self) -> bool:
+        try:
+            if self.api:
+                return httpx.get(f"{self.api}/readyz", trust_env=False).status_code == 200
+            socket.create_connection(self.host, CONNECT_SECONDS).close()
+        except (httpx.TransportError, OSError):
+            return False
+        return True
+
+    # --- chaos mode ---
+
+    def kill(self) -> None:
+        """Kill -9 of the system, all its processes. Nobody else gets its addresses."""
+        for pid in tree([self.process.pid]):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        end(self.process)
+        self.held += [_held(url) for url in (self.api, self.events) if url]
+
+    def relaunch(self) -> None:
+        """Start it again on the same addresses, and don't wait."""
+        addresses = {"HEADRACE_INTAKE": urlsplit(self.events).netloc}
+        if self.api:
+            addresses["HEADRACE_API"] = urlsplit(self.api).netloc
+        with self.log.open("a") as log:
+            self.process = _launch(
+                self.system, self.wires.stores if self.wires else self.stores, self.folder, log.fileno(), addresses
+            )
+        self.roots["engine"].append(self.process.pid)
+
+    def revive_stores(self) -> None:
+        """Start what has died of the stores; they are well when this returns."""
+        with open_stores(_settings(self.folder)):
+            pass  # (they are not stopped: we hold them, too)
+        for role, pids in store_pids(self.stores.db_url, self.stores.redis_url).items():
+            self.roots[role] += pids
+
 
 @contextmanager
-def open_stand(system: System, scenario: Scenario) -> Iterator[Stand]:
-    """Raises `StandFailed`."""
-    with _open_empty_stores() as (folder, stores):
+def open_stand(system: System, scenario: Scenario, *, wired: bool = False) -> Iterator[Stand]:
+    """`wired`: the system reaches its stores through proxies. Raises `StandFailed`."""
+    with (
+        _open_empty_stores() as (folder, stores),
+        open_wires(stores, folder / "wires") if wired else nullcontext() as wires,
+    ):
         if not system.is_engine:
             _create_campaigns(stores.db_url, scenario)
-        with (folder / "log").open("w") as log:
-            process = _launch(system, stores, folder, log.fileno())
+        log, roots = folder / "log", store_pids(stores.db_url, stores.redis_url)
+        with log.open("w") as file:
+            process = _launch(system, wires.stores if wires else stores, folder, file.fileno())
+        stand = Stand(stores, system, process, [], "", "", log, folder, wires, {"engine": [process.pid], **roots})
         try:
-            addresses = _addresses(process, system, folder / "log")
-            api = addresses[0] if system.is_engine else ""
-            stand = Stand(stores, system, process, [], api, addresses[-1], folder / "log")
-            if system.is_engine:
-                _wait_ready(stand)
-                _ask_for_first(api, scenario)
-                _copy_campaigns(stores.db_url, scenario)
-            stand.campaign_ids = _campaign_ids(stores.db_url)
+            _settle(stand, scenario)
             yield stand
         finally:
-            end(process)
+            end(stand.process)
+            for holder in stand.held:
+                holder.close()
 
 
 @contextmanager
@@ -124,10 +177,26 @@ def _open_empty_stores() -> Iterator[tuple[Path, Stores]]:
     folder = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
     folder.chmod(0o711)  # the user whom root runs the stores as must get through
     try:
-        with open_stores(Settings(data=str(folder / "data"), redis_memory_mb=REDIS_MEMORY_MB)) as stores:
+        with open_stores(_settings(folder)) as stores:
             yield folder, stores
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _settings(folder: Path) -> Settings:
+    return Settings(data=str(folder / "data"), redis_memory_mb=REDIS_MEMORY_MB)
+
+
+def _settle(stand: Stand, scenario: Scenario) -> None:
+    """Its addresses, and its campaigns."""
+    addresses = _addresses(stand.process, stand.system, stand.log)
+    stand.events = addresses[-1]
+    if stand.system.is_engine:
+        stand.api = addresses[0]
+        stand.wait_ready()
+        _ask_for_first(stand.api, scenario)
+        _copy_campaigns(stand.stores.db_url, scenario)
+    stand.campaign_ids = _campaign_ids(stand.stores.db_url)
 
 
 def _create_campaigns(db_url: str, scenario: Scenario) -> None:
@@ -188,11 +257,14 @@ def environment_of(stores: Stores) -> dict[str, str]:
     return {**ours, "DB_URL": stores.db_url, "REDIS_URL": stores.redis_url}
 
 
-def _launch(system: System, stores: Stores, folder: Path, log: int) -> subprocess.Popen[str]:
+def _launch(
+    system: System, stores: Stores, folder: Path, log: int, addresses: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     environment = environment_of(stores) | {
         "HEADRACE_DATA": str(folder / "data"),
         "HEADRACE_API": "127.0.0.1:0",
         "HEADRACE_INTAKE": "127.0.0.1:0",
+        **(addresses or {}),
         **system.settings,
     }
     return subprocess.Popen(
@@ -213,13 +285,16 @@ def _addresses(process: subprocess.Popen[str], system: System, log: Path) -> lis
     return found
 
 
-def _wait_ready(stand: Stand) -> None:
-    end_at = time.monotonic() + START_SECONDS_MAX
-    with httpx.Client(trust_env=False) as client:
-        while client.get(f"{stand.api}/readyz").status_code != 200:
-            if time.monotonic() > end_at or stand.process.poll() is not None:
-                raise StandFailed(_told(stand.log, f"{stand.system.name} is not ready"))
-            time.sleep(0.05)
+def _held(url: str) -> socket.socket:
+    """A socket that only keeps an address: it never listens, so connections are refused, and a new engine may bind it.
+
+    Without it the kernel may give the port to the next client that connects, be it to that very port.
+    """
+    parts = urlsplit(url)
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind((parts.hostname, parts.port))
+    return holder
 
 
 def end(process: subprocess.Popen[str]) -> None:

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from bench.results import Run, Step
+from bench.chaos import FAULTS, chaos_experiments
+from bench.locust_run import Swarm, run_locust
+from bench.results import LocustRun, Run, held
 from bench.run import Experiment, Load, finish, make_run, open_run
 from bench.scenario import Scenario, scenarios
-from bench.stand import HEADRACE, System
+from bench.stand import HEADRACE, System, open_stand
 from bench.systems import (
     BATCHER,
     INTAKE,
@@ -30,11 +32,11 @@ from bench.systems import (
 
 BATCHES: Final = "batches of 1,000, 100 campaigns"
 SINGLES: Final = "single events, 256 connections"
-LATENCY_LIMIT_MS: Final = 50.0  # at the 99th percentile: what "holds" means for the highest rate
 SEARCH_STEPS: Final = 4  # halvings of the last interval: to a sixteenth of it
 RUNGS: Final = (0.25, 0.5, 0.7, 0.85, 1.0)  # of what a closed loop reaches
 OVERLOAD: Final = 2.0  # the last rung of the overload experiment
 
+Swarming = Callable[[], LocustRun]
 Program = Callable[[int], Run]  # the round -> what it comes to; raises `StandFailed`
 
 
@@ -47,10 +49,22 @@ class Form:
     warm_seconds: float
     seconds: float
     soak_seconds: float  # 0: none
+    faults: Sequence[str]
+    fault_seconds: float  # of load, a third of them before the fault
+    micro_rounds: int
+    locust_seconds: float
+
+    def swarm(self) -> LocustRun:
+        """Locust with all its users at once, on a stand of its own. Raises `StandFailed` and `LocustFailed`."""
+        with open_stand(HEADRACE, scenarios()["even"]) as stand:
+            run = run_locust(stand, Swarm(LOCUST_USERS, self.locust_seconds, processes=2))
+            stand.stop()
+            return run
 
 
-QUICK: Final = Form("quick", 1, 1.0, 2.0, 0.0)
-FULL: Final = Form("full", 5, 2.0, 5.0, 180.0)
+LOCUST_USERS: Final = 20
+QUICK: Final = Form("quick", 1, 1.0, 2.0, 0.0, ("engine-killed", "redis-killed"), 6.0, 8, 4.0)
+FULL: Final = Form("full", 5, 2.0, 5.0, 180.0, tuple(FAULTS), 15.0, 40, 20.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +87,17 @@ def items(form: Form) -> Iterator[Item]:
         for round_ in range(form.rounds):
             yield Item(experiment.name, experiment.system.name, round_, made(experiment))
     yield from _ladders(form)
+    yield from map(item_of, chaos_experiments(scenarios()["even"], form.faults, form.fault_seconds))
     if form.soak_seconds:
         soak = Experiment(
             "soak", HEADRACE, scenarios()["soak"], 1_000, [Load(32, form.warm_seconds), Load(32, form.soak_seconds)]
         )
-        yield Item(soak.name, HEADRACE.name, 0, made(soak))
+        yield item_of(soak)
+
+
+def item_of(experiment: Experiment) -> Item:
+    """An ordinary run, once."""
+    return Item(experiment.name, experiment.system.name, 0, made(experiment))
 
 
 def made(experiment: Experiment) -> Program:
@@ -163,21 +183,19 @@ def climb(experiment: Experiment, round_: int) -> Run:
         warm, load = experiment.loads
         underway.step(warm)
         top = underway.step(load).events_per_second
-        held, failed = 0.0, top * RUNGS[-1]
+        low, high = 0.0, top * RUNGS[-1]
         for rung in RUNGS:
-            step = underway.step(replace(load, rate=top * rung))
-            if holds(step):
-                held = top * rung
-            else:
-                failed = top * rung
+            if not held(underway.step(replace(load, rate=top * rung))):
+                high = top * rung
                 break
-        for _ in range(SEARCH_STEPS if held < failed else 0):
-            rate = (held + failed) / 2
-            if holds(underway.step(replace(load, rate=rate))):
-                held = rate
+            low = top * rung
+        for _ in range(SEARCH_STEPS if low < high else 0):
+            rate = (low + high) / 2
+            if held(underway.step(replace(load, rate=rate))):
+                low = rate
             else:
-                failed = rate
-        underway.step(replace(load, rate=max(held, top * RUNGS[0])))  # what the experiment's figures are of
+                high = rate
+        underway.step(replace(load, rate=max(low, top * RUNGS[0])))  # what the experiment's figures are of
         return finish(underway, round_, seed=round_)
 
 
@@ -189,13 +207,3 @@ def overload(experiment: Experiment, round_: int) -> Run:
         top = underway.step(load).events_per_second
         underway.step(replace(load, rate=OVERLOAD * top))
         return finish(underway, round_, seed=round_)
-
-
-def holds(step: Step) -> bool:
-    """Whether the rate that was offered was served, within the limit of latency, and nothing refused."""
-    assert step.offered_events_per_second is not None
-    return (
-        step.latency.p99_ms <= LATENCY_LIMIT_MS
-        and not step.refused
-        and step.events_per_second >= 0.98 * step.offered_events_per_second
-    )

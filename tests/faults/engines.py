@@ -18,10 +18,10 @@ from typing import Any
 import httpx
 import trio
 
+from bench.proxy import Proxy, open_proxy
 from tests.e2e.program import environment
 from tests.faults.load import client_of
 from tests.faults.process import CLOCK, run, write_clock
-from tests.faults.proxy import Proxy, open_proxy
 from tests.faults.servers import PostgresServer, RedisServer, is_frozen
 from tests.faults.waiting import within
 

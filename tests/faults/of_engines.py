@@ -14,10 +14,10 @@ from pathlib import Path
 import httpx
 import trio
 
+from bench.proxy import Flow
 from engine.failpoints import POINTS
 from tests.e2e.program import headrace
 from tests.faults.load import Body, uuid7
-from tests.faults.proxy import Flow
 from tests.faults.waiting import until, until_told, within
 from tests.faults.world import OTHERS_SECONDS, Fault, World
 

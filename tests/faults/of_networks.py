@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from tests.faults.proxy import Direction, Flow
+from bench.proxy import Direction, Flow
 from tests.faults.waiting import WAIT_SECONDS, until, within
 from tests.faults.world import OTHERS_SECONDS, Fault, World
 

@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 import trio
 
+from bench.proxy import Flow
 from tests.faults.of_engines import COMMITTED
-from tests.faults.proxy import Flow
 from tests.faults.servers import is_frozen
 from tests.faults.waiting import WAIT_SECONDS, until, until_told, within
 from tests.faults.world import Fault, World

@@ -96,7 +96,7 @@ async def failover(world: World) -> None:
     await old.stop()
     await _promote(world, replica)
     for engine in world.engines:
-        engine.redis.target_port = replica.port
+        engine.redis.target = replica.port
         engine.redis.cut()
     world.clear()
     await world.recovered(generations)
@@ -111,11 +111,11 @@ async def two_leaders(world: World) -> None:
     await world.pause(0.1, 0.3)
     generations = await world.generations()
     await _promote(world, replica)
-    world.second.redis.target_port = replica.port
+    world.second.redis.target = replica.port
     world.second.redis.cut()
     await world.recovered(generations)
     await world.pause(0.5, 1.5)
-    world.first.redis.target_port = replica.port
+    world.first.redis.target = replica.port
     world.first.redis.cut()
     await old.stop()
     world.clear()

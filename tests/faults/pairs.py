@@ -6,9 +6,9 @@ import signal
 
 import trio
 
+from bench.proxy import Flow
 from tests.faults.of_engines import COMMITTED
 from tests.faults.of_redis import do
-from tests.faults.proxy import Flow
 from tests.faults.waiting import WAIT_SECONDS, until, within
 from tests.faults.world import LOST_REDIS_SECONDS, OTHERS_SECONDS, Fault, World
 

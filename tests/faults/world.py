@@ -315,7 +315,7 @@ class World:
         for engine in self.engines:
             engine.redis.mend()
             engine.postgres.mend()
-            engine.redis.target_port = self.redis.port
+            engine.redis.target = self.redis.port
         await self.redis.start()
         await self.postgres.start()
         for engine in self.engines:

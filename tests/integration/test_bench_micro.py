@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import bench.micro
+from bench.__main__ import main
 from bench.compare import INCOMPARABLE, SAME, SLOWER
-from bench.micro import HERE, MicroFailed, main, measure, micro_pair, run_micros
+from bench.micro import HERE, MicroFailed, measure, micro_pair, run_micros
 from bench.micro_work import IN_MEMORY, MICROS
 from bench.results import figures, read_result
 
@@ -59,10 +60,10 @@ def test_the_figures_of_two_checkouts_can_be_compared(other: Path) -> None:
 def test_the_command_leaves_both_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And tells of each figure."""
     into = tmp_path / "results"
-    assert main([str(HERE), "--rounds", "3", "--only", "1,000 lines", "--into", str(into)]) in (SAME, SLOWER)
+    assert main(["micro", str(HERE), "--rounds", "3", "--only", "1,000 lines", "--into", str(into)]) in (SAME, SLOWER)
     assert len(read_result(into / "before.json").micros[0].us_an_event) == 3
     assert "decode, 1,000 lines" in capsys.readouterr().out
-    assert main([str(HERE), "--only", "no such micro"]) == INCOMPARABLE
+    assert main(["micro", str(HERE), "--only", "no such micro"]) == INCOMPARABLE
 
 
 def test_a_folder_without_an_engine_is_told(tmp_path: Path) -> None:

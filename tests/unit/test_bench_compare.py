@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.compare import INCOMPARABLE, MISS, SAME, SLOWER, Incomparable, compare, in_turn, main, status
+from bench.__main__ import main
+from bench.compare import INCOMPARABLE, MISS, SAME, SLOWER, Incomparable, compare, in_turn, status
 from bench.intervals import median_interval, student_quantile
 from bench.results import FORMAT, Audit, Latency, Machine, Micro, Result, Run, Step, Use, write_result
 
@@ -158,10 +159,10 @@ def test_statuses_are_for_ci(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for name, figure in (("a", 1.0), ("slower", 1.5)):
         paths[name] = str(tmp_path / f"{name}.json")
         write_result(micros([[figure] * 30]), Path(paths[name]))
-    assert main([paths["a"], paths["a"]]) == SAME
-    assert main([paths["slower"], paths["a"]]) == SAME
-    assert main([paths["a"], paths["slower"]]) == SLOWER
-    assert main([paths["a"], str(tmp_path / "none.json")]) == INCOMPARABLE
+    assert main(["compare", paths["a"], paths["a"]]) == SAME
+    assert main(["compare", paths["slower"], paths["a"]]) == SAME
+    assert main(["compare", paths["a"], paths["slower"]]) == SLOWER
+    assert main(["compare", paths["a"], str(tmp_path / "none.json")]) == INCOMPARABLE
     told = capsys.readouterr().out
     assert "none.json is no result" in told
     assert "slower" in told

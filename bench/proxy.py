@@ -1,8 +1,9 @@
-"""A TCP proxy between one engine and one store, which can do what a bad network does.
+"""A proxy between one engine and one store, over TCP or a unix socket, which can do what a bad network does.
 
 Owns the bytes on their way: each direction flows, stalls (bytes wait, and are delivered when the stall ends, even if
 their sender has hung up), vanishes (bytes are read and dropped), or is delayed. Connections can be cut, new ones
-refused, and the target exchanged. Knows no protocol, but can wait for a piece of text that passes.
+refused, and the target exchanged. Knows no protocol, but can wait for a piece of text that passes. Serves the bench and
+the fault harness.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from enum import Enum
+from pathlib import Path
 
 import trio
 
@@ -19,7 +21,7 @@ _PIECE_BYTES = 65_536
 class Flow(Enum):
     """What happens to the bytes of one direction."""
 
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105 - it is no password
     STALL = "stall"
     VANISH = "vanish"
 
@@ -69,10 +71,10 @@ class Direction:
 
 
 class Proxy:
-    """Relays to `target_port` on loopback. Get one with `open_proxy`."""
+    """Relays to `target`: a port on loopback, or a unix socket. `open_proxy` and `bench/wires.py` open one."""
 
-    def __init__(self, target_port: int, port: int) -> None:
-        self.target_port = target_port
+    def __init__(self, target: int | Path, port: int = 0) -> None:
+        self.target = target
         self.port = port
         self.there = Direction()
         self.back = Direction()
@@ -112,7 +114,7 @@ class Proxy:
                     if self.refusing:
                         return
                     try:
-                        server = await trio.open_tcp_stream("127.0.0.1", self.target_port)
+                        server = await self._connect()
                     except OSError:
                         return
                     async with server, trio.open_nursery() as nursery:
@@ -121,6 +123,11 @@ class Proxy:
                         nursery.cancel_scope.cancel()
             finally:
                 self._relays.discard(scope)
+
+    async def _connect(self) -> trio.SocketStream:
+        if isinstance(self.target, int):
+            return await trio.open_tcp_stream("127.0.0.1", self.target)
+        return await trio.open_unix_socket(self.target)
 
     async def _there(self, client: trio.SocketStream, server: trio.SocketStream) -> None:
         try:
@@ -142,10 +149,10 @@ class Proxy:
 
 
 @asynccontextmanager
-async def open_proxy(target_port: int) -> AsyncIterator[Proxy]:
+async def open_proxy(target: int) -> AsyncIterator[Proxy]:
     """A proxy on a free loopback port, until the block ends."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    proxy = Proxy(target_port, listeners[0].socket.getsockname()[1])
+    proxy = Proxy(target, listeners[0].socket.getsockname()[1])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, proxy.relay, listeners)
         yield proxy
