@@ -27,7 +27,7 @@ from bench.injection import Injection, Pause
 from bench.proxy import Flow, Proxy
 from bench.results import FORMAT, Machine, Result, Run, write_result
 from bench.run import Experiment, Load, make_run
-from bench.sampling import APPLICATION, store_pids, tree
+from bench.sampling import APPLICATION, children, store_pids
 from bench.scenario import Scenario, scenarios
 from bench.stand import HEADRACE, Stand, StandFailed, System
 
@@ -54,8 +54,7 @@ def engine_killed(stand: Stand, _: Pause) -> None:
 
 def worker_killed(stand: Stand, _: Pause) -> None:
     """Kill -9 of one of two workers; their supervisor starts another one."""
-    workers = tree([stand.process.pid]) - {stand.process.pid}
-    os.kill(min(workers), signal.SIGKILL)
+    os.kill(children()[stand.process.pid][0], signal.SIGKILL)
 
 
 def engine_frozen(stand: Stand, pause: Pause) -> None:
