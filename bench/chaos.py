@@ -21,7 +21,7 @@ import redis
 from bench.injection import Injection, Pause
 from bench.proxy import Flow, Proxy
 from bench.run import Experiment, Load
-from bench.sampling import APPLICATION, store_pids, tree
+from bench.sampling import APPLICATION, children, store_pids
 from bench.scenario import Scenario
 from bench.stand import HEADRACE, Stand, StandFailed
 from bench.systems import workers
@@ -49,8 +49,7 @@ def engine_killed(stand: Stand, _: Pause) -> None:
 
 def worker_killed(stand: Stand, _: Pause) -> None:
     """Kill -9 of one of two workers; their supervisor starts another one."""
-    workers = tree([stand.process.pid]) - {stand.process.pid}
-    os.kill(min(workers), signal.SIGKILL)
+    os.kill(children()[stand.process.pid][0], signal.SIGKILL)
 
 
 def engine_frozen(stand: Stand, pause: Pause) -> None:

@@ -85,10 +85,13 @@ class Underway:
             sampler = Sampler({**self.stand.roots, "sender": [process.pid]})
             injecting = Injecting(injection, self.stand, started, load.seconds) if injection else None
             with injecting or nullcontext():
-                while (elapsed := time.monotonic() - started) < load.seconds and process.poll() is None:
-                    time.sleep(min(SAMPLE_SECONDS, load.seconds - elapsed))
+                end_at = started + load.seconds
+                while True:  # once at least: a step may be shorter than a look at a busy machine
+                    time.sleep(min(SAMPLE_SECONDS, max(0.0, end_at - time.monotonic())))
                     sampler.look()
                     watch.look()
+                    if time.monotonic() >= end_at or process.poll() is not None:
+                        break
                 sent = _read(process)
             self.commands, self.waits = watch.commands(), watch.waits()
         self.sent.append(sent)

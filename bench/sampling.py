@@ -27,23 +27,28 @@ APPLICATION: Final = "headrace-bench"  # our own sessions in Postgres
 _IDLE_WAITS: Final = frozenset({"ClientRead"})
 
 
-def tree(roots: Sequence[int]) -> set[int]:
-    """These processes and all below them, as far as they live."""
-    children: dict[int, list[int]] = {}
+def children() -> dict[int, list[int]]:
+    """Of every process that there is now. One reading of /proc costs milliseconds: take one for many trees."""
+    found: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 stat = (entry / "stat").read_text()
             except OSError:
                 continue  # it has just ended
-            children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
+            found.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
+    return found
+
+
+def tree(root: int, below: Mapping[int, Sequence[int]]) -> set[int]:
+    """A process and all below it, as far as they live."""
     found: set[int] = set()
-    waiting = [pid for pid in roots if Path(f"/proc/{pid}").exists()]
+    waiting = [root] if Path(f"/proc/{root}").exists() else []
     while waiting:
         pid = waiting.pop()
         if pid not in found:
             found.add(pid)
-            waiting += children.get(pid, [])
+            waiting += below.get(pid, [])
     return found
 
 
@@ -79,7 +84,8 @@ class Sampler:
         self._roles = roles
         self._started = self._last_at = time.monotonic()
         self._used: dict[int, float] = {}  # by root
-        self._first = self._last = {role: self._cpu_seconds(roots) for role, roots in roles.items()}
+        below = children()
+        self._first = self._last = {role: self._take(roots, below)[1] for role, roots in roles.items()}
         self._memory_mb: dict[str, float] = dict.fromkeys(roles, 0.0)
         self._processes: dict[str, int] = dict.fromkeys(roles, 0)
         self.samples: list[Sample] = []
@@ -87,8 +93,10 @@ class Sampler:
     def look(self) -> None:
         """One sample."""
         now = time.monotonic()
-        trees = {role: tree(roots) for role, roots in self._roles.items()}
-        used = {role: self._cpu_seconds(roots) for role, roots in self._roles.items()}
+        below = children()
+        trees, used = {}, {}
+        for role, roots in self._roles.items():
+            trees[role], used[role] = self._take(roots, below)
         memory = {role: memory_mb(pids) for role, pids in trees.items()}
         elapsed = now - self._last_at
         cores = {role: (used[role] - self._last[role]) / elapsed for role in trees} if elapsed else {}
@@ -98,10 +106,14 @@ class Sampler:
             self._memory_mb[role] = max(self._memory_mb[role], memory[role])
             self._processes[role] = max(self._processes[role], len(pids))
 
-    def _cpu_seconds(self, roots: Sequence[int]) -> float:
-        for root in roots:
-            self._used[root] = max(cpu_seconds(tree([root])), self._used.get(root, 0.0))
-        return sum(self._used[root] for root in roots)
+    def _take(self, roots: Sequence[int], below: Mapping[int, Sequence[int]]) -> tuple[set[int], float]:
+        """All processes of a role, and the CPU that they have used; what a root had used stays when it has ended."""
+        known, all_pids = set(roots), set[int]()  # (another thread may add a root meanwhile)
+        for root in known:
+            pids = tree(root, below)
+            self._used[root] = max(cpu_seconds(pids), self._used.get(root, 0.0))
+            all_pids |= pids
+        return all_pids, sum(self._used[root] for root in known)
 
     def uses(self) -> list[Use]:
         """From the first look to the last one."""

@@ -27,7 +27,7 @@ import httpx
 import psycopg
 import trio
 
-from bench.sampling import store_pids, tree
+from bench.sampling import children, store_pids, tree
 from bench.scenario import Scenario
 from bench.wires import Wires, open_wires
 from config.settings import Settings
@@ -117,7 +117,7 @@ class Stand:
 
     def kill(self) -> None:
         """Kill -9 of the system, all its processes. Nobody else gets its addresses."""
-        for pid in tree([self.process.pid]):
+        for pid in tree(self.process.pid, children()):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         end(self.process)
