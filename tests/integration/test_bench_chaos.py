@@ -112,7 +112,7 @@ def test_an_interrupted_run_leaves_nothing_behind() -> None:
     """Not even a frozen store."""
     folder = Path(tempfile.mkdtemp(prefix="headrace-test-"))  # the stores' sockets need a short path
     folder.chmod(0o711)
-    command = [sys.executable, "-m", "bench.chaos", "one", "--fault", "redis-frozen", "--seconds", "3"]
+    command = [sys.executable, "-m", "bench", "chaos", "one", "--fault", "redis-frozen", "--seconds", "3"]
     program = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(folder)})
     try:
         end_at = time.monotonic() + WAIT_SECONDS
