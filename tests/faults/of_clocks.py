@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 
-import trio
-
 from tests.faults import of_postgres, of_redis
 from tests.faults.engines import QUICK
 from tests.faults.of_engines import seconds_to_midnight
