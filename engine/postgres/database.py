@@ -217,7 +217,7 @@ def mapped_errors(*, certain: bool) -> Iterator[None]:
         told = certain or not sqlstate.startswith(_UNCERTAIN)
         raise StoreUnavailable(f"Postgres: {sqlstate} {error}", certain=told) from error
     except _CONNECTION_ERRORS as error:
-        raise StoreUnavailable(f"Postgres: {error or type(error).__name__}", certain=certain) from error
+        raise StoreUnavailable(f"Postgres: {str(error) or type(error).__name__}", certain=certain) from error
 
 
 def session_settings(timeout_seconds: float) -> dict[str, str]:

@@ -62,7 +62,7 @@ def mapped_errors() -> Iterator[None]:
     try:
         yield
     except (redis.RedisError, OSError) as error:
-        raise StoreUnavailable(f"Redis: {error or type(error).__name__}", certain=True) from error
+        raise StoreUnavailable(f"Redis: {str(error) or type(error).__name__}", certain=True) from error
 
 
 def _facts(state: Sequence[bytes], pending: Mapping[bytes, bytes]) -> RedisFacts:

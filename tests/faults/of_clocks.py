@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 
-import trio
-
 from tests.faults import of_postgres, of_redis
 from tests.faults.engines import QUICK
 from tests.faults.of_engines import seconds_to_midnight
@@ -14,7 +12,7 @@ from tests.faults.world import LOST_REDIS_SECONDS, OTHERS_SECONDS, Fault, World
 
 DAY_SECONDS = 86_400
 HEARTBEAT_SECONDS = float(QUICK["HEADRACE_HEARTBEAT_SECONDS"])
-FOLLOW_SECONDS = 3 * HEARTBEAT_SECONDS  # every engine has compared its clock by then
+FOLLOW_SECONDS = 3 * HEARTBEAT_SECONDS  # every engine has compared its clock by then, if nothing is slow
 NOTICED_SECONDS = 5.0
 UTC, KOLKATA = "UTC", "Asia/Kolkata"
 KOLKATA_SECONDS = 19_800  # the zone of the campaign `daily`, east of Greenwich
@@ -38,7 +36,7 @@ async def _move_all(world: World, seconds: float) -> None:
     world.load.clock_seconds = seconds
     world.first.move_clock(own_seconds=seconds - world.source.choice([0.0, 0.0, 0.7]))
     world.second.move_clock(own_seconds=seconds)
-    await trio.sleep(FOLLOW_SECONDS)
+    await world.clocks_followed()
     world.load.go_on()
 
 

@@ -21,6 +21,7 @@ from tests.faults.load import Body, uuid7
 from tests.faults.waiting import until, until_told, within
 from tests.faults.world import OTHERS_SECONDS, Fault, World
 
+START_SECONDS = 6.0  # an engine has started by then, on two cores that others use, too
 REACH_SECONDS = 90.0  # a failpoint that was not passed by then is a fault of the harness
 THOUSANDS_SECONDS = 40.0  # thousands of events wait for their verdict, and are sent again a hundred a request
 NO_MEMORY = "MemoryError|annot allocate memory|start new thread|out of memory"  # as Python, libc and libpq say it
@@ -183,6 +184,7 @@ async def _by_swallowed_commit(world: World) -> None:
 
 async def _by_sigterm(world: World) -> None:
     world.first.send_signal(signal.SIGTERM)
+    await world.first.ended()  # a second one would end it at once
 
 
 async def _by_midnight(world: World) -> None:
@@ -265,7 +267,7 @@ def at(point: str) -> Callable[[World], Awaitable[None]]:
         first = world.first
         await first.kill()
         if call == "store.make_partitions":
-            first.move_clock(own_seconds=seconds_to_midnight(0) - 2)
+            first.move_clock(own_seconds=seconds_to_midnight(0) - START_SECONDS)
         passing = world.source.randint(1, FREQUENT.get(call, 1))
         first.launch(HEADRACE_FAILPOINT=f"{point}=kill@{passing}")
         with within(REACH_SECONDS, f"the first engine is killed at {point}"):

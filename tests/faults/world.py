@@ -228,6 +228,23 @@ class World:
             active=plan["active"], spent=spent, day=str(day), today_micros=today,
         )  # fmt: skip
 
+    async def clocks_followed(self) -> None:
+        """Wait until both engines follow a clock that was moved just now.
+
+        A heartbeat follows the clock that it read at its begin: the first after the move may have read before it, the
+        second has not, and the third tells that the second is done.
+        """
+        query = "SELECT id, heartbeat_at FROM engines WHERE heartbeat_at > %s"
+        moved = (await trio.to_thread.run_sync(self.postgres.do, "SELECT clock_timestamp()"))[0][0]
+        seen: dict[int, set[object]] = {}
+
+        async def thrice() -> bool:
+            for engine, beat in await trio.to_thread.run_sync(self.postgres.do, query, moved):
+                seen.setdefault(engine, set()).add(beat)
+            return sum(len(beats) >= 3 for beats in seen.values()) >= len(self.engines)
+
+        await until_told(thrice, "both engines compare their clocks")
+
     # --- one seed ---
 
     async def seed(self, fault: Fault, seed: int) -> Findings:
@@ -242,6 +259,7 @@ class World:
             engine.move_clock()
             await engine.drop_specials()
         await self.mend()
+        await self.clocks_followed()  # the seed before may have left them hours away
         self.campaigns = [await self.create(**fields) for fields in CAMPAIGNS]
         self.load = Load(self.journal, random.Random(self.source.random()), self.listeners, self.campaigns)
         self._loads = [self.load]
