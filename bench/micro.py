@@ -5,12 +5,12 @@ checkout's for both sides: only engine, api and config are those of the checkout
 
 Why the figures hold still:
 
-- They are CPU, not time, and a round keeps the lowest tenth of its samples: noise only ever adds. (Not the least: a
-  sample can be lucky, too.)
+- They are CPU, not time.
 - Within a round the two sides take turns sample by sample (a b, b a, …), a few milliseconds each, so that whatever the
-  machine does besides meets both.
-- A process is faster or slower than its twin by a percent or two for all its life (where its memory lies, how it
-  hashes). So each round has two new processes; it gives both the same hash seed, another one each round.
+  machine does besides meets both. A round keeps the turn whose ratio is the median of all its turns: that of two
+  samples a few milliseconds apart is steadier than any figure of each side by itself.
+- A process may be faster or slower than its twin for all its life (where its memory lies, how it hashes). So each round
+  has two new processes; it gives both the same hash seed, another one each round.
 - Two sets of stores go to the other side every round, with a fresh database and an emptied Redis.
 
 To see that it can be trusted on a machine, compare a clone with itself ten times: there is no difference. Then add
@@ -48,8 +48,9 @@ from config.settings import Settings
 from engine.embedded import Stores, open_stores
 
 ROUNDS: Final = 40
-SAMPLES: Final = 24  # of each side in a round: noise only adds, so the lowest tenth of them says most
-SAMPLES_OF_STORES: Final = 8  # each of them takes ten times as long
+# Turns of a round, odd so that one of them is the median. Single samples differ by a fifth on a busy machine.
+TURNS: Final = 51
+TURNS_OF_STORES: Final = 9  # each of them takes ten times as long
 SUITE: Final = "micros"
 HERE: Final = Path(__file__).resolve().parents[1]
 _NO_STORES: Final = Stores("", "")
@@ -190,14 +191,22 @@ def _round(sides: Sequence[Samples], round_: int, names: Sequence[str], stores: 
             raise MicroFailed(f"round {round_} of {checkouts} failed; the end of its log:\n{failed}") from None
 
 
-def _in_turn(workers: Sequence[Worker], name: str, round_: int) -> list[float]:
-    """Samples a b, b a, …: who was first in the round before is second in this one."""
-    samples: list[list[float]] = [[] for _ in workers]
+def _in_turn(workers: Sequence[Worker], name: str, round_: int) -> Sequence[float]:
+    """Samples a b, b a, …, and of them the median turn; who was first in the round before is second in this one."""
+    turns: list[list[float]] = []
     order = list(range(len(workers)))
-    for turn in range(SAMPLES if name in IN_MEMORY else SAMPLES_OF_STORES):
-        for at in order if (turn + round_) % 2 == 0 else reversed(order):
-            samples[at].append(workers[at].ask(name))
-    return [sorted(each)[len(each) // 10] for each in samples]
+    for number in range(TURNS if name in IN_MEMORY else TURNS_OF_STORES):
+        turn = [0.0 for _ in workers]
+        for at in order if (number + round_) % 2 == 0 else reversed(order):
+            turn[at] = workers[at].ask(name)
+        turns.append(turn)
+    return median_turn(turns)
+
+
+def median_turn(turns: Sequence[Sequence[float]]) -> Sequence[float]:
+    """The turn whose ratio, last to first, is the median; of a single side, the median sample."""
+    by_ratio = sorted(turns, key=lambda turn: turn[-1] / turn[0] if len(turn) > 1 else turn[0])
+    return by_ratio[len(by_ratio) // 2]
 
 
 @contextmanager

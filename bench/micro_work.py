@@ -302,12 +302,15 @@ async def _flush(bench: Bench, measured: str) -> AsyncIterator[Ask]:
         with psycopg.connect(bench.db_url, autocommit=True) as connection:
 
             def backends() -> set[int]:
-                asked = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+                asked = (
+                    "SELECT pid FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND backend_type = 'client backend'"
+                )
                 return {pid for (pid,) in connection.execute(asked)}
 
             others = backends()
             await flush(batches_of(bench, campaign_ids, FLUSH_EVENTS))  # which opens its connection
-            backend = max(backends() - others, key=_cpu_ns)  # (autovacuum may have come meanwhile)
+            (backend,) = backends() - others
 
         async def sample() -> float:
             batches = batches_of(bench, campaign_ids, FLUSH_EVENTS)

@@ -18,10 +18,10 @@ BATCH = "decode, batch of 1,000"
 
 
 @pytest.fixture(autouse=True)
-def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """One is enough where no figure is looked at."""
-    monkeypatch.setattr(bench.micro, "SAMPLES", 1)
-    monkeypatch.setattr(bench.micro, "SAMPLES_OF_STORES", 1)
+    monkeypatch.setattr(bench.micro, "TURNS", 1)
+    monkeypatch.setattr(bench.micro, "TURNS_OF_STORES", 1)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 from bench.__main__ import main
 from bench.compare import INCOMPARABLE, MISS, SAME, SLOWER, Incomparable, compare, in_turn, status
 from bench.intervals import median_interval, student_quantile
+from bench.micro import median_turn
 from bench.results import FORMAT, Audit, Latency, Machine, Micro, Result, Run, Step, Use, write_result
 
 MACHINE = Machine("a processor", 2, 24.0, "a kernel")
@@ -185,3 +186,9 @@ def test_the_interval_is_that_of_the_sign_test() -> None:
 def test_quantiles_are_those_of_the_tables(freedom: int, miss: float, t: float) -> None:
     """Of Student's t, both sides together."""
     assert student_quantile(freedom, miss) == pytest.approx(t, abs=5e-4)
+
+
+def test_a_round_keeps_the_turn_of_the_median_ratio() -> None:
+    """What meets both samples of a turn alike is nothing; of a single side the median sample is kept."""
+    assert median_turn([[9.0, 9.0], [1.0, 1.1], [1.0, 3.0]]) == [1.0, 1.1]
+    assert median_turn([[9.0], [1.0], [2.0]]) == [2.0]
