@@ -14,7 +14,7 @@ SHELL := /bin/sh
 .PHONY: help run test check sim mutants demo rebuild locust locust-setup faults settings lock fmt clean setup
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 run: setup ## set up what is missing and serve: api on 127.0.0.1:8000, intake on 127.0.0.1:8001
 	@exec $(BIN)/headrace serve
@@ -46,6 +46,12 @@ locust: setup locust-setup ## load it with locust, senders, readers and editors 
 
 faults: setup ## run every fault with SEEDS seeds (20) in JOBS worlds at once (4): an hour; journals of failures in build/faults
 	@$(BIN)/python -m tests.faults --seeds $(or $(SEEDS),20) --jobs $(or $(JOBS),4) --keep build/faults
+
+bench: setup locust-setup ## the bench suite in its quick form, audited: JSON, table and page in build/bench (below 10 min)
+	@$(BIN)/headrace-bench run
+
+bench-full: setup locust-setup ## the same with five rounds of longer steps, every fault and a soak (some two hours)
+	@$(BIN)/headrace-bench run --full
 
 mutants: setup ## switch off each safety line in turn: the suite must fail every time (20 min); FAULTS=1: under real faults
 	@$(BIN)/python -m tests.mutants $(if $(FAULTS),--faults)

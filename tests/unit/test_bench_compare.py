@@ -119,7 +119,7 @@ def test_higher_is_better_where_it_says_so() -> None:
     assert verdicts["load of headrace: throughput"] == "slower"
     assert verdicts["load of headrace: CPU of engine"] == "no difference seen"
     assert verdicts["load of headrace: p99"] == "not judged"
-    assert verdicts["load of rows: CPU of engine"] == "not judged"
+    assert verdicts["rows: load of rows: CPU of engine"] == "not judged"
     assert status(compare(a, result(runs=slow))) == SLOWER
     assert status(compare(result(runs=slow), a)) == SAME
 
