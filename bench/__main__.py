@@ -39,7 +39,8 @@ VOID_STATUS: Final = 1
 FAILED_STATUS: Final = 2
 INTERRUPTED_STATUS: Final = 130
 
-_console: Final = Console(highlight=False, soft_wrap=True)
+FILE_COLUMNS: Final = 180  # of a table that goes to a file: the 80 that are assumed there would break every word
+_console: Final = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_COLUMNS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

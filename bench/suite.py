@@ -64,7 +64,7 @@ class Form:
 
 
 LOCUST_USERS: Final = 20
-QUICK: Final = Form("quick", 1, 1.0, 2.0, 0.0, ("engine-killed", "redis-killed"), 6.0, 8, 4.0)
+QUICK: Final = Form("quick", 1, 0.7, 1.5, 0.0, ("engine-killed", "redis-killed"), 5.0, 4, 3.0)
 FULL: Final = Form("full", 5, 2.0, 5.0, 180.0, tuple(FAULTS), 15.0, 40, 20.0)
 
 
