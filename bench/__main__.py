@@ -30,6 +30,7 @@ from bench.run import Experiment, Load
 from bench.scenario import scenarios
 from bench.stand import HEADRACE, StandFailed, open_stores_with
 from bench.suite import FULL, QUICK, Item, Swarming, item_of, items
+from bench.summary import run_told
 from bench.systems import workers
 from bench.table import show_result
 
@@ -147,7 +148,7 @@ def _measure(suite: str, chosen: Sequence[Item], micro_rounds: int = 0, swarming
     runs: list[Run] = []
     for item in chosen:
         runs.append(item.make(item.round))
-        _console.print(f"{time.monotonic() - clock:5.0f} s  {_told(runs[-1])}", markup=False)
+        _console.print(f"{time.monotonic() - clock:5.0f} s  {run_told(runs[-1])}", markup=False)
     locusts: list[LocustRun] = []
     if swarming is not None:
         locusts.append(swarming())
@@ -167,22 +168,6 @@ def _measure(suite: str, chosen: Sequence[Item], micro_rounds: int = 0, swarming
     _show(result, path)
     sound = not any(run.void for run in runs) and all(locust.agrees for locust in locusts)
     return 0 if sound else VOID_STATUS
-
-
-def _told(run: Run) -> str:
-    """A line on one run."""
-    step = run.steps[-1]
-    told = f"{run.experiment}, {run.system}: {step.events_per_second:,.0f} events/s"
-    if step.requests:
-        told += f", p50 {step.latency.p50_ms:.1f} ms, p99 {step.latency.p99_ms:.1f} ms"
-    if step.refused:
-        told += f", {step.refused:,} refused"
-    if run.fault:
-        recovered = run.fault.recovered_seconds
-        told += ", not well again" if recovered is None else f", well again after {recovered:.1f} s"
-    if run.audit is not None:
-        told += f", VOID: {'; '.join(run.audit.examples)}" if run.void else ", audit clean"
-    return told + (", the sender was the limit" if step.sender_was_limit else "")
 
 
 def _locust_told(run: LocustRun) -> str:

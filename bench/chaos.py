@@ -1,8 +1,8 @@
 """Chaos mode: any scenario, with a fault in the middle of its load; throughput through it, recovery, and the audit.
 
-Owns the faults. How a fault is timed is in bench/injection.py, and what it is
-done to in bench/stand.py. tests/faults proves the promises with many more faults and seeds; this shows what a fault
-costs under full load, and audits it all the same.
+Owns the faults. How a fault is timed is in bench/injection.py, and what it is done to in bench/stand.py. tests/faults
+proves the promises with many more faults and seeds; this shows what a fault costs under full load, and audits it all
+the same.
 """
 
 from __future__ import annotations

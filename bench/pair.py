@@ -23,6 +23,7 @@ from bench.results import FORMAT, OURS, Figure, Machine, Result, Run, figures
 from bench.run import Experiment, Load, make_run
 from bench.scenario import scenarios
 from bench.stand import HEADRACE, StandFailed, System
+from bench.summary import run_told
 
 WARM_SECONDS: Final = 1.5
 
@@ -47,16 +48,9 @@ def run_rounds(systems: Sequence[System], rounds: int, seconds: float, console: 
             for system in systems if round_ % 2 == 0 else reversed(systems):
                 experiment = list(experiments(system, seconds))[at]
                 run = make_run(experiment, round_, seed=round_)
-                console.print(f"round {round_}, {system.name}: {_told(run)}")
+                console.print(f"round {round_}: {run_told(run)}")
                 runs[system.name].append(run)
     return runs
-
-
-def _told(run: Run) -> str:
-    step = run.steps[-1]
-    audit = "void: " + "; ".join(run.audit.examples) if run.audit and run.void else "audit clean"
-    limit = ", the sender was the limit" if step.sender_was_limit else ""
-    return f"{run.experiment}: {step.events_per_second:,.0f} events/s, {audit}{limit}"
 
 
 def compared(before: Sequence[Run], after: Sequence[Run]) -> Iterator[tuple[Figure, Figure, list[float]]]:

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -37,32 +38,33 @@ class LogLine(msgspec.Struct):
     occurred_at: datetime | None = None
 
 
-def read_log(scenario: Scenario, batch: int, campaign_ids: Sequence[int], *, seed: int, host: str) -> list[Template]:
-    """The log's requests, in order. Raises `ValueError` with the line that is no event."""
-    lines = list(_log(scenario, seed))
+def read_log(scenario: Scenario, *, seed: int) -> list[LogLine]:
+    """Its lines, in order; the seed's own where the scenario names no file. Raises `ValueError` with a bad line."""
+    read = msgspec.json.Decoder(LogLine)
+    lines = []
+    for number, text in enumerate(islice(_texts(scenario, seed), LOG_EVENTS_MAX), start=1):
+        try:
+            lines.append(read.decode(text))
+        except msgspec.DecodeError as error:
+            raise ValueError(f"{scenario.log}, line {number}: {error}") from error
+    return lines
+
+
+def templates_of(log: Sequence[LogLine], batch: int, campaign_ids: Sequence[int], host: str) -> list[Template]:
+    """The log's requests, in order."""
+    campaigns = _mapped(log, campaign_ids)
     return [
-        _template(lines[start : start + batch], number, _mapped(lines, campaign_ids), host)
-        for number, start in enumerate(range(0, len(lines) - batch + 1, batch))
+        _template(log[start : start + batch], number, campaigns, host)
+        for number, start in enumerate(range(0, len(log) - batch + 1, batch))
     ]
 
 
-def times_of(scenario: Scenario, batch: int, *, seed: int) -> list[float]:
+def times_of(log: Sequence[LogLine], batch: int, speed: float) -> list[float]:
     """When each request is planned, in seconds from the first: when the last of its events happened, over the speed."""
-    happened = [line.occurred_at.timestamp() for line in _log(scenario, seed) if line.occurred_at]
+    happened = [line.occurred_at.timestamp() for line in log if line.occurred_at]
     first = min(happened, default=0.0)
     last = [max(happened[start : start + batch]) for start in range(0, len(happened) - batch + 1, batch)]
-    return sorted((at - first) / scenario.speed for at in last)
-
-
-def _log(scenario: Scenario, seed: int) -> Iterator[LogLine]:
-    read = msgspec.json.Decoder(LogLine)
-    for number, text in enumerate(_texts(scenario, seed), start=1):
-        if number > LOG_EVENTS_MAX:
-            return
-        try:
-            yield read.decode(text)
-        except msgspec.DecodeError as error:
-            raise ValueError(f"{scenario.log}, line {number}: {error}") from error
+    return sorted((at - first) / speed for at in last)
 
 
 def _texts(scenario: Scenario, seed: int) -> Iterable[bytes]:

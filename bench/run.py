@@ -20,15 +20,14 @@ from bench.bodies import Template, make_templates
 from bench.check import audit_run
 from bench.injection import Injecting, Injection
 from bench.readers import Readers
-from bench.replay import read_log, times_of
+from bench.replay import read_log, templates_of, times_of
 from bench.results import Audit, Command, Fault, Latency, Run, Slice, Step, Wait
 from bench.sampling import Sampler, StoreWatch
 from bench.scenario import Scenario
 from bench.sender import ACCEPTED, DUPLICATE, REJECTED, START, Job, Sent
-from bench.stand import Stand, StandFailed, System, end, open_stand
+from bench.stand import Stand, StandFailed, System, open_stand
 
 SAMPLE_SECONDS: Final = 0.25
-SENDER_SECONDS_MAX: Final = 120.0  # beyond the time of its step
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +118,9 @@ def open_run(experiment: Experiment, seed: int) -> Iterator[Underway]:
         host = "{}:{}".format(*stand.host)
         scenario, batch = experiment.scenario, experiment.batch
         if scenario.replay:
-            times = times_of(scenario, batch, seed=seed) if scenario.speed else []
-            templates = read_log(scenario, batch, stand.campaign_ids, seed=seed, host=host)
+            log = read_log(scenario, seed=seed)
+            times = times_of(log, batch, scenario.speed) if scenario.speed else []
+            templates = templates_of(log, batch, stand.campaign_ids, host)
             yield Underway(stand, experiment, templates, array("d", times))
         else:
             templates = make_templates(scenario, batch, stand.campaign_ids, seed=seed, host=host)
@@ -207,8 +207,7 @@ def make_step(
         duplicate=sent.counts.get(DUPLICATE, 0), rejected=sent.counts.get(REJECTED, 0),
         refused=sum(refused) + sent.given_up * batch, sent_bytes=sent.sent_bytes, received_bytes=sent.received_bytes,
         latency=_latency(latencies), slices=list(_slices(finished, latencies, events, refused)), uses=sampler.uses(),
-        samples=sampler.samples, sender_was_limit=sent.was_limit,
-        reports=reports,
+        samples=sampler.samples, sender_was_limit=sent.was_limit, reports=reports,
     )  # fmt: skip
 
 
@@ -237,6 +236,3 @@ def _slices(
             refused=sum(refused[at] for at in answers), p50_ms=round(1e3 * percentile(ordered, 0.5), 3),
             p99_ms=round(1e3 * percentile(ordered, 0.99), 3),
         )  # fmt: skip
-
-
-__all__ = ["Experiment", "Load", "Underway", "end", "finish", "make_run", "open_run", "percentile"]

@@ -68,8 +68,7 @@ class Serving:
         return found[1]
 
     def _failed(self, what: str) -> ServingFailed:
-        lines = self._log.read_text(errors="replace").splitlines()[-LOG_LINES:]
-        return ServingFailed("\n".join([f"headrace serve {what}; the end of its log:", *lines]))
+        return ServingFailed(with_log(f"headrace serve {what}", self._log))
 
 
 @contextmanager
@@ -80,7 +79,7 @@ def serving(**settings: str) -> Iterator[Serving]:
     """
     folder = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
     folder.chmod(0o711)  # the user whom root runs the stores as must get through
-    environment = _without_settings(os.environ) | {
+    environment = without_settings(os.environ) | {
         "HEADRACE_DATA": str(folder / "data"),
         "HEADRACE_API": "127.0.0.1:0",
         "HEADRACE_INTAKE": "127.0.0.1:0",
@@ -106,7 +105,8 @@ def serving(**settings: str) -> Iterator[Serving]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for a program that must have no setting of ours, and reach no store of ours."""
     return {
         name: text
         for name, text in environment.items()
@@ -116,6 +116,14 @@ def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _end(process: subprocess.Popen[str], data: Path) -> None:
     """No process is left: neither the engine nor, if it ended badly, its stores."""
+    end(process)
+    if process.returncode != 0 and (data / "stores").exists():
+        with open_stores(Settings(data=str(data))):
+            pass  # found again, and stopped by the last one out
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """However it stands: when this returns, it is no more."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -123,8 +131,10 @@ def _end(process: subprocess.Popen[str], data: Path) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    assert process.stdout is not None
-    process.stdout.close()
-    if process.returncode != 0 and (data / "stores").exists():
-        with open_stores(Settings(data=str(data))):
-            pass  # found again, and stopped by the last one out
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def with_log(what: str, log: Path) -> str:
+    """What went wrong with a program, and the end of its log."""
+    return "\n".join([f"{what}; the end of its log:", *log.read_text(errors="replace").splitlines()[-LOG_LINES:]])

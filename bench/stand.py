@@ -29,6 +29,7 @@ import trio
 
 from bench.sampling import children, store_pids, tree
 from bench.scenario import Scenario
+from bench.serving import STOP_SECONDS_MAX, end, with_log, without_settings
 from bench.wires import Wires, open_wires
 from config.settings import Settings
 from engine.embedded import Stores, open_stores
@@ -37,9 +38,7 @@ from engine.postgres.store import open_store
 
 REDIS_MEMORY_MB: Final = 4_096  # a minute of new ids and users at full rate, twice
 START_SECONDS_MAX: Final = 60.0
-STOP_SECONDS_MAX: Final = 60.0  # three times the engine's drain
 CONNECT_SECONDS: Final = 5.0
-LOG_LINES: Final = 20
 
 
 class StandFailed(Exception):
@@ -94,14 +93,14 @@ class Stand:
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(timeout=STOP_SECONDS_MAX)
         if status != 0:
-            raise StandFailed(_told(self.log, f"{self.system.name} ended with status {status}"))
+            raise StandFailed(with_log(f"{self.system.name} ended with status {status}", self.log))
 
     def wait_ready(self) -> None:
         """Return once the engine says that it is ready, or a peer can be connected to. Raises `StandFailed`."""
         end_at = time.monotonic() + START_SECONDS_MAX
         while not self._is_ready():
             if time.monotonic() > end_at or self.process.poll() is not None:
-                raise StandFailed(_told(self.log, f"{self.system.name} is not ready"))
+                raise StandFailed(with_log(f"{self.system.name} is not ready", self.log))
             time.sleep(0.05)
 
     def _is_ready(self) -> bool:
@@ -249,12 +248,7 @@ def _campaign_ids(db_url: str) -> list[int]:
 
 def environment_of(stores: Stores) -> dict[str, str]:
     """The environment of a program on these stores: ours, without any setting of ours."""
-    ours = {
-        name: text
-        for name, text in os.environ.items()
-        if not name.startswith("HEADRACE_") and name not in ("DB_URL", "REDIS_URL")
-    }
-    return {**ours, "DB_URL": stores.db_url, "REDIS_URL": stores.redis_url}
+    return {**without_settings(os.environ), "DB_URL": stores.db_url, "REDIS_URL": stores.redis_url}
 
 
 def _launch(
@@ -280,7 +274,7 @@ def _addresses(process: subprocess.Popen[str], system: System, log: Path) -> lis
     while len(found) < system.addresses:
         line = process.stdout.readline()
         if not line:
-            raise StandFailed(_told(log, f"{system.name} did not start"))
+            raise StandFailed(with_log(f"{system.name} did not start", log))
         found += re.findall(r"http://\S+", line)
     return found
 
@@ -295,20 +289,3 @@ def _held(url: str) -> socket.socket:
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     holder.bind((parts.hostname, parts.port))
     return holder
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    """However it stands: when this returns, it is no more."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(timeout=STOP_SECONDS_MAX)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
-
-
-def _told(log: Path, what: str) -> str:
-    return "\n".join([f"{what}; the end of its log:", *log.read_text(errors="replace").splitlines()[-LOG_LINES:]])

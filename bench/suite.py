@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from bench.chaos import FAULTS, chaos_experiments
@@ -175,9 +176,9 @@ def _ladders(form: Form) -> Iterator[Item]:
     even = scenarios()["even"]
     for name, batch, connections in (("single events", 1, 256), ("batches of 1,000", 1_000, 32)):
         experiment = Experiment(f"{name}: rate ladder", HEADRACE, even, batch, _loads(form, connections))
-        yield Item(experiment.name, HEADRACE.name, 0, lambda round_, of=experiment: climb(of, round_))  # type: ignore[misc]
+        yield Item(experiment.name, HEADRACE.name, 0, partial(climb, experiment))
     experiment = Experiment("single events: overload", HEADRACE, even, 1, _loads(form, 1_024))
-    yield Item(experiment.name, HEADRACE.name, 0, lambda round_: overload(experiment, round_))
+    yield Item(experiment.name, HEADRACE.name, 0, partial(overload, experiment))
 
 
 def climb(experiment: Experiment, round_: int) -> Run:

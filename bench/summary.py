@@ -157,6 +157,22 @@ def fault_runs(result: Result) -> list[Run]:
     return [run for run in result.runs if run.fault and run.steps]
 
 
+def run_told(run: Run) -> str:
+    """A line on one run."""
+    step = run.steps[-1]
+    told = f"{run.experiment}, {run.system}: {step.events_per_second:,.0f} events/s"
+    if step.requests:
+        told += f", p50 {step.latency.p50_ms:.1f} ms, p99 {step.latency.p99_ms:.1f} ms"
+    if step.refused:
+        told += f", {step.refused:,} refused"
+    if run.fault:
+        recovered = run.fault.recovered_seconds
+        told += ", not well again" if recovered is None else f", well again after {recovered:.1f} s"
+    if run.audit is not None:
+        told += f", VOID: {'; '.join(run.audit.examples)}" if run.void else ", audit clean"
+    return told + (", the sender was the limit" if step.sender_was_limit else "")
+
+
 def void_told(result: Result) -> list[str]:
     """A line for each void run, with what its audit found."""
     return [

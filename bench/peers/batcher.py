@@ -33,7 +33,7 @@ import redis.asyncio
 from bench.peers.duplicates import Pool, look_up
 from bench.peers.wire import (
     SETTINGS,
-    WAITING_MAX,
+    Waiting,
     as_duplicate,
     database_url,
     event_app,
@@ -52,7 +52,7 @@ from engine.postgres.campaigns import read_plans
 from engine.postgres.copy import COLUMNS, guard_call, pack_rows, sum_rows
 from engine.postgres.database import Database, teach_forms
 from engine.redis.calls import Command, begin_command, read_begin, read_reply, ready_command, round_command
-from engine.verdicts import INACTIVE, OVERLOADED, UNAVAILABLE, UNKNOWN_CAMPAIGN
+from engine.verdicts import INACTIVE, UNAVAILABLE, UNKNOWN_CAMPAIGN
 
 FLUSHES: Final = 2  # one commits while the next is sent, as in the engine
 ROUNDS_WAITING_MAX: Final = 8  # for a flush: 40,000 events, as in the engine; then nothing more is reserved
@@ -127,29 +127,19 @@ class Batcher:
         self._tasks = tasks
         self._lanes: dict[int, Lane] = {}
         self._tags = itertools.count(machine_us())
-        self._waiting: list[Entry] = []
-        self._wake = asyncio.Event()
+        self._waiting = Waiting()
         self._rounds: asyncio.Queue[list[Reservation]] = asyncio.Queue(ROUNDS_WAITING_MAX)
 
     def submit(self, entries: Sequence[Entry]) -> None:
         """Take the entries of one request."""
-        if len(self._waiting) + len(entries) > WAITING_MAX:
-            settle_all(entries, OVERLOADED)
-            return
-        self._waiting += entries
-        self._wake.set()
+        self._waiting.submit(entries)
 
     # --- reserve --------------------------------------------------------------------------------------------
 
     async def reserve_for_ever(self) -> None:
         """Round after round, each with all that waits by then."""
         while True:
-            await self._wake.wait()
-            entries = self._waiting[: SETTINGS.round_events_max]
-            self._waiting = self._waiting[SETTINGS.round_events_max :]
-            if not self._waiting:
-                self._wake.clear()
-            if reservations := await self._reserve(entries):
+            if reservations := await self._reserve(await self._waiting.take()):
                 await self._rounds.put(reservations)
 
     async def _reserve(self, entries: Sequence[Entry]) -> list[Reservation]:

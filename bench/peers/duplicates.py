@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 import asyncpg
 
 from engine import Entry, StoredEvent
-from engine.model import CampaignId, EventId, EventType, Micros
+from engine.postgres.recovery import stored_event
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 
@@ -33,23 +33,10 @@ async def look_up(pool: Pool, entries: Sequence[Entry]) -> dict[tuple[int, bytes
     """Those that are stored, by campaign and id. The pool's sessions speak the forms of `teach_forms`."""
     columns = [entry.campaign_id for entry in entries], [entry.event_id for entry in entries]
     rows = await pool.fetch(_ON_DAY, *columns, [entry.day for entry in entries])
-    found = {(row["campaign_id"], row["event_id"]): _stored(row) for row in rows}
+    found = {(row["campaign_id"], row["event_id"]): stored_event(row) for row in rows}
     rest = [entry for entry in entries if (entry.campaign_id, entry.event_id) not in found]
     if rest:
         columns = [entry.campaign_id for entry in rest], [entry.event_id for entry in rest]
         rows = await pool.fetch(_ON_ANY_DAY, *columns)
-        found |= {(row["campaign_id"], row["event_id"]): _stored(row) for row in rows}
+        found |= {(row["campaign_id"], row["event_id"]): stored_event(row) for row in rows}
     return found
-
-
-def _stored(row: asyncpg.Record) -> StoredEvent:
-    return StoredEvent(
-        EventId(row["event_id"]),
-        CampaignId(row["campaign_id"]),
-        row["ad_id"],
-        row["user_id"],
-        EventType(row["event_type"]),
-        Micros(row["cost_micros"]),
-        row["occurred_at"],
-        row["batch"],
-    )

@@ -24,12 +24,12 @@ from typing import Final
 import asyncpg
 
 from bench.peers.duplicates import Pool, look_up
-from bench.peers.wire import SETTINGS, WAITING_MAX, as_duplicate, database_url, event_app, refusal, serve, settle_all
+from bench.peers.wire import Waiting, as_duplicate, database_url, event_app, refusal, serve, settle_all
 from engine import Entry
 from engine.clock import machine_us
 from engine.model import DAY_US, Micros
 from engine.postgres.database import teach_forms
-from engine.verdicts import OVERLOADED, UNAVAILABLE, UNKNOWN_CAMPAIGN
+from engine.verdicts import UNAVAILABLE, UNKNOWN_CAMPAIGN
 
 CALLS: Final = 2  # one commits while the next is sent; more would only wait for each other's campaigns
 _SESSION: Final = {
@@ -47,32 +47,22 @@ class Gatherer:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._waiting: list[Entry] = []
-        self._wake = asyncio.Event()
+        self._waiting = Waiting()
         self._tags = itertools.count(machine_us())
 
     def submit(self, entries: Sequence[Entry]) -> None:
         """Take the entries of one request."""
-        if len(self._waiting) + len(entries) > WAITING_MAX:
-            settle_all(entries, OVERLOADED)
-            return
-        self._waiting += entries
-        self._wake.set()
+        self._waiting.submit(entries)
 
     async def record_for_ever(self) -> None:
         """Call after call, each with all that waits by then."""
         while True:
-            await self._wake.wait()
-            entries = self._waiting[: SETTINGS.round_events_max]
-            self._waiting = self._waiting[SETTINGS.round_events_max :]
-            if not self._waiting:
-                self._wake.clear()
-            if entries:
-                try:
-                    await self._record(entries)
-                except Exception:  # noqa: BLE001 - boundary: whatever Postgres said, the loop goes on
-                    _log.exception("a call failed")
-                    settle_all(entries, UNAVAILABLE)
+            entries = await self._waiting.take()
+            try:
+                await self._record(entries)
+            except Exception:  # noqa: BLE001 - boundary: whatever Postgres said, the loop goes on
+                _log.exception("a call failed")
+                settle_all(entries, UNAVAILABLE)
 
     async def _record(self, entries: Sequence[Entry]) -> None:
         now_us = machine_us()

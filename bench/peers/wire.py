@@ -32,7 +32,7 @@ from engine.clock import machine_us
 from engine.model import DAY_US
 from engine.pacing import seconds_between
 from engine.postgres.database import normal_url
-from engine.verdicts import DAILY_BUDGET, ID_REUSED, IN_FLIGHT, INACTIVE, TOTAL_BUDGET
+from engine.verdicts import DAILY_BUDGET, ID_REUSED, IN_FLIGHT, INACTIVE, OVERLOADED, TOTAL_BUDGET
 
 SETTINGS: Final = Settings()  # the defaults, as the engine has them
 _LIMITS: Final = ArrivalLimits.of(SETTINGS)
@@ -49,6 +49,31 @@ class Taker(Protocol):
     def submit(self, entries: Sequence[Entry]) -> None:
         """Take the entries of one request."""
         ...
+
+
+class Waiting:
+    """Entries of all requests, until a loop takes them: `Taker` on one side, `take` on the other."""
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+        self._wake = asyncio.Event()
+
+    def submit(self, entries: Sequence[Entry]) -> None:
+        """Take the entries of one request."""
+        if len(self._entries) + len(entries) > WAITING_MAX:
+            settle_all(entries, OVERLOADED)
+            return
+        self._entries += entries
+        self._wake.set()
+
+    async def take(self) -> list[Entry]:
+        """All that wait by then, up to the engine's round."""
+        while not self._entries:
+            self._wake.clear()
+            await self._wake.wait()
+        taken = self._entries[: SETTINGS.round_events_max]
+        self._entries = self._entries[SETTINGS.round_events_max :]
+        return taken
 
 
 def submission_of(

@@ -68,7 +68,7 @@ async def look_up(database: Database, wanted: Sequence[Wanted]) -> dict[tuple[Ca
         [campaign for campaign, _ in undated],
         [event_id for _, event_id in undated],
     )
-    return {(CampaignId(row["campaign_id"]), row["event_id"]): _stored(row) for row in rows}
+    return {(CampaignId(row["campaign_id"]), row["event_id"]): stored_event(row) for row in rows}
 
 
 async def raise_generation(database: Database, campaign_id: CampaignId) -> LedgerRow | None:
@@ -117,7 +117,8 @@ async def _rows(
                 yield row
 
 
-def _stored(row: asyncpg.Record) -> StoredEvent:
+def stored_event(row: asyncpg.Record) -> StoredEvent:
+    """An event as its row in `events` has it."""
     return StoredEvent(
         EventId(row["event_id"]),
         CampaignId(row["campaign_id"]),
