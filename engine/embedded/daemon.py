@@ -94,10 +94,10 @@ def _detach(home: Home, command: list[str], log: Path, lock: int) -> None:
 
 def stop_daemon(home: Home, name: str, path: Path, signals: tuple[signal.Signals, signal.Signals]) -> None:
     """Stop the store that listens on `path`: ask it, and after `STOP_SECONDS` force it."""
-    if not _alive(home, name):
-        return
     try:
-        pid = _listener(path)
+        pid = _awaited_listener(home, name, path)
+        if pid is None:
+            return
         for sign in signals:
             os.kill(pid, sign)
             deadline = time.monotonic() + STOP_SECONDS
@@ -109,6 +109,19 @@ def stop_daemon(home: Home, name: str, path: Path, signals: tuple[signal.Signals
         _log.error("the embedded %s can't be stopped: %s", name, error)
     else:
         _log.error("the embedded %s (process %d) does not stop", name, pid)
+
+
+def _awaited_listener(home: Home, name: str, path: Path) -> int | None:
+    """The process to stop, None if none is alive. One whose start was interrupted may not listen yet."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while _alive(home, name):
+        try:
+            return _listener(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(POLL_SECONDS)
+    return None
 
 
 def _listener(path: Path) -> int:

@@ -17,7 +17,7 @@ import redis
 
 from config.settings import Settings
 from engine.embedded import Stores, open_stores
-from engine.embedded.daemon import _listener
+from engine.embedded.daemon import _listener, lock_file, locked
 from engine.embedded.home import SOCKET_NAME
 from engine.errors import EngineError
 
@@ -102,6 +102,26 @@ def test_found_again_after_kill_9(settings: Settings, data_folder: Path) -> None
         assert both_answer(stores)
         assert pids(settings) == before
     assert pids(settings) == (0, 0)
+
+
+def test_an_interrupted_start_leaves_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that comes when Postgres has begun and does not listen yet: it is waited for, and stopped."""
+    asked = 0
+
+    def answers(_: str) -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 2:  # the first time it had not been started
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr("engine.embedded.postgres._answers", answers)
+    with pytest.raises(KeyboardInterrupt), open_stores(settings):
+        pass
+    monkeypatch.undo()
+
+    with lock_file(settings.data_path / "stores" / "postgres.lock") as lock:
+        assert locked(lock), "no process of Postgres holds it"
 
 
 def test_the_last_one_out_stops_them(settings: Settings, data_folder: Path) -> None:
