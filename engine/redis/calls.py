@@ -6,7 +6,7 @@ Owns the names, keys and packed arguments that `functions.lua` reads. Knows no c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 from redis.exceptions import (
@@ -43,8 +43,7 @@ from engine.ports import (
     Unknown,
 )
 
-Command = tuple[object, ...]
-T = TypeVar("T")
+Command = tuple[bytes | str | int, ...]
 
 OPEN: Final = b"1"
 CLOSED: Final = b"0"
@@ -84,7 +83,7 @@ def unpack_tag(tag: bytes) -> int:
     return int.from_bytes(tag, "big")
 
 
-def _call(function: bytes, campaign_id: CampaignId, *arguments: object) -> Command:
+def _call(function: bytes, campaign_id: CampaignId, *arguments: bytes | int) -> Command:
     return (b"FCALL", function, 5, *keys_of(campaign_id), *arguments)
 
 

@@ -1,14 +1,13 @@
-"""`Ledger` over Redis: redis-py's connections, used from worker threads.
+"""`Ledger` over Redis: each call a command, each round one pipelined exchange.
 
-Owns the connections and the certainty of each answer: what failed before a byte was sent did not run; after that
-only a reply is certain. Nothing is ever sent twice by itself, because a repeated reserve is not the same call.
-Knows no actor and no Postgres.
+Owns the pool of connections, and what is checked of a Redis before it is trusted. Nothing is ever sent twice by
+itself, because a repeated reserve is not the same call. Knows no actor and no Postgres; `connection.py` tells how
+certain an answer is.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any, Final
@@ -16,7 +15,6 @@ from typing import Any, Final
 import redis
 import trio
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 from redis.retry import Retry
 
 from config.settings import Settings, SettingsError
@@ -35,22 +33,21 @@ from engine.ports import (
 )
 from engine.redis import calls
 from engine.redis.calls import Command
+from engine.redis.connection import Connection
 
 # Besides the round's own connection and those of the recoveries: pings and the look for orphans.
 _OTHER_CONNECTIONS: Final = 2
 VERSION_MIN: Final = (7, 0)
 _INFO: Final = ("server", "memory", "replication", "stats")
-# redis-py counts these two error replies as broken connections; the connection is fine.
-_ERROR_REPLIES: Final = (ResponseError, BusyLoadingError, AuthenticationError)
 
 
 class RedisLedger:
     """See `engine.ports.Ledger`. Get one with `open_ledger`."""
 
-    def __init__(self, pool: redis.ConnectionPool, connections: int, timeout_seconds: float) -> None:
-        self._pool = pool
-        self._threads = trio.CapacityLimiter(connections)
-        self._timeout_seconds = timeout_seconds
+    def __init__(self, make: Callable[[], Any], connections: int, timeout_seconds: float) -> None:
+        """`make` gives a connection of redis-py, not yet connected."""
+        self._idle = [Connection(make, timeout_seconds) for _ in range(connections)]
+        self._free = trio.Semaphore(connections)
         self._library = files("engine.redis").joinpath("functions.lua").read_text()
 
     async def round(self, calls_: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:
@@ -108,63 +105,55 @@ class RedisLedger:
 
     async def unsafe(self) -> str | None:
         """Why this Redis, as it is set up now, could forget a budget."""
-        told = await self._send_one((b"INFO", *_INFO))
-        if not isinstance(told, bytes):
-            return None  # who can't be asked takes no events either
         try:
-            check_configuration(dict(line.split(":", 1) for line in told.decode().splitlines() if ":" in line))
+            check_configuration(await self._info())
         except ConfigurationUnsafe as unsafe:
             return str(unsafe)
+        except StoreUnavailable:
+            pass  # who can't be asked takes no events either
         return None
+
+    async def prepare(self) -> None:
+        """Check what the engine relies on, and load the library. Raises `ConfigurationUnsafe`, `StoreUnavailable`."""
+        check_configuration(await self._info())
+        await self._told((b"FUNCTION", b"LOAD", b"REPLACE", self._library))
+
+    async def _info(self) -> dict[str, str]:
+        # (INFO tells the eviction policy, too; CONFIG would, but a managed Redis may forbid it.)
+        told = await self._told((b"INFO", *_INFO))
+        return dict(line.split(":", 1) for line in told.decode().splitlines() if ":" in line)
+
+    async def _told(self, command: Command) -> bytes:
+        told = calls.read_reply(await self._send_one(command))
+        if isinstance(told, NotRun | Unknown):
+            raise StoreUnavailable(f"Redis can't be reached or used: {told.detail}", certain=True)
+        assert isinstance(told, bytes)
+        return told
 
     async def _send_one(self, command: Command) -> Any:
         return (await self._send([command]))[0]
 
     async def _send(self, commands: Sequence[Command]) -> list[Any]:
-        # The thread is never abandoned: its timeouts bound it, and whoever is cancelled must not lose an answer.
-        return await trio.to_thread.run_sync(self._exchange, commands, limiter=self._threads)
-
-    def _exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """One round trip, in a thread. A lost library is loaded, and what did not run for it is sent once more."""
-        replies = self._round_trip(commands)
-        missing = [at for at, reply in enumerate(replies) if calls.function_is_missing(reply)]
-        if missing:
-            self._round_trip([(b"FUNCTION", b"LOAD", b"REPLACE", self._library)])
-            for at, reply in zip(missing, self._round_trip([commands[at] for at in missing]), strict=True):
-                replies[at] = reply
+        """One round trip. A lost library is loaded, and what did not run for it is sent once more."""
+        async with self._free:
+            connection = self._idle.pop()  # the one that was used last, so that few are kept open
+            try:
+                replies = await connection.exchange(commands)
+                missing = [at for at, reply in enumerate(replies) if calls.function_is_missing(reply)]
+                if missing:
+                    await connection.exchange([(b"FUNCTION", b"LOAD", b"REPLACE", self._library)])
+                    for at, reply in zip(
+                        missing, await connection.exchange([commands[at] for at in missing]), strict=True
+                    ):
+                        replies[at] = reply
+            finally:
+                self._idle.append(connection)
         return replies
 
-    def _round_trip(self, commands: Sequence[Command]) -> list[Any]:
-        """A reply a command: what Redis said, be it an error; or `NotRun`, or `Unknown`."""
-        try:
-            connection: Any = self._pool.get_connection()  # redis-py leaves these methods untyped
-        except (RedisError, OSError) as error:
-            return [NotRun(f"Redis can't be reached: {error}")] * len(commands)
-        replies: list[Any] = []
-        try:
-            deadline = time.monotonic() + self._timeout_seconds
-            connection.send_packed_command(connection.pack_commands(commands))
-            for _ in commands:
-                if time.monotonic() > deadline:  # (the socket's own timeout begins anew with every byte)
-                    raise redis.TimeoutError("it answers too slowly")
-                replies.append(_read(connection))
-        except (RedisError, OSError) as error:
-            replies += [Unknown(f"Redis gave no answer: {error}")] * (len(commands) - len(replies))
-            connection.disconnect()
-        except BaseException:
-            connection.disconnect()  # half a reply is in the socket: nobody may read on from there
-            raise
-        finally:
-            self._pool.release(connection)
-        return replies
-
-
-def _read(connection: Any) -> Any:
-    """One reply, be it an error. Raises what redis-py raises when the connection breaks."""
-    try:
-        return connection.read_response(disconnect_on_error=False)
-    except _ERROR_REPLIES as error:
-        return error
+    def close(self) -> None:
+        """Close every connection. Exchanges under way must have ended."""
+        for connection in self._idle:
+            connection.close()
 
 
 @asynccontextmanager
@@ -176,12 +165,12 @@ async def open_ledger(redis_url: str, settings: Settings) -> AsyncIterator[Redis
     """
     connections = 1 + settings.recoveries_max + _OTHER_CONNECTIONS
     pool = _pool_of(redis_url, settings.ledger_timeout_seconds, connections)
-    ledger = RedisLedger(pool, connections, settings.ledger_timeout_seconds)
+    ledger = RedisLedger(pool.make_connection, connections, settings.ledger_timeout_seconds)
     try:
-        await trio.to_thread.run_sync(_prepare, redis.Redis(connection_pool=pool), ledger._library)
+        await ledger.prepare()
         yield ledger
     finally:
-        pool.disconnect()
+        ledger.close()
 
 
 def _pool_of(redis_url: str, timeout_seconds: float, connections: int) -> redis.ConnectionPool:
@@ -201,15 +190,6 @@ def _pool_of(redis_url: str, timeout_seconds: float, connections: int) -> redis.
         "client_name": "headrace",
     }
     return redis.ConnectionPool(**options)
-
-
-def _prepare(client: redis.Redis, library: str) -> None:
-    try:
-        # (INFO tells the eviction policy, too; CONFIG would, but a managed Redis may forbid it.)
-        check_configuration(client.info(*_INFO))
-        client.function_load(library, replace=True)
-    except (RedisError, OSError) as error:
-        raise StoreUnavailable(f"Redis can't be reached or used: {error}", certain=True) from error
 
 
 def check_configuration(info: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ class ScriptedRedis:
         self.info = {"redis_version": "8.2.0", "role": "master", "maxmemory_policy": "noeviction"}
         self.loading: bytes | None = None  # what FUNCTION LOAD is answered instead of OK
         self.answers: deque[bytes | None] = deque()
+        self.trickles = False  # say each answer byte by byte
         self.heard: list[bytes] = []  # names of the functions that were called, and of other commands
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -49,7 +50,12 @@ class ScriptedRedis:
                         answer = self._answer(command)
                         if answer is HANG_UP:
                             return
-                        await client.send_all(answer)
+                        if self.trickles:
+                            for at in range(len(answer)):
+                                await client.send_all(answer[at : at + 1])
+                                await trio.sleep(0.01)
+                        else:
+                            await client.send_all(answer)
             except trio.BrokenResourceError:
                 pass  # the ledger has given up on this connection
 

@@ -325,10 +325,10 @@ async def test_only_the_calls_that_did_not_run_are_sent_again(scripted: Scripted
 
 async def test_an_answer_that_trickles_is_bounded(scripted: ScriptedRedis, talking: RedisLedger) -> None:
     """The timeout is that of the whole round: what is not read by then is unknown, and nobody reads it later."""
-    patience, talking._timeout_seconds = talking._timeout_seconds, -1.0
     scripted.answers.append(ACCEPTED)
+    scripted.trickles = True
     assert isinstance(await ask(talking, reserve()), Unknown)
-    talking._timeout_seconds = patience
+    scripted.trickles = False
     scripted.answers.append(b"*1\r\n$4\r\nLOST\r\n")
     assert await ask(talking, reserve()) == Lost()
 

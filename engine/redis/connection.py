@@ -1,0 +1,135 @@
+"""One connection to Redis on a socket of its own, awaited by trio: commands in one write, replies in their order.
+
+Owns the socket and the certainty of each answer: what failed before a byte was sent did not run; after that only a
+reply is certain. Knows nothing of what the commands mean. redis-py opens the connection, in a thread (it knows TLS,
+users and databases); hiredis packs and parses. A thread for each round trip would wait for the interpreter's lock at
+every turn (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import hiredis
+import redis
+import trio
+from redis.exceptions import RedisError
+
+from engine.ports import NotRun, Unknown
+from engine.redis.calls import Command
+
+__all__ = ["Connection"]
+
+# One read: the replies of a full round (5,000 letters, and 60 bytes a call) come in one or two.
+_READ_BYTES: Final = 64 << 10
+_pack: Final[Any] = hiredis.pack_command  # (its annotation knows tuples of one element only)
+_parse_error: Final[Any] = redis.connection.DefaultParser.parse_error
+
+
+class Connection:
+    """One connection, opened on use and after any trouble. One exchange at a time."""
+
+    def __init__(self, make: Callable[[], Any], timeout_seconds: float) -> None:
+        """`make` gives a connection of redis-py, not yet connected."""
+        self.timeout_seconds = timeout_seconds
+        self._make = make
+        self._opened: Any = None  # redis-py's object, which closes its socket when it is dropped
+        self._socket: socket.socket
+        self._replies: Any
+
+    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """Send all; a reply a command: what Redis said, be it an error; or `NotRun`, or `Unknown`.
+
+        Raises nothing but `Cancelled`, which closes the connection.
+        """
+        replies: list[Any] = []
+        begun = whole = False
+        try:
+            with trio.fail_after(self.timeout_seconds):
+                await self._ready()
+                begun = True
+                await self._send(b"".join(map(_pack, commands)))
+                while True:
+                    while len(replies) < len(commands) and (reply := self._replies.gets()) is not False:
+                        replies.append(reply)
+                    if len(replies) == len(commands):
+                        break
+                    await self._receive()
+            whole = True
+        except (trio.TooSlowError, RedisError, hiredis.HiredisError, OSError) as error:
+            detail = str(error) or ("it answers too slowly" if begun else "it does not answer")
+            lost = Unknown(f"Redis gave no answer: {detail}") if begun else NotRun(f"Redis can't be reached: {detail}")
+            replies += [lost] * (len(commands) - len(replies))
+        finally:
+            if not whole:
+                self.close()  # it may owe an answer, and nobody may read that as one of the next call
+        return replies
+
+    def close(self) -> None:
+        """Close it; the next exchange opens another."""
+        if self._opened is not None:
+            opened, self._opened = self._opened, None
+            trio.lowlevel.notify_closing(self._socket)
+            opened.disconnect()
+
+    async def _ready(self) -> None:
+        """The connection, opened again if Redis has left it meanwhile."""
+        if self._opened is not None and _speaks(self._socket):
+            self.close()
+        if self._opened is None:
+            self._opened = await self._connect()
+            self._socket = self._opened._sock  # redis-py has no other way to hand it over
+            self._socket.setblocking(False)
+            self._replies = hiredis.Reader(replyError=_parse_error)
+
+    async def _connect(self) -> Any:
+        """Open a session in a thread: names are looked up and hands shaken as a blocking call."""
+        abandoned = False
+
+        def connect() -> Any:
+            opened = self._make()
+            opened.connect()
+            if abandoned:  # nobody is left to close it
+                opened.disconnect()
+            return opened
+
+        try:
+            return await trio.to_thread.run_sync(connect, abandon_on_cancel=True)
+        except trio.Cancelled:
+            abandoned = True
+            raise
+
+    async def _send(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._socket.send(view) :]
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                await trio.lowlevel.wait_writable(self._socket)
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(self._socket)
+
+    async def _receive(self) -> None:
+        """Some bytes more. Raises `OSError` at the end."""
+        while True:
+            try:
+                data = self._socket.recv(_READ_BYTES)
+                break
+            except (BlockingIOError, ssl.SSLWantReadError):
+                await trio.lowlevel.wait_readable(self._socket)
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(self._socket)
+        if not data:
+            raise ConnectionResetError("it has closed the connection")
+        self._replies.feed(data)
+
+
+def _speaks(opened: socket.socket) -> bool:
+    """Whether the server has said something unasked. On an idle connection that is most often its end."""
+    poll = select.poll()
+    poll.register(opened, select.POLLIN)
+    return bool(poll.poll(0))
