@@ -54,7 +54,7 @@ def arrive(
     picks the partition, so a retry meets the same unique key.
     """
     now_us = submission.received_us
-    sent_id = None if event.event_id is None else EventId(event.event_id.bytes)
+    sent_id = None if event.event_id is None else EventId(event.event_id.int.to_bytes(16, "big"))
     try:
         user = _text("user_id", event.user_id, limits)
         ad = None if event.ad_id is None else _text("ad_id", event.ad_id, limits)

@@ -87,15 +87,14 @@ class Engine:
             submission.entries.append(entry)
             if isinstance(entry, Invalid):
                 submission.verdicts[index] = Verdict(Status.REJECTED, Reason.INVALID, entry.detail)
-            elif refusal is not None:
-                submission.verdicts[index] = refusal
+                continue
+            submission.open += 1
+            if refusal is not None:
+                entry.settle(refusal)
+            elif (waiting := by_campaign.get(entry.campaign_id)) is not None:
+                waiting.append(entry)
             else:
-                submission.open += 1
-                waiting = by_campaign.get(entry.campaign_id)
-                if waiting is None:
-                    by_campaign[entry.campaign_id] = [entry]
-                else:
-                    waiting.append(entry)
+                by_campaign[entry.campaign_id] = [entry]
         for campaign_id, entries in by_campaign.items():
             self._registry.post(campaign_id, entries)
         submission.handed_on()

@@ -7,46 +7,46 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
 from engine.model import CampaignId, EventId, EventType, Invalid, Micros, StoredEvent, Verdict
 
 
-class Entry:
-    """One event inside the engine: checked, encoded once, and bound to the request that brought it."""
+class Entry(msgspec.Struct, eq=False, gc=False):
+    """One event inside the engine: checked, encoded once, and bound to the request that brought it.
 
-    __slots__ = (
-        "ad", "attempts", "campaign_id", "cost_micros", "day", "event_id", "event_type", "index", "looked_up",
-        "occurred_us", "received_us", "repeats", "settled", "submission", "told_us", "user", "user_id",
-    )  # fmt: skip
+    The collector does not look at entries (there may be 100,000, and it would look at all of them again and again).
+    So an entry must be in no circle: it lets go of its request when it has its verdict.
+    """
 
-    def __init__(
-        self, submission: Submission, index: int, campaign_id: CampaignId, event_id: bytes,
-        event_type: EventType, user_id: str, user: bytes, ad: bytes | None,
-        occurred_us: int, received_us: int, told_us: int | None, day: int,
-    ) -> None:  # fmt: skip
-        self.submission = submission
-        self.index = index
-        self.campaign_id = campaign_id
-        self.event_id = event_id
-        self.event_type = event_type
-        self.user_id = user_id
-        self.user = user
-        self.ad = ad
-        self.occurred_us = occurred_us
-        self.received_us = received_us
-        self.told_us = told_us  # what the event itself says of its time; None: nothing
-        self.day = day  # identity day
-        self.cost_micros = 0  # set when it is reserved
-        self.attempts = 0  # calls of reserve that carried it
-        self.looked_up = False  # Postgres was asked since the last call, and did not have it
-        self.settled = False  # it has its verdict
-        self.repeats: list[Entry] | None = None  # the same id again, while this one is under way
+    submission: Submission | None  # None: it has its verdict
+    index: int
+    campaign_id: CampaignId
+    event_id: bytes
+    event_type: EventType
+    user_id: str
+    user: bytes
+    ad: bytes | None
+    occurred_us: int
+    received_us: int
+    told_us: int | None  # what the event itself says of its time; None: nothing
+    day: int  # identity day
+    cost_micros: int = 0  # set when it is reserved
+    attempts: int = 0  # calls of reserve that carried it
+    looked_up: bool = False  # Postgres was asked since the last call, and did not have it
+    repeats: list[Entry] | None = None  # the same id again, while this one is under way
+
+    @property
+    def settled(self) -> bool:
+        """It has its verdict."""
+        return self.submission is None
 
     def settle(self, verdict: Verdict | None) -> None:
         """Give the event its verdict, None for accepted. What comes after the deadline's is dropped."""
-        if self.settled:
-            return
-        self.settled = True
         submission = self.submission
+        if submission is None:
+            return
+        self.submission = None
         if verdict is not None:
             submission.verdicts[self.index] = verdict
         submission.open -= 1

@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from engine.arrival import ArrivalLimits, arrive
-from engine.model import Campaign, CampaignId, Event, Invalid, Micros, Pacing, PricingModel, micros_from_decimal
+from engine.model import (
+    Campaign,
+    CampaignId,
+    Event,
+    Invalid,
+    Micros,
+    Pacing,
+    PricingModel,
+    Verdict,
+    micros_from_decimal,
+)
 from engine.submission import Entry, Submission
 
 NOON_US = 1_767_268_800_000_000  # 2026-01-01T12:00:00Z
@@ -51,4 +61,16 @@ def entry(request: Submission | None = None, *, key: str | None = None, now_us: 
     assert not isinstance(made, Invalid), made.detail
     request.entries.append(made)
     request.open += 1
+    _requests[id(made)] = made, request
     return made
+
+
+def verdict_of(each: Entry) -> Verdict | None:
+    """The verdict of a settled entry, None for accepted; by then it has let go of its request."""
+    assert each.settled
+    same, request = _requests[id(each)]
+    assert same is each
+    return request.verdicts.get(each.index)
+
+
+_requests: dict[int, tuple[Entry, Submission]] = {}

@@ -113,7 +113,7 @@ class RedisLedger:
             pass  # who can't be asked takes no events either
         return None
 
-    async def prepare(self) -> None:
+    async def _prepare(self) -> None:
         """Check what the engine relies on, and load the library. Raises `ConfigurationUnsafe`, `StoreUnavailable`."""
         check_configuration(await self._info())
         await self._told((b"FUNCTION", b"LOAD", b"REPLACE", self._library))
@@ -150,7 +150,7 @@ class RedisLedger:
                 self._idle.append(connection)
         return replies
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Close every connection. Exchanges under way must have ended."""
         for connection in self._idle:
             connection.close()
@@ -167,10 +167,10 @@ async def open_ledger(redis_url: str, settings: Settings) -> AsyncIterator[Redis
     pool = _pool_of(redis_url, settings.ledger_timeout_seconds, connections)
     ledger = RedisLedger(pool.make_connection, connections, settings.ledger_timeout_seconds)
     try:
-        await ledger.prepare()
+        await ledger._prepare()
         yield ledger
     finally:
-        ledger.close()
+        ledger._close()
 
 
 def _pool_of(redis_url: str, timeout_seconds: float, connections: int) -> redis.ConnectionPool:

@@ -297,7 +297,7 @@ STATE = [
         "settled-once-in-a-request",
         "What comes after the deadline changes no answer.",
         "engine/submission.py",
-        "        if self.settled:\n            return\n",
+        "        self.submission = None\n",
         "",
         "tests/unit/test_submission.py",
     ),

@@ -76,6 +76,7 @@ class Checker(logging.Handler):
         self.paid: dict[CampaignId, Paid] = {}
         self.rows: dict[tuple[CampaignId, bytes], RowSeen] = {}
         self.accepted: set[tuple[CampaignId, bytes]] = set()  # ids that somebody was told so of
+        self.requests: dict[int, tuple[Entry, Submission]] = {}  # by the identity of an entry, which stays alive so
         self.moment = 0
         self.acknowledged = 0
 
@@ -98,6 +99,10 @@ class Checker(logging.Handler):
         """A version of a plan is in force."""
         self.plans.setdefault(plan.id, {})[plan.version] = plan
         self.paid.setdefault(plan.id, Paid())
+
+    def asked(self, submission: Submission) -> None:
+        """An engine has taken a request, whose entries let go of it when they are settled."""
+        self.requests.update({id(each): (each, submission) for each in submission.entries if isinstance(each, Entry)})
 
     # --- at Redis -------------------------------------------------------------------------------------------
 
@@ -237,7 +242,9 @@ class Checker(logging.Handler):
     def _check_not_refused(self, name: str, entry: Entry) -> None:
         """Who was told no is not committed behind his back, nor is who sent the same id and shared that answer."""
         for each in (entry, *(entry.repeats or ())):
-            verdict = each.submission.verdicts.get(each.index)
+            same, submission = self.requests[id(each)]
+            assert same is each
+            verdict = submission.verdicts.get(each.index)
             if verdict is not None and verdict.status is Status.REJECTED:
                 self.violated(f"{name}: {entry.event_id.hex()} was refused as {verdict.reason}, and is committed")
 

@@ -114,6 +114,7 @@ class Clients:
         self.sent_events += len(events)
         process.unanswered += 1
         submission = engine.submit(events, answer, idempotency_key=key)
+        checker.asked(submission)
         ids = [getattr(entry, "event_id", b"") or b"" for entry in submission.entries]
         self.world.note(process.name, f"request {[each.hex()[:6] for each in ids]}")
         await self._in_time(process, done)

@@ -24,7 +24,7 @@ from engine.pacing import spend_day
 from engine.ports import BILLABLE, COUNTS_FOR_CAP, FREE, NO_CAP, Letter, Reserved
 from engine.submission import Entry
 from engine.verdicts import UNAVAILABLE
-from tests.plans import NOON_US, entry, plan, submission
+from tests.plans import NOON_US, entry, plan, submission, verdict_of
 
 
 def opened(campaign: Campaign | None = None) -> CampaignState:
@@ -44,12 +44,6 @@ def answered(
     state.signal(Signal.CALL)
     state.signal(Signal.REPLY)
     return admitted, state.apply(admitted.request, Reserved(letters, 0, 0), now_us)
-
-
-def verdict_of(each: Entry) -> Verdict | None:
-    """An entry's verdict, None for accepted."""
-    assert each.settled
-    return each.submission.verdicts.get(each.index)
 
 
 def test_every_phase_has_its_row_and_leads_to_a_phase() -> None:
