@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 from config.settings import Settings
 from engine.model import (
@@ -21,7 +21,6 @@ from engine.model import (
     Invalid,
     new_event_id,
     us_from_datetime,
-    uuid7_us,
 )
 from engine.submission import Entry, Submission
 
@@ -53,24 +52,30 @@ def arrive(
     The identity day is the UTC date of `occurred_at`, else of the time inside a UUIDv7, else of receipt. It
     picks the partition, so a retry meets the same unique key.
     """
-    now_us = submission.received_us
-    sent_id = None if event.event_id is None else EventId(event.event_id.int.to_bytes(16, "big"))
+    now_us, bytes_max = submission.received_us, limits.string_bytes_max
+    sent_id = None if event.event_id is None else event.event_id.int.to_bytes(16, "big")
+    told_us = occurred_us = None
     try:
-        user = _text("user_id", event.user_id, limits)
-        ad = None if event.ad_id is None else _text("ad_id", event.ad_id, limits)
-        told_us = occurred_us = None if event.occurred_at is None else us_from_datetime(event.occurred_at)
-        if occurred_us is not None:
+        user = event.user_id.encode()
+        if not 0 < len(user) <= bytes_max or 0 in user:
+            _refuse_text("user_id", user, bytes_max)
+        ad = None
+        if event.ad_id is not None:
+            ad = event.ad_id.encode()
+            if not 0 < len(ad) <= bytes_max or 0 in ad:
+                _refuse_text("ad_id", ad, bytes_max)
+        if event.occurred_at is not None:
+            told_us = occurred_us = us_from_datetime(event.occurred_at)
             _check_occurred(occurred_us, now_us, limits)
-        elif sent_id is not None:
-            told_us = uuid7_us(sent_id)
-            if told_us is not None and told_us > now_us + limits.ahead_us:
-                raise ValueError(
-                    f"event_id: a UUIDv7 whose time is {(told_us - now_us) // SECOND_US} s ahead of the server, "
-                    f"at most {limits.ahead_us // SECOND_US} s are allowed: correct the clock, or send occurred_at"
-                )
+        elif sent_id is not None and sent_id[6] >> 4 == 7 and sent_id[8] >> 6 == 2:
+            told_us = int.from_bytes(sent_id[:6], "big") * 1_000  # a UUIDv7 (RFC 9562, section 5.7)
+            if told_us > now_us + limits.ahead_us:
+                _refuse_id(told_us, now_us, limits)
+    except UnicodeEncodeError as wrong:
+        field = "user_id" if wrong.object is event.user_id else "ad_id"
+        return Invalid(f"{field}: must be Unicode text without lone surrogates", _told_id(sent_id))
     except ValueError as wrong:
-        return Invalid(str(wrong), sent_id)
-    day = (now_us if told_us is None else told_us) // DAY_US
+        return Invalid(str(wrong), _told_id(sent_id))
     if sent_id is not None:
         event_id = sent_id
     elif idempotency_key is not None:
@@ -90,7 +95,7 @@ def arrive(
         now_us if occurred_us is None else occurred_us,
         now_us,
         told_us,
-        day,
+        (now_us if told_us is None else told_us) // DAY_US,
     )
 
 
@@ -102,16 +107,21 @@ def derived_event_id(idempotency_key: str, index: int) -> EventId:
     return EventId(bytes(digest))
 
 
-def _text(field: str, text: str, limits: ArrivalLimits) -> bytes:
-    try:
-        encoded = text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{field}: must be Unicode text without lone surrogates") from None
-    if not 0 < len(encoded) <= limits.string_bytes_max:
-        raise ValueError(f"{field}: must have 1 to {limits.string_bytes_max} bytes, not {len(encoded)}")
-    if b"\0" in encoded:
-        raise ValueError(f"{field}: must not hold a NUL")
-    return encoded
+def _told_id(sent_id: bytes | None) -> EventId | None:
+    return None if sent_id is None else EventId(sent_id)
+
+
+def _refuse_text(field: str, encoded: bytes, bytes_max: int) -> NoReturn:
+    if not 0 < len(encoded) <= bytes_max:
+        raise ValueError(f"{field}: must have 1 to {bytes_max} bytes, not {len(encoded)}")
+    raise ValueError(f"{field}: must not hold a NUL")
+
+
+def _refuse_id(told_us: int, now_us: int, limits: ArrivalLimits) -> NoReturn:
+    raise ValueError(
+        f"event_id: a UUIDv7 whose time is {(told_us - now_us) // SECOND_US} s ahead of the server, "
+        f"at most {limits.ahead_us // SECOND_US} s are allowed: correct the clock, or send occurred_at"
+    )
 
 
 def _check_occurred(occurred_us: int, now_us: int, limits: ArrivalLimits) -> None:

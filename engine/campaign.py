@@ -223,22 +223,23 @@ class CampaignState:
         assert self.today is not None
         fresh: list[Entry] = []
         late: list[Entry] = []
-        oldest_us = now_us - self.fresh_us
+        in_flight, oldest_us, waits_us = self.in_flight, now_us - self.fresh_us, now_us - self.wait_us
         for entry in waiting:
-            first = self.in_flight.setdefault(entry.event_id, entry)
+            first = in_flight.setdefault(entry.event_id, entry)
             if first is not entry:
                 if first.repeats is None:
                     first.repeats = []
                 first.repeats.append(entry)
-            elif entry.settled and not entry.repeats:
-                del self.in_flight[entry.event_id]  # its deadline passed before anything was reserved
+            elif entry.submission is None and not entry.repeats:
+                del in_flight[entry.event_id]  # its deadline passed before anything was reserved
             elif not entry.looked_up and (entry.told_us is None or entry.told_us < oldest_us):
                 late.append(entry)
-            elif entry.attempts >= ATTEMPTS_MAX or entry.received_us < now_us - self.wait_us:
+            elif entry.attempts >= ATTEMPTS_MAX or entry.received_us < waits_us:
                 self.settle(entry, UNAVAILABLE)
             else:
                 entry.attempts += 1
-                entry.looked_up = False
+                if entry.looked_up:
+                    entry.looked_up = False
                 fresh.append(entry)
         return Admitted(self._request(fresh, tag, now_us) if fresh else None, late)
 
@@ -286,11 +287,14 @@ class CampaignState:
         self.committed = self.committed[len(call.committed) :]
         accepted: list[Entry] = []
         known: list[tuple[Entry, Letter]] = []
-        amount_micros = 0
+        cost_micros, amount_micros = call.cost_micros, 0
         for entry, letter, kind in zip(request.entries, letters, call.kinds, strict=True):
             if letter == _ACCEPTED:
-                entry.cost_micros = call.cost_micros if kind & BILLABLE_FLAG else 0
-                amount_micros += entry.cost_micros
+                if kind & BILLABLE_FLAG:
+                    entry.cost_micros = cost_micros
+                    amount_micros += cost_micros
+                elif entry.cost_micros:
+                    entry.cost_micros = 0  # (it was reserved before, under another plan)
                 accepted.append(entry)
             elif letter in _KNOWN:
                 known.append((entry, _KNOWN[letter]))

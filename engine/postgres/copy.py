@@ -84,16 +84,17 @@ def sum_rows(batches: Sequence[Batch]) -> dict[CampaignId, Sums]:
 
 
 def _add_rows(hours: dict[int, list[int]], batch: Batch) -> int:
-    amount = 0
+    amount = begins_us = ends_us = 0
+    of_hour: list[int] = []
     for row in batch.rows:
-        hour = row.occurred_us // HOUR_US
-        of_hour = hours.get(hour)
-        if of_hour is None:
-            of_hour = hours[hour] = [0, 0, 0, 0]
+        if not begins_us <= row.occurred_us < ends_us:  # (rows of one request are mostly of one hour)
+            hour = row.occurred_us // HOUR_US
+            begins_us, ends_us = hour * HOUR_US, (hour + 1) * HOUR_US
+            of_hour = hours.setdefault(hour, [0, 0, 0, 0])
         of_hour[row.event_type] += 1
-        cost = row.cost_micros
-        of_hour[3] += cost
-        amount += cost
+        if cost := row.cost_micros:
+            of_hour[3] += cost
+            amount += cost
     return amount
 
 
