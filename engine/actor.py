@@ -163,14 +163,16 @@ class Actor:
 
     # --- the ledger round -----------------------------------------------------------------------------------
 
-    def calls(self, now_us: int) -> list[Reserve | Resolve]:
+    def calls(self, now_us: int, events_max: int) -> list[Reserve | Resolve]:
         """What the next round carries: undo first, then one reserve, else the tags that Redis must learn."""
         state = self.state
         calls: list[Reserve | Resolve] = [
             Resolve(state.campaign_id, generation, tag, commit=False) for generation, tag in state.voids[:RESOLVES_MAX]
         ]
         if self.mailbox:
-            admitted = state.admit(self.mailbox.take(self.reserve_events_max), self.services.next_tag(), now_us)
+            admitted = state.admit(
+                self.mailbox.take(min(events_max, self.reserve_events_max)), self.services.next_tag(), now_us
+            )
             if admitted.late:
                 self.services.look_up([LookUp(self, entry, Absent.AGAIN) for entry in admitted.late])
             if admitted.request is not None:
