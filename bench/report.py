@@ -24,6 +24,8 @@ from bench.summary import (
     void_told,
 )
 from bench.table import audit_told, cost, number, times
+from bench.targets import COLUMNS
+from bench.targets import lines as target_lines
 
 HEAD: Final = """\
 # Benchmarks
@@ -38,6 +40,7 @@ HOW_TO_RUN: Final = """\
 ```
 make bench                            the quick suite: the main experiments, peers, ceilings, micro benchmarks
 make bench-full                       everything: all scenarios, rate ladders, faults, the soak
+headrace-bench targets                the table of targets, each figure in paired runs (an hour)
 headrace-bench compare BEFORE AFTER   two result files: each figure with its spread, and what is beyond noise
 headrace-bench micro                  the stages of an event, each by itself
 headrace-bench page RESULT            one HTML file with the plots; it needs no network
@@ -66,6 +69,12 @@ HOW_TO_READ: Final = """\
   constant* only answer. A ratio to a ceiling is the part of the possible that is left with all work done.
 - Each figure is the median of its rounds. Differences of less than the spread of rounds are noise.
 """
+
+TARGETS_TOLD: Final = """\
+`headrace-bench targets`: each figure is a median over rounds, beside its lowest and highest round; a ratio is taken
+within a round, whose runs are made in turn, and against several peers it is taken to the best of them in that round.
+*Met*: `aim`, `yes` (at least), or `no`. Single events are told for one campaign, which the targets were calibrated on,
+and for a hundred. A refusal's time counts from when its request was really sent."""
 
 LIMITS: Final = """\
 ## What it can't show
@@ -97,6 +106,7 @@ def _measured(result: Result) -> Iterator[str]:
     if notices := void_told(result):
         yield "**Void runs**, left out of all ratios:\n\n" + "\n".join(f"- VOID: {_cell(each)}" for each in notices)
     for title, told, table in (
+        ("Targets", TARGETS_TOLD, _table("|".join(COLUMNS), [list(map(_cell, line)) for line in target_lines(result)])),
         (
             "Headrace divided by the others",
             "Throughput above 1, latency and CPU below 1 are in Headrace's favour. Of a ladder: the highest rate held.",
