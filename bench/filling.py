@@ -58,6 +58,13 @@ def fill_events(db_url: str, rows: int) -> None:
         connection.execute("CHECKPOINT")
 
 
+def empty_events(db_url: str) -> None:
+    """All of them away. Nothing but `fill_events` may have written any."""
+    with psycopg.connect(db_url, autocommit=True) as connection:
+        connection.execute("TRUNCATE events, rollup")
+        connection.execute("CHECKPOINT")
+
+
 def chunks(rows: int, now: datetime) -> Iterator[Chunk]:
     """What is inserted together, in order of time: a part of a day each. Today's rows end before `now`."""
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
