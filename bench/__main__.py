@@ -118,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     page.set_defaults(run=lambda options: _show(read_result(options.result), options.result))
     docs = commands.add_parser("docs", help=f"write {DOCS} from a result")
     docs.add_argument("result", type=Path)
+    docs.add_argument("--targets", type=Path, metavar="RESULT", help="of `headrace-bench targets`, for its table")
     docs.set_defaults(run=_docs)
     return parser
 
@@ -213,7 +214,8 @@ def _show(result: Result, path: Path) -> int:
 
 
 def _docs(options: argparse.Namespace) -> int:
-    DOCS.write_text(benchmarks_page(read_result(options.result)))
+    targets = read_result(options.targets) if options.targets else None
+    DOCS.write_text(benchmarks_page(read_result(options.result), targets))
     _console.print(f"written  {DOCS}")
     return 0
 

@@ -92,21 +92,22 @@ LIMITS: Final = """\
 """
 
 
-def benchmarks_page(result: Result) -> str:
-    """The whole page."""
-    parts = [HEAD, *_measured(result), HOW_TO_RUN, HOW_TO_READ, LIMITS]
+def benchmarks_page(result: Result, targets: Result | None = None) -> str:
+    """The whole page. `targets`: a result of its own, if the table of targets was made by another call."""
+    parts = [HEAD, *_measured(result, targets or result), HOW_TO_RUN, HOW_TO_READ, LIMITS]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
-def _measured(result: Result) -> Iterator[str]:
-    yield (
-        f"Measured with the {_cell(result.suite)} suite on commit {_cell(commit_told(result))}, "
-        f"{result.started_at[:10]}, on {_cell(machine_told(result))}; {_cell(versions_told(result))}."
-    )
-    if notices := void_told(result):
+def _measured(result: Result, targets: Result) -> Iterator[str]:
+    yield _where(result)
+    if notices := void_told(result) + (void_told(targets) if targets is not result else []):
         yield "**Void runs**, left out of all ratios:\n\n" + "\n".join(f"- VOID: {_cell(each)}" for each in notices)
     for title, told, table in (
-        ("Targets", TARGETS_TOLD, _table("|".join(COLUMNS), [list(map(_cell, line)) for line in target_lines(result)])),
+        (
+            "Targets",
+            TARGETS_TOLD + ("" if targets is result else f"\n\n{_where(targets)}"),
+            _table("|".join(COLUMNS), [list(map(_cell, line)) for line in target_lines(targets)]),
+        ),
         (
             "Headrace divided by the others",
             "Throughput above 1, latency and CPU below 1 are in Headrace's favour. Of a ladder: the highest rate held.",
@@ -128,6 +129,13 @@ def _measured(result: Result) -> Iterator[str]:
     ):
         if table:
             yield f"## {title}\n\n{told}\n\n{table}"
+
+
+def _where(result: Result) -> str:
+    return (
+        f"Measured with the {_cell(result.suite)} suite on commit {_cell(commit_told(result))}, "
+        f"{result.started_at[:10]}, on {_cell(machine_told(result))}; {_cell(versions_told(result))}."
+    )
 
 
 def _cell(text: str) -> str:

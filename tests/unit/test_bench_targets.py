@@ -129,6 +129,16 @@ def test_the_document_has_the_table() -> None:
     assert "## Targets" not in benchmarks_page(make_result(batches(100.0)))
 
 
+def test_the_document_takes_the_table_from_a_result_of_its_own() -> None:
+    """And says where that one was measured; all else is the other's."""
+    targets = msgspec.structs.replace(targets_of(batches(100.0)), commit="fedcba9876543210")
+    page = benchmarks_page(make_result(make_run("scenario hot")), targets)
+    assert all(target.figure in page for target in TARGETS)
+    assert page.index("0123456789ab") < page.index("fedcba987654")
+    assert "scenario hot" in page
+    assert f"| {BATCHES} |" not in page
+
+
 def test_the_suite_makes_what_the_table_needs_and_nothing_else() -> None:
     """The run of the full table brings the empty one with it."""
     made = {(item.experiment, item.system) for item in target_items(FOR_TARGETS)}
