@@ -11,7 +11,7 @@ CODE := config engine api bench tests
 # No byte code of ours is needed, and an alias of the shell must not matter.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test bench-test check sim mutants demo rebuild locust locust-setup faults settings lock fmt clean setup
+.PHONY: help run test bench-test check sim targets mutants demo rebuild locust locust-setup faults settings lock fmt clean setup
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,9 @@ bench: setup locust-setup ## the bench suite in its quick form, audited: JSON, t
 
 bench-full: setup locust-setup ## the same with five rounds of longer steps, every fault and a soak (some two hours)
 	@$(BIN)/headrace-bench run --full
+
+targets: setup ## the table of targets, each figure in paired, audited runs: an hour; ONLY= names experiments, ROWS= of the full table
+	@$(BIN)/headrace-bench targets $(if $(ONLY),--only "$(ONLY)") $(if $(ROWS),--rows $(ROWS))
 
 mutants: setup ## switch off each safety line in turn: the suite must fail every time (20 min); FAULTS=1: under real faults
 	@$(BIN)/python -m tests.mutants $(if $(FAULTS),--faults)

@@ -1,4 +1,4 @@
-"""The command line: `headrace-bench run | scenario | chaos | compare | micro | page | docs`.
+"""The command line: `headrace-bench run | targets | scenario | chaos | compare | micro | page | docs`.
 
 Owns the arguments, the files and the exit status: 0 all well; 1 a run was void, or something is slower; 2 wrong usage,
 or something did not start; 130 interrupted, and then nothing that was started is left.
@@ -10,7 +10,7 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ from bench.results import FORMAT, LocustRun, Micro, Result, Run, read_result, wr
 from bench.run import Experiment, Load
 from bench.scenario import scenarios
 from bench.stand import HEADRACE, StandFailed, open_stores_with
-from bench.suite import FULL, QUICK, Item, Swarming, item_of, items
+from bench.suite import FOR_TARGETS, FULL, QUICK, Item, Swarming, item_of, items, target_items
 from bench.summary import run_told
 from bench.systems import workers
 from bench.table import show_result
@@ -78,6 +78,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--rounds", type=int, default=0, help="in place of the form's")
     run.add_argument("--seconds", type=float, default=0.0, help="a step, in place of the form's")
     run.set_defaults(run=_run)
+    targets = commands.add_parser("targets", help="the table of targets, each figure in paired runs: an hour in whole")
+    targets.add_argument("--rounds", type=int, default=FOR_TARGETS.rounds, help=f"({FOR_TARGETS.rounds})")
+    targets.add_argument("--only", default="", metavar="TEXT", help="only experiments whose name contains this")
+    targets.add_argument("--seconds", type=float, default=FOR_TARGETS.seconds, help="a step (5)")
+    targets.add_argument(
+        "--cold", type=float, default=FOR_TARGETS.cold_seconds, help="warm-up of 10,000 campaigns (10)"
+    )
+    targets.add_argument("--rows", type=int, default=FOR_TARGETS.rows, help="of the full events table (50 million)")
+    targets.set_defaults(run=_targets)
     one = commands.add_parser("scenario", help="one scenario, as long and as large as you like")
     one.add_argument("name", choices=sorted(scenarios()))
     one.add_argument("--batch", type=int, default=100, help="events a request (100)")
@@ -109,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     page.set_defaults(run=lambda options: _show(read_result(options.result), options.result))
     docs = commands.add_parser("docs", help=f"write {DOCS} from a result")
     docs.add_argument("result", type=Path)
+    docs.add_argument("--targets", type=Path, metavar="RESULT", help="of `headrace-bench targets`, for its table")
     docs.set_defaults(run=_docs)
     return parser
 
@@ -119,11 +129,23 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     form = FULL if options.full else QUICK
     form = replace(form, rounds=options.rounds or form.rounds, seconds=options.seconds or form.seconds)
-    chosen = [item for item in items(form) if options.only in item.experiment and options.system in item.system]
-    if not chosen:
-        raise ValueError("no experiment has such a name")
+    chosen = _chosen(items(form), options.only, options.system)
     whole = not (options.only or options.system)
     return _measure(form.name, chosen, form.micro_rounds if whole else 0, form.swarm if whole else None)
+
+
+def _targets(options: argparse.Namespace) -> int:
+    form = replace(
+        FOR_TARGETS, rounds=options.rounds, seconds=options.seconds, cold_seconds=options.cold, rows=options.rows
+    )
+    return _measure(form.name, _chosen(target_items(form), options.only))
+
+
+def _chosen(every: Iterable[Item], experiment: str, system: str = "") -> list[Item]:
+    chosen = [item for item in every if experiment in item.experiment and system in item.system]
+    if not chosen:
+        raise ValueError("no experiment has such a name")
+    return chosen
 
 
 def _scenario(options: argparse.Namespace) -> int:
@@ -147,8 +169,9 @@ def _measure(suite: str, chosen: Sequence[Item], micro_rounds: int = 0, swarming
     started, clock = datetime.now(UTC), time.monotonic()
     runs: list[Run] = []
     for item in chosen:
-        runs.append(item.make(item.round))
-        _console.print(f"{time.monotonic() - clock:5.0f} s  {run_told(runs[-1])}", markup=False)
+        for run in item.make(item.round):
+            runs.append(run)
+            _console.print(f"{time.monotonic() - clock:5.0f} s  {run_told(run)}", markup=False)
     locusts: list[LocustRun] = []
     if swarming is not None:
         locusts.append(swarming())
@@ -191,7 +214,8 @@ def _show(result: Result, path: Path) -> int:
 
 
 def _docs(options: argparse.Namespace) -> int:
-    DOCS.write_text(benchmarks_page(read_result(options.result)))
+    targets = read_result(options.targets) if options.targets else None
+    DOCS.write_text(benchmarks_page(read_result(options.result), targets))
     _console.print(f"written  {DOCS}")
     return 0
 

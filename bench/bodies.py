@@ -53,16 +53,19 @@ def stem(milliseconds: int, number: int) -> bytes:
 
 
 def make_templates(
-    scenario: Scenario, batch: int, campaign_ids: Sequence[int], *, seed: int, host: str
+    scenario: Scenario, batch: int, campaign_ids: Sequence[int], *, seed: int, host: str, first: int = 0
 ) -> list[Template]:
-    """As many as hold `TEMPLATE_EVENTS` together, within their bound. `host`: as the `Host` header has it."""
+    """As many as hold `TEMPLATE_EVENTS` together, within their bound. `host`: as the `Host` header has it.
+
+    Their ids have numbers from `first` on: two senders at once must not have the same.
+    """
     rng = random.Random(f"{scenario.name} {batch} {seed}")
     count = min(TEMPLATES_MAX, max(2, TEMPLATE_EVENTS // batch))
     drawn = scenario.draw_campaigns(rng, count * batch)
     templates = []
     for number in range(count):
         campaigns = [campaign_ids[at] for at in drawn[number * batch : (number + 1) * batch]]
-        templates.append(_template(scenario, rng, campaigns, number, host))
+        templates.append(_template(scenario, rng, campaigns, first + number, host))
     return templates
 
 

@@ -16,6 +16,7 @@ from bench.plots import Json, Plot, Section, sections
 from bench.results import Result
 from bench.summary import commit_told, machine_told, ratios, rows, versions_told, void_told
 from bench.table import audit_told, cost, number, times
+from bench.targets import COLUMNS, lines
 
 
 def html_page(result: Result) -> str:
@@ -32,6 +33,8 @@ def html_page(result: Result) -> str:
         machine=machine_told(result),
         versions=versions_told(result),
         notices=void_told(result),
+        targets=list(lines(result)),
+        target_columns=COLUMNS,
         ratios=ratios(result),
         rows=rows(result),
         sections=shown,

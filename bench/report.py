@@ -24,6 +24,8 @@ from bench.summary import (
     void_told,
 )
 from bench.table import audit_told, cost, number, times
+from bench.targets import COLUMNS
+from bench.targets import lines as target_lines
 
 HEAD: Final = """\
 # Benchmarks
@@ -38,6 +40,7 @@ HOW_TO_RUN: Final = """\
 ```
 make bench                            the quick suite: the main experiments, peers, ceilings, micro benchmarks
 make bench-full                       everything: all scenarios, rate ladders, faults, the soak
+headrace-bench targets                the table of targets, each figure in paired runs (an hour)
 headrace-bench compare BEFORE AFTER   two result files: each figure with its spread, and what is beyond noise
 headrace-bench micro                  the stages of an event, each by itself
 headrace-bench page RESULT            one HTML file with the plots; it needs no network
@@ -67,6 +70,12 @@ HOW_TO_READ: Final = """\
 - Each figure is the median of its rounds. Differences of less than the spread of rounds are noise.
 """
 
+TARGETS_TOLD: Final = """\
+`headrace-bench targets`: each figure is a median over rounds, beside its lowest and highest round; a ratio is taken
+within a round, whose runs are made in turn, and against several peers it is taken to the best of them in that round.
+*Met*: `aim`, `yes` (at least), or `no`. Single events are told for one campaign, which the targets were calibrated on,
+and for a hundred. A refusal's time counts from when its request was really sent."""
+
 LIMITS: Final = """\
 ## What it can't show
 
@@ -83,20 +92,22 @@ LIMITS: Final = """\
 """
 
 
-def benchmarks_page(result: Result) -> str:
-    """The whole page."""
-    parts = [HEAD, *_measured(result), HOW_TO_RUN, HOW_TO_READ, LIMITS]
+def benchmarks_page(result: Result, targets: Result | None = None) -> str:
+    """The whole page. `targets`: a result of its own, if the table of targets was made by another call."""
+    parts = [HEAD, *_measured(result, targets or result), HOW_TO_RUN, HOW_TO_READ, LIMITS]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
-def _measured(result: Result) -> Iterator[str]:
-    yield (
-        f"Measured with the {_cell(result.suite)} suite on commit {_cell(commit_told(result))}, "
-        f"{result.started_at[:10]}, on {_cell(machine_told(result))}; {_cell(versions_told(result))}."
-    )
-    if notices := void_told(result):
+def _measured(result: Result, targets: Result) -> Iterator[str]:
+    yield _where(result)
+    if notices := void_told(result) + (void_told(targets) if targets is not result else []):
         yield "**Void runs**, left out of all ratios:\n\n" + "\n".join(f"- VOID: {_cell(each)}" for each in notices)
     for title, told, table in (
+        (
+            "Targets",
+            TARGETS_TOLD + ("" if targets is result else f"\n\n{_where(targets)}"),
+            _table("|".join(COLUMNS), [list(map(_cell, line)) for line in target_lines(targets)]),
+        ),
         (
             "Headrace divided by the others",
             "Throughput above 1, latency and CPU below 1 are in Headrace's favour. Of a ladder: the highest rate held.",
@@ -118,6 +129,13 @@ def _measured(result: Result) -> Iterator[str]:
     ):
         if table:
             yield f"## {title}\n\n{told}\n\n{table}"
+
+
+def _where(result: Result) -> str:
+    return (
+        f"Measured with the {_cell(result.suite)} suite on commit {_cell(commit_told(result))}, "
+        f"{result.started_at[:10]}, on {_cell(machine_told(result))}; {_cell(versions_told(result))}."
+    )
 
 
 def _cell(text: str) -> str:

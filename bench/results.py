@@ -81,6 +81,7 @@ class Step(msgspec.Struct, frozen=True):
     samples: list[Sample]
     sender_was_limit: bool  # the sender's own CPU was used up, or it could not keep its plan
     reports: int = 0  # that were read meanwhile
+    refusal: Latency | None = None  # of answers that refuse all of their request; counts from when it was really sent
 
     @property
     def events_per_second(self) -> float:
@@ -156,6 +157,7 @@ class Run(msgspec.Struct, frozen=True):
     commands: list[Command] = []
     waits: list[Wait] = []
     fault: Fault | None = None
+    measures: dict[str, float] = {}  # what is no matter of a step: its name, with the unit, and less is better
 
     @property
     def void(self) -> bool:
@@ -279,10 +281,12 @@ def figures(result: Result) -> Iterator[Figure]:
     Headrace's bear the name of the experiment alone; those of other systems have the system's before it.
     """
     for (experiment, system), runs in grouped(result).items():
-        counted = [run for run in runs if not run.void and run.steps]
+        counted = [run for run in runs if not run.void]
         name = experiment if system == OURS else f"{system}: {experiment}"
-        if counted:
-            yield from _figures_of(name, counted)
+        if stepped := [run for run in counted if run.steps]:
+            yield from _figures_of(name, stepped)
+        for measure in counted[0].measures if counted else ():
+            yield Figure(f"{name}: {measure}", "", "lower", [run.measures[measure] for run in counted])
     for micro in result.micros:
         yield Figure(f"micro: {micro.name}", "us/event", "lower", micro.us_an_event)
 

@@ -10,7 +10,7 @@ import sys
 import time
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -37,6 +37,19 @@ class Load:
     connections: int
     seconds: float
     rate: float | None = None
+    flooded: bool = False  # beside the experiment's flood
+
+
+@dataclass(frozen=True, slots=True)
+class Flood:
+    """A sender beside the load's, in a closed loop, which sends again at once whatever the answer.
+
+    Its campaigns are the stand's first ones; the load gets the others.
+    """
+
+    scenario: Scenario
+    batch: int
+    connections: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +63,7 @@ class Experiment:
     loads: Sequence[Load]
     audited: bool = True
     injection: Injection | None = None  # a fault during the last load
+    flood: Flood | None = None  # beside those loads that say so
 
 
 @dataclass(slots=True)
@@ -59,6 +73,7 @@ class Underway:
     stand: Stand
     experiment: Experiment
     templates: list[Template]
+    own: int  # so many of them are the load's, the others the flood's
     times: array[float] = field(default_factory=lambda: array("d"))  # when a replay plans each request
     sent: list[Sent] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
@@ -67,21 +82,20 @@ class Underway:
     fault: Fault | None = None
 
     def step(self, load: Load, injection: Injection | None = None) -> Step:
-        """Send one load, and look on; with an injection, until the system is well again."""
-        batch = self.experiment.batch
-        host, port = self.stand.host
-        job = Job(
-            host, port, self.templates, load.connections, load.seconds, load.rate and load.rate / batch,
-            self.experiment.scenario.burst_seconds, sum(len(sent.outcomes) for sent in self.sent), self.times.tobytes(),
-        )  # fmt: skip
+        """Send one load, and look on; with an injection, until the system is well again.
+
+        A flood has a step of its own, before the load's.
+        """
+        jobs = [self._job(load), *([self._flood_job(load.seconds)] if load.flooded else [])]
         readers = Readers(self.stand, self.experiment.scenario.report_readers)
         with (
             StoreWatch(self.stand.stores.db_url, self.stand.stores.redis_url) as watch,
             readers,
-            _sender(job) as process,
+            ExitStack() as senders,
         ):
-            started = _read_start(process)
-            sampler = Sampler({**self.stand.roots, "sender": [process.pid]})
+            processes = [senders.enter_context(_sender(job)) for job in jobs]
+            started, *_ = map(_read_start, processes)
+            sampler = Sampler({**self.stand.roots, "sender": [process.pid for process in processes]})
             injecting = Injecting(injection, self.stand, started, load.seconds) if injection else None
             with injecting or nullcontext():
                 end_at = started + load.seconds
@@ -89,16 +103,41 @@ class Underway:
                     time.sleep(min(SAMPLE_SECONDS, max(0.0, end_at - time.monotonic())))
                     sampler.look()
                     watch.look()
-                    if time.monotonic() >= end_at or process.poll() is not None:
+                    if time.monotonic() >= end_at or processes[0].poll() is not None:
                         break
-                sent = _read(process)
+                sent, *flooded = map(_read, processes)
             self.commands, self.waits = watch.commands(), watch.waits()
+        for each in flooded:
+            self._keep_flood(each, load, sampler)
         self.sent.append(sent)
-        self.steps.append(make_step(load, batch, sent, sampler, replayed=bool(self.times), reports=readers.reports))
+        batch, replayed = self.experiment.batch, bool(self.times)
+        self.steps.append(make_step(load, batch, sent, sampler, replayed=replayed, reports=readers.reports))
         if injecting is not None:
             self.fault = injecting.told(self.steps[-1])
             self.stand.wait_ready()
         return self.steps[-1]
+
+    def _job(self, load: Load) -> Job:
+        host, port = self.stand.host
+        return Job(
+            host, port, self.templates[: self.own], load.connections, load.seconds,
+            load.rate and load.rate / self.experiment.batch, self.experiment.scenario.burst_seconds,
+            sum(len(sent.outcomes) for sent in self.sent), self.times.tobytes(),
+        )  # fmt: skip
+
+    def _flood_job(self, seconds: float) -> Job:
+        host, port = self.stand.host
+        flood = self.experiment.flood
+        assert flood is not None, "the load is to be flooded, and the experiment has no flood"
+        return Job(host, port, self.templates[self.own :], flood.connections, seconds, None, 0.0, 0)
+
+    def _keep_flood(self, sent: Sent, load: Load, sampler: Sampler) -> None:
+        flood = self.experiment.flood
+        assert flood is not None
+        numbers = array("i", (self.own + number for number in array("i", sent.templates)))
+        self.sent.append(msgspec.structs.replace(sent, templates=numbers.tobytes()))
+        of_flood = Load(flood.connections, load.seconds)
+        self.steps.append(make_step(of_flood, flood.batch, sent, sampler))
 
 
 def make_run(experiment: Experiment, round_: int, seed: int) -> Run:
@@ -121,10 +160,16 @@ def open_run(experiment: Experiment, seed: int) -> Iterator[Underway]:
             log = read_log(scenario, seed=seed)
             times = times_of(log, batch, scenario.speed) if scenario.speed else []
             templates = templates_of(log, batch, stand.campaign_ids, host)
-            yield Underway(stand, experiment, templates, array("d", times))
-        else:
-            templates = make_templates(scenario, batch, stand.campaign_ids, seed=seed, host=host)
-            yield Underway(stand, experiment, templates)
+            yield Underway(stand, experiment, templates, len(templates), array("d", times))
+            return
+        flood, ids = experiment.flood, stand.campaign_ids
+        first = flood.scenario.campaigns if flood else 0
+        rest = msgspec.structs.replace(scenario, campaigns=len(ids) - first)
+        templates = make_templates(rest, batch, ids[first:], seed=seed, host=host)
+        own = len(templates)
+        if flood:
+            templates += make_templates(flood.scenario, flood.batch, ids[:first], seed=seed, host=host, first=own)
+        yield Underway(stand, experiment, templates, own)
 
 
 def finish(underway: Underway, round_: int, seed: int) -> Run:
@@ -196,8 +241,9 @@ def make_step(
     load: Load, batch: int, sent: Sent, sampler: Sampler, *, replayed: bool = False, reports: int = 0
 ) -> Step:
     """What a step comes to."""
-    finished, latencies = array("d", sent.finished), array("d", sent.latencies)
+    finished, latencies, services = (array("d", sent.finished), array("d", sent.latencies), array("d", sent.services))
     events, refused = array("i", sent.answered_events), array("i", sent.refused_events)
+    refusals = [seconds for seconds, count in zip(services, refused, strict=True) if count == batch]
     # What is answered after the end was asked for within it, but throughput counts what was done within it.
     within = sum(count for at, count in zip(finished, events, strict=True) if at <= sent.seconds)
     return Step(
@@ -208,6 +254,7 @@ def make_step(
         refused=sum(refused) + sent.given_up * batch, sent_bytes=sent.sent_bytes, received_bytes=sent.received_bytes,
         latency=_latency(latencies), slices=list(_slices(finished, latencies, events, refused)), uses=sampler.uses(),
         samples=sampler.samples, sender_was_limit=sent.was_limit, reports=reports,
+        refusal=_latency(refusals) if refusals else None,
     )  # fmt: skip
 
 

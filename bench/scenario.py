@@ -26,6 +26,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     campaigns: int = 100
     campaign_exponent: float = 0.0
     hot_share: float = 0.0
+    in_turn: bool = False  # each campaign once before any comes again
     users: int = 0  # 0: every event has a user of its own
     cap: int = 10
     room_events: int = 0  # impressions that a campaign's budget has room for; 0: more than can be sent
@@ -52,6 +53,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def draw_campaigns(self, rng: random.Random, count: int) -> list[int]:
         """Positions of campaigns, one an event."""
+        if self.in_turn:
+            return [at % self.campaigns for at in range(count)]
         if self.hot_share:
             return [0 if rng.random() < self.hot_share else rng.randrange(self.campaigns) for _ in range(count)]
         weights = zipf_weights(self.campaigns, self.campaign_exponent)

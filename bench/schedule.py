@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from math import inf
+from math import ceil, inf
 
 
 class EvenSchedule:
@@ -20,9 +20,9 @@ class EvenSchedule:
     def due(self, elapsed: float) -> int:
         """How many requests are planned by then."""
         if not self._burst:
-            return int(elapsed * self._rate)
+            return ceil(elapsed * self._rate)
         whole, rest = divmod(elapsed, 2 * self._burst)
-        return int((whole * self._burst + min(rest, self._burst)) * self._rate)
+        return ceil((whole * self._burst + min(rest, self._burst)) * self._rate)
 
     def at(self, request: int) -> float:
         """Seconds from the start."""

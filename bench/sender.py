@@ -71,6 +71,7 @@ class Sent(msgspec.Struct):
     verdicts: list[tuple[int, int, str]]  # request, place in it, verdict: where it is not ACCEPTED by ALL
     finished: bytes  # array of double: seconds from the start, one an answer, in order
     latencies: bytes  # array of double: seconds, beside it
+    services: bytes  # array of double: seconds since it was really sent, beside it
     answered_events: bytes  # array of int32: events with a verdict, beside it
     refused_events: bytes  # array of int32: events without one, beside it
     counts: dict[str, int]  # events by verdict
@@ -100,7 +101,7 @@ class _BatchAnswer(msgspec.Struct):
 class Connection:
     """One connection: what it sends, what has arrived of the answer."""
 
-    __slots__ = ("fd", "number", "planned", "received", "rest", "socket", "wanted")
+    __slots__ = ("fd", "number", "planned", "received", "rest", "sent_at", "socket", "wanted")
 
     def __init__(self, host: str, port: int) -> None:
         self.socket = socket.create_connection((host, port), CONNECT_SECONDS)
@@ -108,7 +109,7 @@ class Connection:
         self.socket.setblocking(False)
         self.fd = self.socket.fileno()
         self.number = -1  # the request that is under way
-        self.planned = 0.0
+        self.planned = self.sent_at = 0.0
         self.rest = memoryview(b"")
         self.received = b""
         self.wanted = 0  # bytes of the whole answer, once its head is here
@@ -163,6 +164,7 @@ class Sender:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.batch = len(job.templates[0].lines)
+        self._all_refused = b'"retry":%d,' % self.batch
         self.epoll = select.epoll()
         self.connections: dict[int, Connection] = {}
         self.idle: deque[Connection] = deque()
@@ -173,7 +175,7 @@ class Sender:
         self.olds = array("q")
         self.outcomes = bytearray()
         self.verdicts: list[tuple[int, int, str]] = []
-        self.finished, self.latencies = array("d"), array("d")
+        self.finished, self.latencies, self.services = array("d"), array("d"), array("d")
         self.answered_events, self.refused_events = array("i"), array("i")
         self.counts: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
@@ -229,7 +231,7 @@ class Sender:
                     self.late.append(now - at)
                 self._send(self.idle.popleft(), at)
                 planned += 1
-            self._poll(max(0.0, min(0.05, self.start + schedule.at(planned + 1) - time.monotonic())))
+            self._poll(max(0.0, min(0.05, self.start + schedule.at(planned) - time.monotonic())))
 
     def _wait_for_the_rest(self) -> None:
         end = time.monotonic() + GRACE_SECONDS
@@ -259,7 +261,7 @@ class Sender:
         self.templates.append(template)
         self.olds.append(old)
         self.outcomes.append(UNKNOWN)
-        connection.number, connection.planned = number, planned
+        connection.number, connection.planned, connection.sent_at = number, planned, time.monotonic()
         self.under_way += 1
         self.sent_bytes += len(request)
         try:
@@ -298,7 +300,7 @@ class Sender:
         else:
             self.outcomes[number] = NONE if status in _UNREAD else UNKNOWN
             refused = self.batch
-        self._record(connection.planned, status, refused)
+        self._record(connection, status, refused)
         self.idle.append(connection)
 
     def _read(self, number: int, body: bytes) -> int:
@@ -313,6 +315,9 @@ class Sender:
         if b'"results":[]' in body:
             self.counts[ACCEPTED] += self.batch
             return 0
+        if self._all_refused in body:  # not worth reading: an overloaded system says so often
+            self.outcomes[number] = UNKNOWN
+            return self.batch
         found = [(number, each.index, _STATUS[each.status]) for each in _ANSWERS.decode(body).results]
         self.verdicts += found
         told = Counter(verdict for _, _, verdict in found)
@@ -324,7 +329,7 @@ class Sender:
         """No answer will come on it, and nothing is known of what was under way."""
         if connection.number >= 0:
             self.under_way -= 1
-            self._record(connection.planned, 0, self.batch)
+            self._record(connection, 0, self.batch)
         else:
             self.idle.remove(connection)
         del self.connections[connection.fd]
@@ -340,10 +345,11 @@ class Sender:
             except OSError:
                 self._reconnect_at = now + RECONNECT_SECONDS
 
-    def _record(self, planned: float, status: int, refused: int) -> None:
+    def _record(self, connection: Connection, status: int, refused: int) -> None:
         now = time.monotonic()
         self.finished.append(now - self.start)
-        self.latencies.append(now - planned)
+        self.latencies.append(now - connection.planned)
+        self.services.append(now - connection.sent_at)
         self.answered_events.append(self.batch - refused)
         self.refused_events.append(refused)
         self.statuses[status] += 1
@@ -352,9 +358,9 @@ class Sender:
         late = sorted(self.late)
         return Sent(
             self.bases, self.templates.tobytes(), self.olds.tobytes(), bytes(self.outcomes), self.verdicts,
-            self.finished.tobytes(), self.latencies.tobytes(), self.answered_events.tobytes(),
-            self.refused_events.tobytes(), dict(self.counts), dict(self.statuses), seconds, cpu, self.sent_bytes,
-            self.received_bytes, self.given_up, late[len(late) // 2] if late else 0.0,
+            self.finished.tobytes(), self.latencies.tobytes(), self.services.tobytes(),
+            self.answered_events.tobytes(), self.refused_events.tobytes(), dict(self.counts), dict(self.statuses),
+            seconds, cpu, self.sent_bytes, self.received_bytes, self.given_up, late[len(late) // 2] if late else 0.0,
         )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ import httpx
 import psycopg
 import trio
 
-from bench.sampling import children, store_pids, tree
+from bench.sampling import children, memory_mb, store_pids, tree
 from bench.scenario import Scenario
 from bench.serving import STOP_SECONDS_MAX, end, with_log, without_settings
 from bench.wires import Wires, open_wires
@@ -39,6 +39,7 @@ from engine.postgres.store import open_store
 REDIS_MEMORY_MB: Final = 4_096  # a minute of new ids and users at full rate, twice
 START_SECONDS_MAX: Final = 60.0
 CONNECT_SECONDS: Final = 5.0
+READY_POLL_SECONDS: Final = 0.02
 
 
 class StandFailed(Exception):
@@ -101,7 +102,20 @@ class Stand:
         while not self._is_ready():
             if time.monotonic() > end_at or self.process.poll() is not None:
                 raise StandFailed(with_log(f"{self.system.name} is not ready", self.log))
-            time.sleep(0.05)
+            time.sleep(READY_POLL_SECONDS)
+
+    def restart(self) -> float:
+        """Stop it and start it again on the same addresses and stores; seconds from then until it is ready."""
+        self.stop()
+        end(self.process)
+        started = time.monotonic()
+        self.relaunch()
+        self.wait_ready()
+        return time.monotonic() - started
+
+    def memory_mb(self) -> float:
+        """What the system has resident, all its processes."""
+        return memory_mb(tree(self.process.pid, children()))
 
     def _is_ready(self) -> bool:
         try:
@@ -194,7 +208,7 @@ def _settle(stand: Stand, scenario: Scenario) -> None:
         stand.api = addresses[0]
         stand.wait_ready()
         _ask_for_first(stand.api, scenario)
-        _copy_campaigns(stand.stores.db_url, scenario)
+        copy_campaigns(stand.stores.db_url, scenario.campaigns - 1)
     stand.campaign_ids = _campaign_ids(stand.stores.db_url)
 
 
@@ -206,7 +220,7 @@ def _create_campaigns(db_url: str, scenario: Scenario) -> None:
             await store.create_campaign(scenario.plan())
 
     trio.run(create_first)
-    _copy_campaigns(db_url, scenario)
+    copy_campaigns(db_url, scenario.campaigns - 1)
 
 
 def _ask_for_first(api: str, scenario: Scenario) -> None:
@@ -221,16 +235,17 @@ def _ask_for_first(api: str, scenario: Scenario) -> None:
         client.post(f"{api}/campaigns/", json=fields).raise_for_status()
 
 
-def _copy_campaigns(db_url: str, scenario: Scenario) -> None:
-    """The other campaigns: copies of the first. Nobody has used any yet, so nobody needs to be told."""
+def copy_campaigns(db_url: str, count: int) -> None:
+    """So many more campaigns: copies of the first. Nobody has used any yet, so nobody needs to be told."""
     columns = (
         "name, pricing_model, unit_price_micros, total_budget_micros, daily_budget_micros,"
         " freq_cap_impressions_per_day, active, pacing, timezone"
     )
     with psycopg.connect(db_url) as connection:
         connection.execute(
-            f"INSERT INTO campaigns ({columns}) SELECT {columns} FROM campaigns, generate_series(2, %s)",
-            (scenario.campaigns,),
+            f"INSERT INTO campaigns ({columns}) SELECT {columns}"
+            " FROM (SELECT * FROM campaigns ORDER BY id LIMIT 1), generate_series(1, %s)",
+            (count,),
         )
         connection.execute(
             "INSERT INTO ledger (campaign_id, total_budget, daily_budget)"

@@ -6,17 +6,20 @@ in the other direction, so that whatever the machine does besides meets all alik
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
+
+import msgspec
 
 from bench.chaos import FAULTS, chaos_experiments
 from bench.locust_run import Swarm, run_locust
 from bench.results import LocustRun, Run, held
-from bench.run import Experiment, Load, finish, make_run, open_run
-from bench.scenario import Scenario, scenarios
+from bench.run import Experiment, Flood, Load, finish, make_run, open_run
+from bench.scenario import scenarios
 from bench.stand import HEADRACE, System, open_stand
+from bench.standing import fill_and_compare, start, visit
 from bench.systems import (
     BATCHER,
     INTAKE,
@@ -30,16 +33,38 @@ from bench.systems import (
     run_ceiling,
     workers,
 )
+from bench.targets import (
+    BATCHES,
+    BATCHES_10,
+    BATCHES_100,
+    EMPTY,
+    FAIR,
+    FILLED,
+    HALF,
+    HALF_ONE,
+    IDLE,
+    KNOWN,
+    LONE,
+    MANY,
+    ONE_CAMPAIGN,
+    ONE_CAMPAIGN_4,
+    OVERLOAD,
+    SINGLES,
+    SINGLES_1024,
+    SINGLES_1024_ONE,
+    SINGLES_ONE,
+    SUITE,
+    needed,
+)
 
-BATCHES: Final = "batches of 1,000, 100 campaigns"
-SINGLES: Final = "single events, 256 connections"
 SEARCH_STEPS: Final = 4  # halvings of the last interval: to a sixteenth of it
 RUNGS: Final = (0.25, 0.5, 0.7, 0.85, 1.0)  # of what a closed loop reaches
-COLD_SECONDS: Final = 10.0
-OVERLOAD: Final = 2.0  # the last rung of the overload experiment
+HALF_OF_TOP: Final = 0.5
+TWICE_THE_TOP: Final = 2.0
+FAIR_RATE: Final = 1_000.0  # single events a second beside the flood
 
 Swarming = Callable[[], LocustRun]
-Program = Callable[[int], Run]  # the round -> what it comes to; raises `StandFailed`
+Program = Callable[[int], Iterable[Run]]  # the round -> what it comes to; raises `StandFailed`
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +80,10 @@ class Form:
     fault_seconds: float  # of load, a third of them before the fault
     micro_rounds: int
     locust_seconds: float
+    cold_seconds: float = 10.0  # of warm-up, where each of 10,000 campaigns is read from Postgres at its first event
+    live: int = 20_000  # idle campaigns whose memory is weighed
+    known: int = 100_000  # campaigns in the store at a start
+    rows: int = 50_000_000  # of the full events table
 
     def swarm(self) -> LocustRun:
         """Locust with all its users at once, on a stand of its own. Raises `StandFailed` and `LocustFailed`."""
@@ -67,6 +96,7 @@ class Form:
 LOCUST_USERS: Final = 20
 QUICK: Final = Form("quick", 1, 0.7, 1.5, 0.0, ("engine-killed", "redis-killed"), 5.0, 4, 3.0)
 FULL: Final = Form("full", 5, 2.0, 5.0, 180.0, tuple(FAULTS), 15.0, 40, 20.0)
+FOR_TARGETS: Final = Form(SUITE, 5, 2.0, 5.0, 0.0, (), 0.0, 0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +109,21 @@ class Item:
     make: Program
 
 
+class Entry(NamedTuple):
+    """A system under an experiment. Those of one group are run in turn, because they are compared with each other."""
+
+    experiment: str
+    system: str
+    make: Program
+
+
+Group = Sequence[Entry]
+
+
 def items(form: Form) -> Iterator[Item]:
     """All runs of the suite, in order."""
-    for name, programs in _compared(form):
-        for round_ in range(form.rounds):
-            for system, make in programs if round_ % 2 == 0 else reversed(programs):
-                yield Item(name, system, round_, make)
-    for experiment in _alone(form):
-        for round_ in range(form.rounds):
-            yield Item(experiment.name, experiment.system.name, round_, made(experiment))
+    for group in [*_compared(form), *_alone(form), *_offered(form)]:
+        yield from _in_turn(group, form.rounds)
     yield from _ladders(form)
     yield from map(item_of, chaos_experiments(scenarios()["even"], form.faults, form.fault_seconds))
     if form.soak_seconds:
@@ -97,6 +133,21 @@ def items(form: Form) -> Iterator[Item]:
         yield item_of(soak)
 
 
+def target_items(form: Form) -> Iterator[Item]:
+    """The runs that the table of targets needs."""
+    wanted = needed()
+    for group in [*_compared(form), *_alone(form), *_offered(form), *_standing(form)]:
+        yield from _in_turn([entry for entry in group if entry[:2] in wanted], form.rounds)
+    filled, empty = (_experiment(form, name, "even", 1_000, 32) for name in (FILLED, EMPTY))
+    yield Item(FILLED, HEADRACE.name, 0, lambda _: fill_and_compare(filled, empty, form.rows, form.rounds))
+
+
+def _in_turn(group: Group, rounds: int) -> Iterator[Item]:
+    for round_ in range(rounds):
+        for experiment, system, make in group if round_ % 2 == 0 else reversed(group):
+            yield Item(experiment, system, round_, make)
+
+
 def item_of(experiment: Experiment) -> Item:
     """An ordinary run, once."""
     return Item(experiment.name, experiment.system.name, 0, made(experiment))
@@ -104,69 +155,104 @@ def item_of(experiment: Experiment) -> Item:
 
 def made(experiment: Experiment) -> Program:
     """The program of an ordinary run."""
-    return lambda round_: make_run(experiment, round_, seed=round_)
+    return lambda round_: [make_run(experiment, round_, seed=round_)]
+
+
+def _entry(experiment: Experiment) -> Entry:
+    return Entry(experiment.name, experiment.system.name, made(experiment))
 
 
 def _loads(form: Form, connections: int) -> Sequence[Load]:
     return Load(connections, form.warm_seconds), Load(connections, form.seconds)
 
 
-# --- With peers and ceilings -----------------------------------------------------------------------------------
+def _experiment(
+    form: Form, name: str, scenario: str, batch: int, connections: int, system: System = HEADRACE
+) -> Experiment:
+    audited = system not in (UVICORN, INTAKE)
+    return Experiment(name, system, scenarios()[scenario], batch, _loads(form, connections), audited)
 
 
-def _compared(form: Form) -> Iterator[tuple[str, list[tuple[str, Program]]]]:
-    known = scenarios()
+# --- With peers and ceilings, and with what else is put beside these figures -------------------------------------
 
-    def served(
-        name: str, scenario: Scenario, batch: int, connections: int, systems: Sequence[System]
-    ) -> Iterator[tuple[str, Program]]:
+
+def _compared(form: Form) -> Iterator[Group]:
+    def served(name: str, scenario: str, batch: int, connections: int, *systems: System) -> Iterator[Entry]:
         for system in systems:
-            audited = system not in (UVICORN, INTAKE)
             # The row-at-a-time design answers a batch of 1,000 in eight seconds: it gets batches of ten.
-            size = min(batch, 10) if system is ROWS else batch
-            load = _loads(form, 32) if system is ROWS else _loads(form, connections)
-            yield system.name, made(Experiment(name, system, scenario, size, load, audited))
+            slow = system is ROWS
+            yield _entry(
+                _experiment(
+                    form, name, scenario, min(batch, 10) if slow else batch, 32 if slow else connections, system
+                )
+            )
 
-    def measured(name: str, ceiling: Ceiling) -> tuple[str, Program]:
-        scenario = known["even"]
-        return ceiling.name, lambda round_: run_ceiling(name, ceiling, scenario, form.seconds, round_)
+    def measured(name: str, ceiling: Ceiling) -> Entry:
+        scenario = scenarios()["even"]
+        return Entry(name, ceiling.name, lambda round_: [run_ceiling(name, ceiling, scenario, form.seconds, round_)])
 
-    yield (
-        BATCHES,
-        [
-            *served(BATCHES, known["even"], 1_000, 32, [HEADRACE, *PEERS]),
-            measured(BATCHES, RAW_COPY),
-            measured(BATCHES, LUA_ALONE),
-        ],
-    )
-    yield SINGLES, [*served(SINGLES, known["even"], 1, 256, [HEADRACE, *PEERS, UVICORN, INTAKE])]
-    name = "single events, 1,024 connections"
-    yield name, [*served(name, known["even"], 1, 1_024, [HEADRACE, BATCHER, POSTGRES_ALONE, UVICORN, INTAKE])]
+    # Fewer connections and a longer warm-up: each of 10,000 campaigns is read from Postgres at its first event.
+    many = [Load(8, form.cold_seconds), Load(8, form.seconds)]
+    yield [
+        *served(BATCHES, "even", 1_000, 32, HEADRACE, *PEERS),
+        measured(BATCHES, RAW_COPY),
+        measured(BATCHES, LUA_ALONE),
+        _entry(_experiment(form, BATCHES_10, "even", 10, 64)),
+        _entry(_experiment(form, BATCHES_100, "even", 100, 64)),
+        _entry(_experiment(form, "batches of 5,000, 100 campaigns", "even", 5_000, 16)),
+        _entry(Experiment(MANY, HEADRACE, scenarios()["many"], 1_000, many)),
+    ]
+    # One campaign is what the targets were calibrated on; a hundred is what an ad server sends.
+    for name, scenario in ((SINGLES, "even"), (SINGLES_ONE, "one")):
+        yield list(served(name, scenario, 1, 256, HEADRACE, *PEERS, UVICORN, INTAKE))
+    for name, scenario in ((SINGLES_1024, "even"), (SINGLES_1024_ONE, "one")):
+        yield list(served(name, scenario, 1, 1_024, HEADRACE, BATCHER, POSTGRES_ALONE, UVICORN, INTAKE))
+    yield [
+        _entry(_experiment(form, ONE_CAMPAIGN, "one", 1_000, 16)),
+        _entry(_experiment(form, ONE_CAMPAIGN_4, "one", 1_000, 16, workers(4))),
+    ]
 
 
 # --- The engine alone ------------------------------------------------------------------------------------------
 
 
-def _alone(form: Form) -> Iterator[Experiment]:
-    """Sizes of batches, numbers of campaigns and processes, and every scenario."""
-    known = scenarios()
-    one = known["one"]
-    for name, scenario, batch, connections, system in (
-        ("single events, a lone connection", known["even"], 1, 1, HEADRACE),
-        ("batches of 10, 100 campaigns", known["even"], 10, 64, HEADRACE),
-        ("batches of 100, 100 campaigns", known["even"], 100, 64, HEADRACE),
-        ("batches of 5,000, 100 campaigns", known["even"], 5_000, 16, HEADRACE),
-        ("batches of 1,000, 1 campaign", one, 1_000, 16, HEADRACE),
-        ("batches of 1,000, 1 campaign, 4 processes", one, 1_000, 16, workers(4)),
-    ):
-        yield Experiment(name, system, scenario, batch, _loads(form, connections))
-    # Fewer connections and a longer warm-up: each of 10,000 campaigns is read from Postgres at its first event.
-    many = [Load(8, COLD_SECONDS), Load(8, form.seconds)]
-    yield Experiment("batches of 1,000, 10,000 campaigns", HEADRACE, known["many"], 1_000, many)
+def _alone(form: Form) -> Iterator[Group]:
+    """A lone connection, and every scenario."""
+    yield [_entry(_experiment(form, LONE, "even", 1, 1))]
     for kind in ("hot", "exhausted", "capped", "duplicates", "bad", "reports", "replay"):
-        yield Experiment(f"scenario {kind}", HEADRACE, known[kind], 100, _loads(form, 32))
+        yield [_entry(_experiment(form, f"scenario {kind}", kind, 100, 32))]
     burst = [Load(64, form.warm_seconds, rate=5_000), Load(64, max(4.0, form.seconds), rate=20_000)]
-    yield Experiment("scenario bursts", HEADRACE, known["bursts"], 100, burst)
+    yield [_entry(Experiment("scenario bursts", HEADRACE, scenarios()["bursts"], 100, burst))]
+
+
+def _offered(form: Form) -> Iterator[Group]:
+    """At a share of the highest rate, and beside a flood."""
+    known = scenarios()
+    warm, seconds = form.warm_seconds, form.seconds
+    # Events that wait are bounded by number, and a request in an open loop has a connection of its own: only batches
+    # come to more than may wait.
+    for name, scenario, batch, connections, share in (
+        (HALF, "even", 1, (256, 256), HALF_OF_TOP),
+        (HALF_ONE, "one", 1, (256, 256), HALF_OF_TOP),
+        (OVERLOAD, "even", 1_000, (32, 512), TWICE_THE_TOP),
+    ):
+        closed, opened = connections
+        loads = [Load(closed, warm), Load(closed, seconds), Load(opened, seconds)]
+        experiment = Experiment(name, HEADRACE, known[scenario], batch, loads)
+        yield [Entry(name, HEADRACE.name, partial(offer, experiment, share))]
+    loads = [
+        Load(1_024, length, FAIR_RATE, flooded) for length, flooded in ((warm, True), (seconds, False), (seconds, True))
+    ]
+    flood = Flood(known["one"], 1_000, 32)
+    yield [_entry(Experiment(FAIR, HEADRACE, known["even"], 1, loads, flood=flood))]
+
+
+def _standing(form: Form) -> Iterator[Group]:
+    scenario = msgspec.structs.replace(scenarios()["visited"], campaigns=form.live + form.live // 5)
+    system = replace(HEADRACE, settings={"HEADRACE_ACTOR_IDLE_SECONDS": "3600"})
+    visited = Experiment(IDLE, system, scenario, 1_000, [])
+    yield [Entry(IDLE, HEADRACE.name, lambda round_: [visit(visited, form.live, round_)])]
+    yield [Entry(KNOWN, HEADRACE.name, lambda round_: [start(KNOWN, form.known, round_)])]
 
 
 # --- Throughput against latency --------------------------------------------------------------------------------
@@ -177,11 +263,9 @@ def _ladders(form: Form) -> Iterator[Item]:
     for name, batch, connections in (("single events", 1, 256), ("batches of 1,000", 1_000, 32)):
         experiment = Experiment(f"{name}: rate ladder", HEADRACE, even, batch, _loads(form, connections))
         yield Item(experiment.name, HEADRACE.name, 0, partial(climb, experiment))
-    experiment = Experiment("single events: overload", HEADRACE, even, 1, _loads(form, 1_024))
-    yield Item(experiment.name, HEADRACE.name, 0, partial(overload, experiment))
 
 
-def climb(experiment: Experiment, round_: int) -> Run:
+def climb(experiment: Experiment, round_: int) -> list[Run]:
     """Rise in an open loop to what a closed loop reaches, then halve the interval of the highest rate that holds."""
     with open_run(experiment, seed=round_) as underway:
         warm, load = experiment.loads
@@ -200,14 +284,14 @@ def climb(experiment: Experiment, round_: int) -> Run:
             else:
                 high = rate
         underway.step(replace(load, rate=max(low, top * RUNGS[0])))  # what the experiment's figures are of
-        return finish(underway, round_, seed=round_)
+        return [finish(underway, round_, seed=round_)]
 
 
-def overload(experiment: Experiment, round_: int) -> Run:
-    """What a closed loop reaches, then twice of it in an open loop."""
+def offer(experiment: Experiment, share: float, round_: int) -> list[Run]:
+    """What a closed loop reaches, then a share of it in an open loop."""
     with open_run(experiment, seed=round_) as underway:
-        warm, load = experiment.loads
+        warm, closed, opened = experiment.loads
         underway.step(warm)
-        top = underway.step(load).events_per_second
-        underway.step(replace(load, rate=OVERLOAD * top))
-        return finish(underway, round_, seed=round_)
+        top = underway.step(closed).events_per_second
+        underway.step(replace(opened, rate=share * top))
+        return [finish(underway, round_, seed=round_)]

@@ -159,6 +159,11 @@ def fault_runs(result: Result) -> list[Run]:
 
 def run_told(run: Run) -> str:
     """A line on one run."""
+    if run.measures:
+        told = f"{run.experiment}, {run.system}: " + ", ".join(
+            f"{value:,.2f} {name}" for name, value in run.measures.items()
+        )
+        return told + _audit_told(run)
     step = run.steps[-1]
     told = f"{run.experiment}, {run.system}: {step.events_per_second:,.0f} events/s"
     if step.requests:
@@ -168,9 +173,13 @@ def run_told(run: Run) -> str:
     if run.fault:
         recovered = run.fault.recovered_seconds
         told += ", not well again" if recovered is None else f", well again after {recovered:.1f} s"
-    if run.audit is not None:
-        told += f", VOID: {'; '.join(run.audit.examples)}" if run.void else ", audit clean"
-    return told + (", the sender was the limit" if step.sender_was_limit else "")
+    return told + _audit_told(run) + (", the sender was the limit" if step.sender_was_limit else "")
+
+
+def _audit_told(run: Run) -> str:
+    if run.audit is None:
+        return ""
+    return f", VOID: {'; '.join(run.audit.examples)}" if run.void else ", audit clean"
 
 
 def void_told(result: Result) -> list[str]:

@@ -13,12 +13,16 @@ from rich.table import Table
 
 from bench.results import OURS, Result
 from bench.summary import Ratio, Row, fault_runs, ladder_rows, rate_held, ratios, rows
+from bench.targets import COLUMNS, Met
+from bench.targets import lines as target_lines
 
 NONE: Final = "-"
 
 
 def show_result(result: Result, console: Console) -> None:
     """All that the result has; what it lacks is left out."""
+    if reached := list(target_lines(result)):
+        console.print(_targets(reached))
     if found := rows(result):
         console.print(_experiments(found))
     if climbed := ladder_rows(result):
@@ -29,6 +33,14 @@ def show_result(result: Result, console: Console) -> None:
         console.print(_ratios(compared))
     if result.micros:
         console.print(_micros(result))
+
+
+def _targets(reached: list[list[str]]) -> Table:
+    first, *between, last = COLUMNS
+    table = _table("Targets: medians over rounds; ratios are taken within a round", first, *between, told=last)
+    for line in reached:
+        table.add_row(*map(escape, line), style="red" if line[-1].startswith(Met.NO) else "")
+    return table
 
 
 def number(value: float | None, digits: int = 0) -> str:

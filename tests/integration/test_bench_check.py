@@ -40,9 +40,9 @@ def sent(outcomes: tuple[int, int] = (ALL, ALL), *verdicts: tuple[int, int, str]
     """Two requests; the second repeats an event of the first, whose own last event is its first one again."""
     return Sent(
         bases=[BASE], templates=array("i", [0, 0]).tobytes(), olds=array("q", [FIRST, FIRST]).tobytes(),
-        outcomes=bytes(outcomes), verdicts=[*verdicts], finished=b"", latencies=b"", answered_events=b"",
-        refused_events=b"", counts={}, statuses={}, seconds=1.0, cpu_seconds=0.0, sent_bytes=0, received_bytes=0,
-        given_up=0, late_seconds=0.0,
+        outcomes=bytes(outcomes), verdicts=[*verdicts], finished=b"", latencies=b"", services=b"",
+        answered_events=b"", refused_events=b"", counts={}, statuses={}, seconds=1.0, cpu_seconds=0.0, sent_bytes=0,
+        received_bytes=0, given_up=0, late_seconds=0.0,
     )  # fmt: skip
 
 
@@ -104,6 +104,7 @@ async def test_an_unknown_outcome_is_no_fault(database_url: str) -> None:
         ("UPDATE campaigns SET daily_budget_micros = 3000", {"overspend_micros": 1_000}),
         ("UPDATE campaigns SET freq_cap_impressions_per_day = 1", {"over_cap": 1}),
         (AGAIN, {"double": 1}),
+        ("UPDATE events SET batch = -1 WHERE user_id LIKE 'u-%'", {"lost": 2}),
     ],
 )
 async def test_what_is_not_as_it_was_told_is_found(database_url: str, tamper: str, expected: dict[str, int]) -> None:
@@ -114,6 +115,16 @@ async def test_what_is_not_as_it_was_told_is_found(database_url: str, tamper: st
 async def test_a_row_that_was_refused_is_denied(database_url: str) -> None:
     """By its own verdict, or because its request was not even read."""
     assert found(await audited(database_url, sent((ALL, ALL), *REPEATS, *CAPPED, (SECOND, 0, "r")))) == {"denied": 1}
+
+
+async def test_what_is_accepted_when_it_is_sent_again_was_not_denied(database_url: str) -> None:
+    """A budget that was used up may have been raised since."""
+    assert found(await audited(database_url, sent((ALL, ALL), (FIRST, 0, "r"), (FIRST, 3, "r"), *CAPPED))) == {}
+
+
+async def test_what_is_refused_after_it_was_accepted_is_denied(database_url: str) -> None:
+    """Sent again, it is a duplicate, whatever the budget is by then."""
+    assert found(await audited(database_url, sent((ALL, ALL), REPEATS[0], (SECOND, 3, "r"), *CAPPED))) == {"denied": 1}
 
 
 async def test_a_row_of_a_request_that_was_not_read_is_denied(database_url: str) -> None:

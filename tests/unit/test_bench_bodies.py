@@ -92,3 +92,18 @@ def test_the_scenarios_of_the_file_are_read() -> None:
     assert all(scenario.about for scenario in known.values())
     with pytest.raises(msgspec.ValidationError, match="colour"):
         msgspec.convert({"about": "x", "colour": "red"}, Scenario)
+
+
+def test_campaigns_in_turn_come_round() -> None:
+    """Each once before any comes again."""
+    campaigns = [line.campaign_id for template in made(2, in_turn=True)[:3] for line in template.lines]
+    assert campaigns == CAMPAIGNS * 2
+
+
+def test_two_senders_at_once_have_no_id_in_common() -> None:
+    """Their stems may be the same: the numbers of their templates are not."""
+    plain = Scenario(about="", name="tried", campaigns=3)
+    ours = make_templates(plain, 10, CAMPAIGNS, seed=1, host="h")
+    theirs = make_templates(plain, 10, CAMPAIGNS, seed=1, host="h", first=len(ours))
+    tails = [{line.tail for template in templates for line in template.lines} for templates in (ours, theirs)]
+    assert not tails[0] & tails[1]

@@ -15,8 +15,9 @@ from rich.console import Console
 from bench.page import html_page
 from bench.plots import sections
 from bench.report import benchmarks_page
-from bench.results import Result
+from bench.results import LocustRun, Result
 from bench.table import show_result, times
+from bench.targets import BATCHES, SUITE
 from tests.unit.made_results import NASTY, full_result, make_result, make_run, make_step
 
 PARTS = [
@@ -138,6 +139,28 @@ def test_the_terminal_has_a_row_for_each_system_and_the_ratios() -> None:
     told = in_terminal(full_result())
     for each in ("batches of 100", "raw COPY (a ceiling)", "not within the step", "900", "3.00"):
         assert each in told
+
+
+def test_the_page_has_what_locust_was_told() -> None:
+    """And that it is void, where rows and answers differ."""
+    run = LocustRun(
+        [], 20, 2, 10.0, 5_000, 3, 9_000, 8_765, 100, 50, 85, None, 900.0, 880.0, 12.0, 99.0, rows=8_765,
+        audit_clean=True,
+    )  # fmt: skip
+    page = own_part(html_page(make_result(locusts=[run])))
+    assert "Load with locust" in page
+    assert "8,765" in page
+    assert "VOID" not in page.split("Load with locust")[1]
+    page = own_part(html_page(make_result(locusts=[msgspec.structs.replace(run, rows=1)])))
+    assert "VOID" in page.split("Load with locust")[1]
+
+
+def test_the_page_has_the_table_of_targets() -> None:
+    """Where the result was made for it."""
+    result = make_result(make_run(BATCHES), suite=SUITE)
+    assert "10,000 campaigns, Zipf" in own_part(html_page(result))
+    assert "10,000 campaigns, Zipf" in in_terminal(result)
+    assert "10,000 campaigns, Zipf" not in own_part(html_page(make_result(make_run(BATCHES))))
 
 
 def test_a_ratio_is_told_to_three_figures() -> None:

@@ -105,6 +105,23 @@ def test_a_batch_that_was_not_read_has_nothing_accepted() -> None:
     assert sent.outcomes.count(bytes([NONE])) == 1
 
 
+def test_a_batch_that_is_refused_whole_is_unknown() -> None:
+    """Its results are not even read."""
+    with serving(answered(200, {"retry": 10, "results": "a thousand lines"}), answered(200, {"results": []})) as port:
+        sent = send(port, 10)
+    assert sent.outcomes.count(bytes([UNKNOWN])) == 1
+    assert sum(array("i", sent.refused_events)) == 10
+
+
+def test_a_service_does_not_count_waiting_for_a_connection() -> None:
+    """The latency of an open loop does."""
+    with serving(answered(200, ACCEPTED)) as port:
+        sent = send(port, rate=1e6, seconds=0.2)
+    latencies, services = array("d", sent.latencies), array("d", sent.services)
+    assert all(service <= latency for service, latency in zip(services, latencies, strict=True))
+    assert sum(services) < sum(latencies) / 2
+
+
 def test_a_connection_that_is_cut_leaves_its_request_unknown_and_is_replaced() -> None:
     """And the load goes on."""
     with serving(answered(200, ACCEPTED), None, answered(200, ACCEPTED)) as port:
