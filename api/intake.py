@@ -38,6 +38,9 @@ REFUSED_MAX: Final = 256  # refused connections that we wait for, so that they h
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _EVENT_PATHS: Final = {b"/events/": False, b"/events/batch": True}
 _HEALTHY: Final = Answer(200, [(b"content-type", JSON.encode())], b'{"status":"ok"}')
+_OVERLOADED: Final = problem(
+    503, "overloaded", "more events are waiting than may wait: none of these was taken", retry_after_seconds=1
+)
 _READY: Final = Answer(200, [(b"content-type", JSON.encode())], b'{"status":"ready"}')
 _log = logging.getLogger("headrace.intake")
 
@@ -53,6 +56,10 @@ class EventTaker(Protocol):
         idempotency_key: str | None = None,
     ) -> Submission:
         """Take the events of one request; `answer` is called once, maybe before this returns."""
+        ...
+
+    def overloaded(self) -> bool:
+        """Whether there is no room for another request."""
         ...
 
     async def problems(self) -> list[str]:
@@ -241,14 +248,18 @@ class Intake:
             )
 
     def _submit(self, exchange: Exchange, request: Request) -> None:
-        headers = {name: value.decode("latin-1") for name, value in request.headers.items()}
+        if self._engine.overloaded():
+            exchange.finish(_OVERLOADED)  # at once and unread: what was taken keeps its share of the machine
+            return
+        headers = request.headers
+        key_text = headers.get(b"idempotency-key")
         exchange.batch = _EVENT_PATHS[request.path]
         try:
-            key = read_idempotency_key(headers.get(b"idempotency-key"))
+            key = None if key_text is None else read_idempotency_key(key_text.decode("latin-1"))
             events = read_events(
                 request.body,
-                content_type=headers.get(b"content-type", ""),
-                content_encoding=headers.get(b"content-encoding", ""),
+                content_type=headers.get(b"content-type", b"").decode("latin-1"),
+                content_encoding=headers.get(b"content-encoding", b"").decode("latin-1"),
                 batch=exchange.batch,
                 limits=self.settings,
             )

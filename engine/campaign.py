@@ -146,7 +146,7 @@ class CampaignState:
     """Plan, generation, spend day and what is under way, of one campaign in one engine process."""
 
     __slots__ = (
-        "campaign_id", "committed", "fresh_us", "generation", "generation_seen", "in_flight", "phase", "plan",
+        "_flags", "campaign_id", "committed", "fresh_us", "generation", "generation_seen", "in_flight", "phase", "plan",
         "slack_us", "today", "turn_us", "voids", "wait_us",
     )  # fmt: skip
 
@@ -158,6 +158,7 @@ class CampaignState:
         self.slack_us, self.wait_us = slack_seconds * SECOND_US, int(wait_seconds * SECOND_US)
         self.phase = Phase.LOADING
         self.plan: Campaign | None = None
+        self._flags: bytes = b""  # the kind of each event type under the plan
         self.today: SpendDay | None = None
         self.generation = 0  # the one that the next call names
         self.generation_seen = 0  # the highest one seen in Postgres: no older one is used
@@ -180,6 +181,7 @@ class CampaignState:
         if self.plan is not None and plan.version <= self.plan.version:
             return False
         self.plan = plan
+        self._flags = _flags(plan)
         if self.today is None:
             self.today = spend_day(now_us, plan.timezone)
         return True
@@ -252,7 +254,7 @@ class CampaignState:
             today = self.today
             assert today is not None
         if plan.active:
-            flags = _flags(plan)
+            flags = self._flags
             kinds = bytes([flags[entry.event_type] for entry in entries])
             total_micros, cost_micros = plan.total_budget_micros, plan.cost_micros
             cap = NO_CAP if plan.freq_cap_impressions_per_day is None else plan.freq_cap_impressions_per_day
@@ -337,20 +339,19 @@ class CampaignState:
         """What must hold between any two messages; asserted in production too."""
         assert self.generation >= self.generation_seen, "a generation older than one seen in Postgres"
         assert self.phase is Phase.LOADING or self.phase is Phase.STOPPED or self.plan is not None
-        for event_id, entry in self.in_flight.items():
-            assert entry.event_id == event_id
-            break  # one is enough to find a way of filing that is wrong
+        event_id, entry = next(iter(self.in_flight.items()), (None, None))
+        assert entry is None or entry.event_id == event_id, "filed under another id"
 
 
 _ACCEPTED: Final = Letter.ACCEPTED.value[0]
 _KNOWN: Final = {Letter.DUPLICATE.value[0]: Letter.DUPLICATE, Letter.PENDING.value[0]: Letter.PENDING}
 
 
-def _flags(plan: Campaign) -> tuple[int, ...]:
+def _flags(plan: Campaign) -> bytes:
     """The kind of each event type under a plan."""
     billable = BILLABLE[plan.pricing_model]
     capped = plan.freq_cap_impressions_per_day is not None
-    return tuple(
+    return bytes(
         (BILLABLE_FLAG if event_type is billable else FREE)
         | (COUNTS_FOR_CAP if capped and event_type is EventType.IMPRESSION else FREE)
         for event_type in EventType

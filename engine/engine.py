@@ -100,6 +100,13 @@ class Engine:
         submission.handed_on()
         return submission
 
+    def overloaded(self) -> bool:
+        """Whether there is no room for another request, which is then refused before it is decoded; counted."""
+        full = self._events_open >= self.settings.engine_events_max
+        if full:
+            metrics.requests_shed.inc()
+        return full
+
     async def record(self, events: Sequence[Event | Invalid], *, idempotency_key: str | None = None) -> Submission:
         """`submit`, and wait for the verdicts."""
         done = trio.Event()

@@ -29,6 +29,7 @@ recovery_seconds = Histogram("headrace_recovery_seconds", "One recovery of a cam
 recoveries = Counter("headrace_recoveries_total", "Recoveries by outcome.", ["outcome"])
 actor_faults = Counter("headrace_actor_faults_total", "Actors that failed and were rebuilt.")
 events_open = Gauge("headrace_events_open", "Events without a verdict.", multiprocess_mode="livesum")
+requests_shed = Counter("headrace_requests_shed_total", "Requests refused unread: the engine was full.")
 flush_queue_events = Gauge("headrace_flush_queue_events", "Events waiting for a flush.", multiprocess_mode="livesum")
 actors = Gauge("headrace_actors", "Live campaigns.", multiprocess_mode="livesum")
 differences = Counter("headrace_differences_total", "Contradictions that were found; each halts its campaign.")

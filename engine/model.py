@@ -263,13 +263,6 @@ def day_text(day: int) -> str:
     return (_EPOCH + timedelta(days=day)).date().isoformat()
 
 
-def uuid7_us(event_id: bytes) -> int | None:
-    """The time inside a UUIDv7 (RFC 9562, section 5.7), or None for an id of another kind."""
-    if event_id[6] >> 4 != 7 or event_id[8] >> 6 != 2:
-        return None
-    return int.from_bytes(event_id[:6], "big") * 1_000
-
-
 def new_event_id(now_us: int, randomness: bytes) -> EventId:
     """A UUIDv7 (RFC 9562, section 5.7) from an instant and 10 random bytes."""
     milliseconds = (now_us // 1_000).to_bytes(6, "big")

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
+import msgspec
+
 from engine.model import (
     Campaign,
     CampaignId,
@@ -50,8 +52,7 @@ class Letter(bytes, Enum):
 # --- Ledger: what goes to Redis, and what comes back ---
 
 
-@dataclass(frozen=True, slots=True)
-class Reserve:
+class Reserve(msgspec.Struct, frozen=True, gc=False):
     """Reserve money, cap and ids for up to 1,000 events of one campaign; all or nothing is written.
 
     `kinds` has a byte an event (flags above), `ids` 16 bytes an event, `users` a string an event.
@@ -79,8 +80,7 @@ class Reserve:
     committed: Sequence[int] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Resolve:
+class Resolve(msgspec.Struct, frozen=True, gc=False):
     """Settle one reservation: `commit` makes it durable, otherwise it is undone. Repeatable at will."""
 
     campaign_id: CampaignId
@@ -89,8 +89,7 @@ class Resolve:
     commit: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Reserved:
+class Reserved(msgspec.Struct, frozen=True, gc=False):
     """One letter an event, and the sums afterwards (micros, reservations included)."""
 
     letters: bytes

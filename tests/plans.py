@@ -48,6 +48,13 @@ def micros(amount: str) -> Micros:
     return micros_from_decimal(Decimal(amount))
 
 
+def uuid7_us(event_id: bytes) -> int | None:
+    """The time inside a UUIDv7 (RFC 9562, section 5.7), or None for an id of another kind."""
+    if event_id[6] >> 4 != 7 or event_id[8] >> 6 != 2:
+        return None
+    return int.from_bytes(event_id[:6], "big") * 1_000
+
+
 def submission(now_us: int = NOON_US) -> Submission:
     """A request received now, whose answer goes nowhere."""
     return Submission(now_us, now_us + 10_000_000, lambda _: None, lambda _: None)

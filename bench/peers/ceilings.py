@@ -201,6 +201,10 @@ class Nobody:
         answer(submission)
         return submission
 
+    def overloaded(self) -> bool:
+        """Never."""
+        return False
+
     async def problems(self) -> list[str]:
         """None."""
         return []

@@ -6,6 +6,7 @@ from tests.mutants.mutant import Edit, Mutant
 
 LUA = "engine/redis/functions.lua"
 ADAPTER = "engine/redis/ledger.py"
+CONNECTION = "engine/redis/connection.py"
 CALLS = "engine/redis/calls.py"
 CONTRACT = "tests/contract/test_ledger.py"
 REAL = "tests/contract/test_ledger_redis.py"
@@ -346,7 +347,7 @@ CERTAINTY = [
     Mutant(
         "no-answer-of-redis-is-unknown",
         "A cut connection is never read as 'it did not run'.",
-        [Edit(ADAPTER, 'replies += [Unknown(f"Redis gave no answer', 'replies += [NotRun(f"Redis gave no answer')],
+        [Edit(CONNECTION, 'Unknown(f"Redis gave no answer', 'NotRun(f"Redis gave no answer')],
         [f"{REAL}::test_a_call_without_an_answer_is_unknown"],
     ),
     Mutant(
@@ -354,9 +355,9 @@ CERTAINTY = [
         "An answer that comes late is not read as that of the next call.",
         [
             Edit(
-                ADAPTER,
-                "            connection.disconnect()\n        except BaseException:",
-                "        except BaseException:",
+                CONNECTION,
+                "            if not whole:\n                self.close()",
+                "            if not whole:\n                pass",
             )
         ],
         [f"{REAL}::test_a_connection_that_owes_an_answer_is_not_used_again"],

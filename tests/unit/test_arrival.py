@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from engine.arrival import arrive, derived_event_id
-from engine.model import DAY_US, SECOND_US, Event, EventType, Invalid, datetime_from_us, new_event_id, uuid7_us
+from engine.model import DAY_US, SECOND_US, Event, EventType, Invalid, datetime_from_us, new_event_id
 from engine.submission import Entry
-from tests.plans import LIMITS, NOON_US, entry, submission
+from tests.plans import LIMITS, NOON_US, entry, submission, uuid7_us
 
 TODAY = NOON_US // DAY_US
 

@@ -278,6 +278,22 @@ async def test_a_full_mailbox_refuses_at_once(autojump_clock: MockClock) -> None
         nursery.cancel_scope.cancel()
 
 
+async def test_an_engine_is_full_until_its_events_have_their_verdicts(autojump_clock: MockClock) -> None:
+    """What was taken before is finished; then there is room again."""
+    async with trio.open_nursery() as nursery:
+        world = World(
+            nursery, mailbox_events_max=10, request_events_max=10, reserve_events_max=10, engine_events_max=10
+        )
+        campaign = await world.campaign()
+        assert not world.engine.overloaded()
+        answered = trio.Event()
+        world.engine.submit([shown(campaign)] * 10, lambda _: answered.set())
+        assert world.engine.overloaded()
+        await answered.wait()
+        assert not world.engine.overloaded()
+        nursery.cancel_scope.cancel()
+
+
 async def test_what_has_no_verdict_at_its_deadline_is_unavailable(autojump_clock: MockClock, world: World) -> None:
     """The work behind it goes on to its end."""
     campaign = await world.campaign()

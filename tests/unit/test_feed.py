@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from api.feed import LINE_BYTES_MAX, Feed, Lines, Unreadable
-from engine.model import SECOND_US, instant_text, uuid7_us
+from engine.model import SECOND_US, instant_text
+from tests.plans import uuid7_us
 
 NOW_US = 1_800_000_000 * SECOND_US
 ID = "cedc2e55-d20e-51dd-b42b-300ecee02c39"

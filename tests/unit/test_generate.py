@@ -14,7 +14,8 @@ from bench.generate import BAD_KINDS, Mix, take, zipf_weights
 from config.settings import Settings
 from engine import Event, Invalid, Submission
 from engine.arrival import ArrivalLimits, arrive
-from engine.model import SECOND_US, us_from_datetime, uuid7_us
+from engine.model import SECOND_US, us_from_datetime
+from tests.plans import uuid7_us
 
 NOW_US = 1_800_000_000 * SECOND_US
 EVENTS = 20_000

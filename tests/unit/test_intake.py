@@ -32,6 +32,7 @@ class HeldEngine:
     def __init__(self) -> None:
         self.at_once = False
         self.not_ready: list[str] = []
+        self.full = False
         self.keys: list[str | None] = []
         self.taken = 0
         self._hand_over, self._taken = trio.open_memory_channel[Submission](inf)
@@ -56,6 +57,9 @@ class HeldEngine:
         else:
             self._hand_over.send_nowait(submission)
         return submission
+
+    def overloaded(self) -> bool:
+        return self.full
 
     async def problems(self) -> list[str]:
         return self.not_ready
@@ -630,6 +634,20 @@ async def test_connections_above_the_cap_are_refused() -> None:
         async with served.connect() as third:
             await third.send(post())
             assert (await third.answer()).status == 200
+
+
+async def test_a_full_engine_refuses_unread() -> None:
+    """Whatever the request holds: 503 at once, and the connection goes on."""
+    async with serving() as served, served.connect() as sender:
+        served.engine.at_once = served.engine.full = True
+        await sender.send(post(b"no JSON at all"))
+        answer = await sender.answer()
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert b'"overloaded"' in answer.body
+        assert served.engine.taken == 0
+        served.engine.full = False
+        await sender.send(post())
+        assert (await sender.answer()).status == 200
 
 
 async def test_without_free_descriptors_accepting_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
