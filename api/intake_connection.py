@@ -223,6 +223,11 @@ class Connection:
 
     # --- writing --------------------------------------------------------------------------------------------
 
+    @property
+    def in_body(self) -> bool:
+        """Part of a body has come, and more is to come."""
+        return self._body_bytes > 0
+
     def write_answers(self) -> None:
         """Send the answers that are ready and whose turn it is."""
         if self.closed:
