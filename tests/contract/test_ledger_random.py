@@ -10,8 +10,20 @@ from typing import Final
 import pytest
 
 from engine.model import CampaignId, CampaignSpend, EventId, Micros
-from engine.ports import BILLABLE, COUNTS_FOR_CAP, NO_CAP, Kept, Ledger, NotRun, Reserve, Resolve
-from tests.contract.reservations import DAY, TURN, FakeRig, RedisRig, redis_rig
+from engine.ports import BILLABLE, COUNTS_FOR_CAP, NO_CAP, Ledger, NotRun, Reserve, Resolve
+from engine.steps import Kept
+from tests.contract.reservations import (
+    DAY,
+    TURN,
+    FakeRig,
+    RedisRig,
+    begin,
+    load_ids,
+    load_users,
+    ready,
+    redis_rig,
+    settle,
+)
 
 STEPS: Final = 600
 CAMPAIGNS: Final = [CampaignId(number) for number in (1, 2, 3)]
@@ -103,7 +115,7 @@ class Script:
     def begin(self, campaign_id: CampaignId) -> Callable[[Ledger], Awaitable[object]]:
         """Mostly the next generation."""
         generation = self.generation(campaign_id) + self.draw.choices((1, 2), (6, 1))[0]
-        return lambda ledger: ledger.begin(campaign_id, generation)
+        return lambda ledger: begin(ledger, campaign_id, generation)
 
     def settle(self, campaign_id: CampaignId) -> Callable[[Ledger], Awaitable[object]]:
         """A pending tag, if there is one."""
@@ -111,22 +123,22 @@ class Script:
         book = self.fake.fake.books.get(campaign_id)
         if book is not None and book.pending:
             tag = self.draw.choice(sorted(book.pending))
-        return lambda ledger: ledger.settle(campaign_id, generation, tag, commit=commit)
+        return lambda ledger: settle(ledger, campaign_id, generation, tag, commit=commit)
 
     def load(self, campaign_id: CampaignId) -> Callable[[Ledger], Awaitable[object]]:
         """Some users or some ids."""
         generation = self.generation(campaign_id)
         if self.draw.random() < 0.5:
             users = [(user, self.draw.randint(1, 3)) for user in self.draw.sample(USERS, 2)]
-            return lambda ledger: ledger.load_users(campaign_id, generation, users)
+            return lambda ledger: load_users(ledger, campaign_id, generation, users)
         ids, turn = [EventId(each) for each in self.draw.sample(IDS, 5)], self.turn - self.draw.randint(0, 1)
-        return lambda ledger: ledger.load_ids(campaign_id, generation, turn, ids)
+        return lambda ledger: load_ids(ledger, campaign_id, generation, turn, ids)
 
     def ready(self, campaign_id: CampaignId) -> Callable[[Ledger], Awaitable[object]]:
         """Sums that fit, or not."""
         generation, spend = self.generation(campaign_id), self.spend(campaign_id)
         turn, version = self.turn, self.version
-        return lambda ledger: ledger.ready(campaign_id, generation, spend, turn, version)
+        return lambda ledger: ready(ledger, campaign_id, generation, spend, turn, version)
 
 
 def plain(reply: object) -> object:
