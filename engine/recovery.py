@@ -10,6 +10,7 @@ much, ends as `Alone`, and is to be recovered by itself. That is the same recove
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -223,7 +224,7 @@ class Recovery:
         since_us = oldest * self.turn_us - CLOCK_SLACK_US
         async with aclosing(self.store.ids_received(list(reached), since_us)) as received:
             async for ids in received:
-                calls = list(attempt.loads_of_ids(ids, lambda us: min(latest, max(oldest, us // self.turn_us))))
+                calls = list(attempt.loads_of_ids(ids, self.turn_us, oldest, latest))
                 for call in calls:
                     reached[call.campaign_id] = max(reached[call.campaign_id], call.turn)
                 if not await self._load(attempt, reached, calls):
@@ -281,7 +282,7 @@ class _Attempt:
                     yield LoadUsers(campaign_id, self.rows[campaign_id].generation, chunk)
 
     def loads_of_ids(
-        self, piece: Mapping[CampaignId, Sequence[tuple[EventId, int]]], turn_of: Callable[[int], int]
+        self, piece: Mapping[CampaignId, Sequence[tuple[EventId, int]]], turn_us: int, oldest: int, latest: int
     ) -> Iterator[LoadIds]:
         """Chunks of a piece, each id under the turn in which it was received, by its receiver's clock.
 
@@ -289,12 +290,13 @@ class _Attempt:
         """
         for campaign_id, received in piece.items():
             if campaign_id in self.rows:
-                of_turn: dict[int, list[EventId]] = {}
+                of_turn: defaultdict[int, list[EventId]] = defaultdict(list)
                 for event_id, received_us in received:
-                    of_turn.setdefault(turn_of(received_us), []).append(event_id)
+                    of_turn[received_us // turn_us].append(event_id)
                 for turn, ids in of_turn.items():
                     for chunk in _parts(ids, CHUNK):
-                        yield LoadIds(campaign_id, self.rows[campaign_id].generation, turn, chunk)
+                        generation = self.rows[campaign_id].generation
+                        yield LoadIds(campaign_id, generation, min(latest, max(oldest, turn)), chunk)
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,7 +14,7 @@ class Asked:
 
     def __init__(self, recovery: Recovery) -> None:
         self.recovery = recovery
-        self.raised: defaultdict[int, list[int]] = defaultdict(list)
+        self.raised: dict[int, list[int]] = {}
         self.ended: dict[int, Outcome] = {}
 
     async def recover(self, campaigns: Sequence[int], *, alone: bool = False) -> dict[int, Outcome]:
@@ -26,7 +25,10 @@ class Asked:
         return self.ended
 
     def _case(self, campaign: int) -> Case:
-        return Case(CampaignId(campaign), 1, self.raised[campaign].append, partial(self._end, campaign))
+        return Case(CampaignId(campaign), 1, partial(self._raise, campaign), partial(self._end, campaign))
+
+    def _raise(self, campaign: int, generation: int) -> None:
+        self.raised.setdefault(campaign, []).append(generation)
 
     def _end(self, campaign: int, outcome: Outcome) -> None:
         assert campaign not in self.ended

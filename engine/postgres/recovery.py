@@ -20,7 +20,10 @@ from engine.postgres.campaigns import ledger_row
 from engine.postgres.copy import TO_2000_US
 from engine.postgres.database import Database
 
-PIECE: Final = 10_000  # rows of what is streamed, one piece a round trip: 0.4 MB of ids, 1 MB of users
+CHUNK: Final = 1_000  # the ledger's load takes so many at once
+# Rows of a piece: for one campaign a chunk; for many campaigns more, so that each of them has several in it.
+PIECE_MAX: Final = 10_000
+_FETCHED: Final = 5_000  # rows a round trip, if a piece is not larger: 0.2 MB of ids
 
 # A rebuild may read a campaign of many millions: ten times the time of any other query.
 _STREAM_PATIENCE: Final = 10
@@ -123,8 +126,9 @@ async def users_on(
     lets BRIN leave out older partitions.
     """
     since_us = max(0, min(days.values()) - 2) * DAY_US
+    size = min(PIECE_MAX, CHUNK * len(days))
     of_days = (list(days), list(days.values()))
-    async with aclosing(_rows(database, timeout_seconds, _USERS, *of_days, since_us, PIECE)) as rows:
+    async with aclosing(_rows(database, timeout_seconds, size, _USERS, *of_days, since_us)) as rows:
         async for piece in rows:
             users: defaultdict[CampaignId, list[tuple[str, int]]] = defaultdict(list)
             for campaign_id, user, impressions in zip(*piece, strict=True):
@@ -136,7 +140,8 @@ async def ids_received(
     database: Database, campaign_ids: Sequence[CampaignId], since_us: int, timeout_seconds: float
 ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[EventId, int]]], None]:
     """Ids and receive times since then, in pieces."""
-    async with aclosing(_rows(database, timeout_seconds, _IDS, campaign_ids, since_us, PIECE)) as rows:
+    size = min(PIECE_MAX, CHUNK * len(campaign_ids))
+    async with aclosing(_rows(database, timeout_seconds, size, _IDS, campaign_ids, since_us)) as rows:
         async for piece in rows:
             yield {
                 campaign_id: [
@@ -147,12 +152,13 @@ async def ids_received(
 
 
 async def _rows(
-    database: Database, timeout_seconds: float, query: str, *args: object
+    database: Database, timeout_seconds: float, size: int, query: str, *args: object
 ) -> AsyncGenerator[asyncpg.Record, None]:
-    """Row by row, from one snapshot."""
-    async with database.cursor(query, *args, timeout_seconds=_STREAM_PATIENCE * timeout_seconds) as fetch:
-        while rows := await fetch(1):
-            yield rows[0]
+    """Piece by piece of that size, from one snapshot."""
+    async with database.cursor(query, *args, size, timeout_seconds=_STREAM_PATIENCE * timeout_seconds) as fetch:
+        while pieces := await fetch(max(1, _FETCHED // size)):
+            for piece in pieces:
+                yield piece
 
 
 def stored_event(row: asyncpg.Record) -> StoredEvent:

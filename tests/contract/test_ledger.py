@@ -24,7 +24,7 @@ from engine.ports import (
     Resolve,
     Stale,
 )
-from engine.steps import Emptied, Kept, Mismatch, Pending
+from engine.steps import Begin, Emptied, Kept, LoadIds, LoadUsers, Mismatch, Pending, Ready
 from tests.contract.reservations import (
     CAMPAIGN,
     COST,
@@ -615,6 +615,72 @@ async def test_ready_allows_a_day_that_the_ledger_has_not_reached(ledger: Ledger
     await settle(ledger, CAMPAIGN, 2, late.tag, commit=False)
     assert await ready(ledger, CAMPAIGN, 2, spend(COST), TURN, 1) == Done()
     assert await ask(ledger, reserve(generation=2)) == DayBehind(DAY + 1)
+
+
+# --- recoveries of many ---
+
+
+async def test_many_begin_at_once_and_each_for_itself(rig: Rig) -> None:
+    """One reply a call, in order: kept with its own reservations, emptied, refused."""
+    kept, new, behind, gone = [CampaignId(number) for number in (4, 3, 2, 1)]
+    for campaign in (kept, behind, gone):
+        await opened(rig.ledger, campaign)
+    call = reserve(campaign_id=kept)
+    await ask(rig.ledger, call)
+    asked = [Begin(kept, 2), Begin(new, 5), Begin(behind, 1), Begin(gone, 3)]
+    assert await rig.ledger.begin(asked) == [
+        Kept([Pending(call.tag, ids_of(call)[0])]),
+        Emptied(),
+        Stale(1),
+        Emptied(),
+    ]
+    replies = await rig.ledger.ready([Ready(each.campaign_id, each.generation, spend(), TURN, 1) for each in asked])
+    assert replies == [Mismatch(), Done(), Closed(), Done()]
+
+
+async def test_chunks_of_many_campaigns_are_loaded_at_once(rig: Rig) -> None:
+    """Users and ids, each for its own campaign and turn; one that does not fit does not touch the others."""
+    one, other, unknown = [CampaignId(number) for number in (1, 2, 3)]
+    assert await rig.ledger.begin([Begin(one, 1), Begin(other, 1)]) == [Emptied()] * 2
+    old, new = [EventId(new_ids(1)) for _ in range(2)]
+    replies = await rig.ledger.load(
+        [
+            LoadIds(one, 1, TURN - 1, [old]),
+            LoadUsers(unknown, 1, [("ada", 1)]),
+            LoadUsers(one, 1, [("ada", 1)]),
+            LoadUsers(other, 1, [(f"{at}", 1) for at in range(1_001)]),
+            LoadIds(other, 2, TURN, [old]),
+            LoadIds(other, 1, TURN, [new]),
+        ]
+    )
+    assert [type(reply) for reply in replies] == [Done, Lost, Done, NotRun, Stale, Done]
+    assert await rig.ledger.ready([Ready(each, 1, spend(), TURN, 1) for each in (one, other)]) == [Done()] * 2
+    capped = {"kinds": CAPPED * 2, "users": ["ada", "ada"], "cap": 1}
+    assert await letters(rig.ledger, reserve(ids=old + new_ids(1), campaign_id=one, **capped)) == b"DC"
+    assert await letters(rig.ledger, reserve(ids=new + old, campaign_id=other, **capped)) == b"DA"
+
+
+async def test_reservations_of_many_campaigns_are_settled_at_once(rig: Rig) -> None:
+    """Each as it is told, under its campaign's own generation."""
+    campaigns = [CampaignId(number) for number in range(1, 6)]
+    calls_ = []
+    for campaign in campaigns:
+        await opened(rig.ledger, campaign)
+        calls_ += [reserve(campaign_id=campaign), reserve(campaign_id=campaign)]
+    await rig.ledger.round(calls_)
+    await rig.ledger.begin([Begin(each, 2) for each in campaigns[1:]])
+    asked = [Resolve(call.campaign_id, 2, call.tag, commit=at % 2 == 0) for at, call in enumerate(calls_)]
+    assert await rig.ledger.settle(asked) == [Stale(1), Stale(1)] + [Done()] * 8
+    assert await rig.ledger.ready([Ready(each, 2, spend(COST), TURN, 1) for each in campaigns[1:]]) == [Done()] * 4
+    for at, call in enumerate(calls_[2:]):
+        assert await letters(rig.ledger, replace(call, generation=2, tag=call.tag + 10**6)) == (
+            b"A" if at % 2 else b"D"
+        )
+
+
+async def test_no_steps_are_answered(ledger: Ledger) -> None:
+    """No calls, no replies."""
+    assert [await ledger.begin([]), await ledger.settle([]), await ledger.load([]), await ledger.ready([])] == [[]] * 4
 
 
 # --- rounds ---

@@ -209,6 +209,36 @@ async def test_raising_a_generation_waits_for_the_flush_that_holds_the_row(
     assert (raised[0].generation, raised[0].spend.spent_micros) == (1, COST)
 
 
+async def test_rows_that_a_flush_holds_are_left_as_they_are(store: PostgresStore, database_url: str) -> None:
+    """Unless they are to be waited for: the others are raised at once."""
+    first, held, last = [await new_campaign(store) for _ in range(3)]
+    with psycopg.connect(database_url) as flush:
+        flush.execute(guard_call(sum_rows([bunch(held, [impression(now())])])))
+        with trio.fail_after(5):
+            rows = await store.raise_generations([last, held, first], wait=False)
+        flush.commit()
+    assert {each: row and row.generation for each, row in rows.items()} == {first: 1, held: None, last: 1}
+    row = await ledger_of(store, held)
+    assert (row.generation, row.spend.spent_micros) == (0, COST)
+
+
+async def test_generations_are_raised_in_order_of_campaign(store: PostgresStore, database_url: str) -> None:
+    """Who waits holds rows of lower numbers only, as a flush does: nobody waits in a circle."""
+    first, held, last = [await new_campaign(store) for _ in range(3)]
+    with psycopg.connect(database_url) as flush, psycopg.connect(database_url) as other:
+        flush.execute(guard_call(sum_rows([bunch(held, [impression(now())])])))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: store.raise_generations([last, held, first], wait=True))
+            await until(database_url, FLUSH_WAITS.replace("headrace flush", "headrace"))
+            other.execute("SELECT FROM ledger WHERE campaign_id = %s FOR UPDATE NOWAIT", [last])
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                other.execute("SELECT FROM ledger WHERE campaign_id = %s FOR UPDATE NOWAIT", [first])
+            other.rollback()
+            flush.commit()
+    for campaign in (first, held, last):
+        assert (await ledger_of(store, campaign)).generation == 1
+
+
 async def test_an_unanswered_commit_is_unknown(database_url: str) -> None:
     """The connection breaks after COMMIT was sent: nobody knows, and in truth the row is there."""
     async with open_proxy(database_url) as proxy, open_store(proxy.url, Settings()) as store:
