@@ -252,7 +252,8 @@ async def test_a_row_that_a_flush_holds_is_waited_for_alone(world: World) -> Non
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.store.flush, [bunch(held, [impression(NOW_US)], day=TODAY)])
         await trio.sleep(1)
-        assert await world.asked.recover([held, good]) == {held: Alone(), good: Followed(1)}
+        with trio.fail_after(1):
+            assert await world.asked.recover([held, good]) == {held: Alone(), good: Followed(1)}
         assert (held in world.ledger.books, held in world.asked.raised) == (False, False)
         nursery.start_soon(lambda: world.asked.recover([held], alone=True))
         await trio.sleep(1)
