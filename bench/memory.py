@@ -35,6 +35,7 @@ from engine.model import CampaignId, CampaignSpend, EventId, Micros, new_event_i
 from engine.ports import COUNTS_FOR_CAP, FREE, NO_CAP, Done, Reserve, Reserved, Resolve
 from engine.redis.ledger import RedisLedger, open_ledger
 from engine.runtime import open_engine
+from engine.steps import Begin, LoadIds, Ready
 from engine.submission import Submission
 
 CAMPAIGNS: Final = 10
@@ -143,8 +144,9 @@ class Scales:
 
     async def open(self, campaign_id: CampaignId) -> None:
         """A campaign without anything."""
-        await self.ledger.begin(campaign_id, 1)
-        assert await self.ledger.ready(campaign_id, 1, CampaignSpend(Micros(0), 1, Micros(0)), 0, 1) == Done()
+        await self.ledger.begin([Begin(campaign_id, 1)])
+        nothing = CampaignSpend(Micros(0), 1, Micros(0))
+        assert await self.ledger.ready([Ready(campaign_id, 1, nothing, 0, 1)]) == [Done()]
 
     def used(self) -> int:
         """Bytes of all that Redis holds, less what comes and goes: Lua's garbage and the buffers of clients."""
@@ -184,11 +186,11 @@ class Scales:
     async def rebuilt_ids(self, size: int) -> float:
         """Bytes of an id that a rebuild loaded."""
         self.client.flushall()
-        await self.ledger.begin(CAMPAIGN, 1)
+        await self.ledger.begin([Begin(CAMPAIGN, 1)])
         before = self.used()
         for _ in range(size // CHUNK):
             chunk = [EventId(_new_id()) for _ in range(CHUNK)]
-            assert await self.ledger.load_ids(CAMPAIGN, 1, 0, chunk) == Done()
+            assert await self.ledger.load([LoadIds(CAMPAIGN, 1, 0, chunk)]) == [Done()]
         return (self.used() - before) / size
 
     async def pending(self, events: int) -> float:

@@ -249,17 +249,16 @@ async def _create(store: PostgresStore, cap: int | None, budget_micros: int) -> 
 def timed_parts(parts: dict[str, float]) -> Iterator[None]:
     """Add up, meanwhile, the seconds that a recovery waits for each call of the stores."""
     calls = [
-        (PostgresStore, "raise_generation", "raise the generation"),
+        (PostgresStore, "raise_generations", "raise the generation"),
         (PostgresStore, "users_on", "read users"),
-        (RedisLedger, "load_users", "load users"),
         (PostgresStore, "ids_received", "read ids"),
-        (RedisLedger, "load_ids", "load ids"),
+        (RedisLedger, "load", "load users and ids"),
         (RedisLedger, "ready", "open"),
     ]
     parts.update((part, 0.0) for _, _, part in calls)
     real = [(owner, name, getattr(owner, name)) for owner, name, _ in calls]
     for owner, name, part in calls:
-        wrap = _timed_stream if owner is PostgresStore and name != "raise_generation" else _timed_call
+        wrap = _timed_stream if owner is PostgresStore and name != "raise_generations" else _timed_call
         setattr(owner, name, wrap(getattr(owner, name), parts, part))
     try:
         yield

@@ -96,7 +96,12 @@ class Settings:
     actors_max: int = _number(50_000, "Live campaigns in one process: 4 KB each, 200 MB.", 1, 1_000_000)
     restarts_max: int = _number(5, "Restarts of one crashed actor within the window; then it answers 503.", 0, 1_000)
     restart_window_seconds: float = _number(60.0, "The window of `HEADRACE_RESTARTS_MAX`.", 1, 3_600)
-    recoveries_max: int = _number(4, "Recoveries at once: half of the query connections, so reports go on.", 1, 64)
+    recoveries_max: int = _number(
+        4,
+        "Recoveries at once, one of many campaigns, the others of one each: half of the query connections.",
+        2,
+        64,
+    )
     lookup_events_max: int = _number(5_000, "Ids of one look-up in Postgres: 20 ms of index probes.", 1, 100_000)
 
     heartbeat_seconds: float = _number(2.0, "How often an engine process says in Postgres that it is alive.", 0.1, 60)

@@ -23,13 +23,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LEDGER: Final = (
-    "begin", "load_ids", "load_users", "pending_tags", "ping", "ready", "round", "settle",
-    "unsafe",
+    "begin", "load", "pending_tags", "ping", "ready", "round", "settle", "unsafe",
 )  # fmt: skip
 _STORE: Final = (
-    "campaign", "create_campaign", "flush", "halt", "heartbeat", "ids_received", "listening", "look_up",
-    "make_partitions", "page_campaigns", "ping", "plans", "raise_generation", "register_engine", "report",
-    "retire_engine", "update_campaign", "users_on",
+    "campaign", "create_campaign", "events_since", "flush", "halt", "heartbeat", "ids_received", "listening",
+    "look_up", "make_partitions", "page_campaigns", "ping", "plans", "raise_generations", "register_engine",
+    "report", "retire_engine", "update_campaign", "users_on",
 )  # fmt: skip
 _SPANS: Final = ("store.listening",)
 _STREAMS: Final = ("store.ids_received", "store.users_on")

@@ -28,6 +28,7 @@ from engine.model import (
     Report,
     StoredEvent,
 )
+from engine.steps import Begin, Emptied, Kept, LoadIds, LoadUsers, Mismatch, Ready
 
 # Flags of one event in `Reserve.kinds`.
 FREE: Final = 0
@@ -35,6 +36,7 @@ BILLABLE: Final = 1
 COUNTS_FOR_CAP: Final = 2
 
 NO_CAP: Final = -1
+UNTOUCHED_DAY: Final = 0  # `LedgerRow.spend.day` before the first commit
 
 
 class Letter(bytes, Enum):
@@ -134,11 +136,6 @@ class DayBehind:
 
 
 @dataclass(frozen=True, slots=True)
-class Mismatch:
-    """`ready` found sums that differ from the ledger's."""
-
-
-@dataclass(frozen=True, slots=True)
 class NotRun:
     """The store said no, or could not be reached: the call certainly had no effect.
 
@@ -157,26 +154,6 @@ class Unknown:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A pending reservation that `begin` found: its tag, and the first of its ids."""
-
-    tag: int
-    first_id: EventId
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """`begin` closed a state that can be trusted; these reservations have to be settled."""
-
-    pending: Sequence[Pending]
-
-
-@dataclass(frozen=True, slots=True)
-class Emptied:
-    """`begin` dropped the state: rebuild it from Postgres."""
-
-
 ReserveReply = Reserved | Lost | Stale | Closed | PlanBehind | DayBehind | NotRun | Unknown
 ResolveReply = Done | Lost | Stale | Closed | NotRun | Unknown
 BeginReply = Kept | Emptied | Stale | NotRun | Unknown
@@ -191,26 +168,20 @@ class Ledger(Protocol):
         """All calls in one pipelined round trip, in order; one reply a call."""
         ...
 
-    async def begin(self, campaign_id: CampaignId, generation: int) -> BeginReply:
-        """Close the campaign under a new generation, keeping its state only if it can be trusted."""
+    async def begin(self, calls: Sequence[Begin]) -> list[BeginReply]:
+        """All of them in one pipelined round trip, as each of the following; one reply a call."""
         ...
 
-    async def settle(self, campaign_id: CampaignId, generation: int, tag: int, *, commit: bool) -> LoadReply:
-        """`Resolve` for a recoverer: works while the campaign is closed."""
+    async def settle(self, calls: Sequence[Resolve]) -> list[LoadReply]:
+        """For a recoverer: works while the campaign is closed."""
         ...
 
-    async def load_users(self, campaign_id: CampaignId, generation: int, users: Sequence[tuple[str, int]]) -> LoadReply:
-        """One chunk (at most 1,000) of users and their impressions of the ledger's day."""
+    async def load(self, calls: Sequence[LoadUsers | LoadIds]) -> list[LoadReply]:
+        """Chunks of a rebuild."""
         ...
 
-    async def load_ids(self, campaign_id: CampaignId, generation: int, turn: int, ids: Sequence[EventId]) -> LoadReply:
-        """One chunk (at most 1,000) of committed ids, received in that turn of the dedup window."""
-        ...
-
-    async def ready(
-        self, campaign_id: CampaignId, generation: int, spend: CampaignSpend, turn: int, plan_version: int
-    ) -> ReadyReply:
-        """Open the campaign again, if its sums are the ledger's."""
+    async def ready(self, calls: Sequence[Ready]) -> list[ReadyReply]:
+        """Open campaigns again."""
         ...
 
     async def pending_tags(self, campaign_ids: Sequence[CampaignId]) -> dict[CampaignId, list[int]] | NotRun:
@@ -254,6 +225,11 @@ class LedgerRow:
     def halted(self) -> str | None:
         """Why the campaign is out of service; None if it is in service."""
         return self.spend.halted
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no flush of this campaign has ever committed: each, of free events too, writes its spend day."""
+        return self.spend.day == UNTOUCHED_DAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,8 +295,13 @@ class EventStore(Protocol):
         """Those of the wanted events that are committed, of any number of campaigns, in one query."""
         ...
 
-    async def raise_generation(self, campaign_id: CampaignId) -> LedgerRow | None:
-        """`gen + 1`, committed, after every older batch is in or out for good. None: no such campaign."""
+    async def raise_generations(
+        self, campaign_ids: Sequence[CampaignId], *, wait: bool
+    ) -> dict[CampaignId, LedgerRow | None]:
+        """`gen + 1` of each, committed, after every older batch of it is in or out for good. Absent: no such campaign.
+
+        A flush may hold a row: either all wait for it, or that campaign is left as it is (None).
+        """
         ...
 
     async def halt(self, campaign_id: CampaignId, reason: str) -> int | None:
@@ -330,14 +311,23 @@ class EventStore(Protocol):
         """
         ...
 
-    def users_on(self, campaign_id: CampaignId, spend_day: int) -> AsyncGenerator[Sequence[tuple[str, int]], None]:
-        """Impressions a user on a spend day, in chunks of at most 1,000. It holds a connection: use `aclosing`."""
+    async def events_since(self, days: Mapping[CampaignId, int]) -> dict[CampaignId, int]:
+        """About how many events each has since that spend day began: good enough to tell the large from the small."""
+        ...
+
+    def users_on(
+        self, days: Mapping[CampaignId, int]
+    ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[str, int]]], None]:
+        """Impressions a user, each campaign on its spend day, in pieces of at most 10,000 users.
+
+        A campaign may be in many pieces, a user of it in one. It holds a connection: use `aclosing`.
+        """
         ...
 
     def ids_received(
-        self, campaign_id: CampaignId, since_us: int
-    ) -> AsyncGenerator[Sequence[tuple[EventId, int]], None]:
-        """Ids and receive times of what was received since then, in chunks of at most 1,000. Use `aclosing`, too."""
+        self, campaign_ids: Sequence[CampaignId], since_us: int
+    ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[EventId, int]]], None]:
+        """Ids and receive times of what was received since then, in pieces of at most 10,000. Use `aclosing`, too."""
         ...
 
     async def ping(self) -> bool:

@@ -21,7 +21,7 @@ from engine.ports import Ledger
 from engine.postgres.engines import clock_offset_us
 from engine.postgres.halt import Rebuilt, rebuild
 from engine.postgres.store import PostgresStore, open_store
-from engine.recovery import CampaignHalted, Recovery, RecoveryFailed
+from engine.recovery import Case, Failed, Followed, Halted, Outcome, Recovery
 from engine.redis.ledger import open_ledger
 
 # Rebuilds until Redis follows. One is enough, two if Redis is ahead of a Postgres that lost commits; more only if
@@ -79,15 +79,18 @@ async def _bring_back(store: PostgresStore, ledger: Ledger, settings: Settings, 
             continue  # another rebuild was faster: again, on top of it
         found = found or rebuilt
         raised = rebuilt.after.generation
-        try:
-            generation = await recovery.recover(campaign_id, rebuilt.plan_version, lambda _: None)
-        except CampaignHalted:
-            continue
-        except RecoveryFailed as failed:
-            return Recovered(campaign_id, found, raised, f"its books are right, but Redis did not follow: {failed}")
-        stands = (await store.plans([campaign_id]))[campaign_id][1]
-        if generation <= stands.generation:
-            return Recovered(campaign_id, found, generation)
-        # Redis is ahead: Postgres was restored from a backup, say. Its books are right; rise above Redis.
-        above_generation = generation
+        outcomes: list[Outcome] = []
+        case = Case(campaign_id, rebuilt.plan_version, lambda _: None, outcomes.append)
+        await recovery.recover([case], alone=True)
+        match outcomes:
+            case [Failed(why)]:
+                return Recovered(campaign_id, found, raised, f"its books are right, but Redis did not follow: {why}")
+            case [Followed(generation)]:
+                stands = (await store.plans([campaign_id]))[campaign_id][1]
+                if generation <= stands.generation:
+                    return Recovered(campaign_id, found, generation)
+                # Redis is ahead: Postgres was restored from a backup, say. Its books are right; rise above Redis.
+                above_generation = generation
+            case _:
+                assert isinstance(outcomes[0], Halted), "nobody is told to recover alone what is recovered alone"
     return Recovered(campaign_id, found, trouble=f"not brought back in {_ROUNDS_MAX} rounds")

@@ -1,6 +1,6 @@
 """Campaign id -> live actor: started on first use, passivated when idle, rebuilt after a fault.
 
-Owns the actors' lives: loading their plans (many in one query), their recoveries, pauses and restarts. Runs in
+Owns the actors' lives: loading their plans (many in one query), their pauses and restarts. Runs in
 the engine's nursery; knows the stores only through the ports.
 """
 
@@ -24,7 +24,8 @@ from engine.lookups import LookUps
 from engine.mailbox import Mailbox
 from engine.model import Campaign, CampaignId, HeartbeatReply, Verdict
 from engine.ports import Clock, EventStore, Ledger, NotRun
-from engine.recovery import CampaignHalted, Recovery, RecoveryFailed
+from engine.recoveries import PAUSES_SECONDS, Recoveries
+from engine.recovery import Recovery
 from engine.rounds import Rounds
 from engine.services import Services
 from engine.submission import Entry
@@ -34,9 +35,6 @@ log = logging.getLogger(__name__)
 
 # Plans read in one query: what a round of many new campaigns asks for.
 _LOADS_MAX = 1_000
-# Pauses between attempts to recover while a store is away. The last one goes on until the store is back:
-# there is no other way back, and it costs one small query.
-_RECOVERY_PAUSES_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6, 2.0)
 _PASSIVATION_SECONDS = 5.0
 
 
@@ -96,8 +94,13 @@ class Registry:
         self._look_ups = LookUps(
             store, events_max=settings.lookup_events_max, queue_events_max=settings.engine_events_max
         )
-        self._recovery = Recovery(ledger, store, clock, settings.dedup_turn_seconds * 1_000_000)
-        self._recoveries = trio.CapacityLimiter(settings.recoveries_max)
+        self._recoveries = Recoveries(
+            Recovery(ledger, store, clock, settings.dedup_turn_seconds * 1_000_000),
+            nursery,
+            recoveries_max=settings.recoveries_max,
+            recovered=self._recovered,
+            halted=self._halted,
+        )
         self.halts = Halts(store, clock, nursery)
         self._actors: dict[CampaignId, Actor] = {}
         self._loads: deque[Actor] = deque()
@@ -111,7 +114,7 @@ class Registry:
             flush=self.flusher.put,
             look_up=self._look_ups.put,
             load=self._load,
-            recover=self._recover,
+            recover=self._recoveries.put,
             rest=self._rest,
             crashed=self._crashed,
             differs=self._differs,
@@ -126,6 +129,7 @@ class Registry:
         self._nursery.start_soon(self._rounds.resolve)
         self._nursery.start_soon(self._look_ups.run)
         self._nursery.start_soon(self._load_loop)
+        self._nursery.start_soon(self._recoveries.run)
         self._nursery.start_soon(self._passivation_loop)
         for _ in range(self._settings.flush_connections):
             self._nursery.start_soon(self.flusher.run)
@@ -253,7 +257,7 @@ class Registry:
             self._nursery.start_soon(self._load_again, actor)
 
     async def _load_again(self, actor: Actor) -> None:
-        await trio.sleep(_RECOVERY_PAUSES_SECONDS[-1])
+        await trio.sleep(PAUSES_SECONDS[-1])
         self._load_later.discard(actor)
         if actor.state.phase is Phase.LOADING:
             actor.load()
@@ -277,38 +281,11 @@ class Registry:
                     with actor.boundary:
                         actor.doubt()
 
-    # --- recovery, pauses, faults ---------------------------------------------------------------------------
+    # --- recovered, halted, pauses, faults ---------------------------------------------------------------------------
 
-    def _recover(self, actor: Actor) -> None:
-        self._nursery.start_soon(self._bring_back, actor)
-
-    async def _bring_back(self, actor: Actor) -> None:
-        """Recover until it succeeds. What waits is answered after each failure, so nobody waits for a dead store."""
-        state = actor.state
-        attempt = 0
-        while state.phase is Phase.CLOSED:
-            assert state.plan is not None
-            started = trio.current_time()
-            try:
-                async with self._recoveries:
-                    generation = await self._recovery.recover(
-                        state.campaign_id, state.plan.version, actor.generation_raised
-                    )
-            except CampaignHalted as halted:
-                self._halted(actor, halted.generation, halted.reason)
-            except RecoveryFailed as failed:
-                log.warning("campaign %s: not recovered yet: %s", state.campaign_id, failed)
-                metrics.recoveries.labels("failed").inc()
-                with actor.boundary:
-                    actor.refuse_mail(UNAVAILABLE)
-                await trio.sleep(_RECOVERY_PAUSES_SECONDS[min(attempt, len(_RECOVERY_PAUSES_SECONDS) - 1)])
-                attempt += 1
-            else:
-                log.info("campaign %s: recovered, generation %s", state.campaign_id, generation)
-                metrics.recoveries.labels("done").inc()
-                metrics.recovery_seconds.observe(trio.current_time() - started)
-                self._suspect.discard(state.campaign_id)
-                actor.recovered(generation)
+    def _recovered(self, actor: Actor, generation: int) -> None:
+        self._suspect.discard(actor.state.campaign_id)
+        actor.recovered(generation)
 
     def _halted(self, actor: Actor, generation: int, reason: str) -> None:
         """Its row says so: it is no more, and new ones are refused."""

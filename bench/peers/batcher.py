@@ -47,11 +47,12 @@ from engine.campaign import Reservation
 from engine.clock import machine_us
 from engine.model import BILLABLE, DAY_US, CampaignId, EventType, StoredEvent
 from engine.ports import BILLABLE as BILLABLE_FLAG
-from engine.ports import COUNTS_FOR_CAP, FREE, NO_CAP, Emptied, LedgerRow, Reserve, Reserved, Resolve
+from engine.ports import COUNTS_FOR_CAP, FREE, NO_CAP, LedgerRow, Reserve, Reserved, Resolve
 from engine.postgres.campaigns import read_plans
 from engine.postgres.copy import COLUMNS, guard_call, pack_rows, sum_rows
 from engine.postgres.database import Database, teach_forms
 from engine.redis.calls import Command, begin_command, read_begin, read_reply, ready_command, round_command
+from engine.steps import Emptied
 from engine.verdicts import INACTIVE, UNAVAILABLE, UNKNOWN_CAMPAIGN
 
 FLUSHES: Final = 2  # one commits while the next is sent, as in the engine

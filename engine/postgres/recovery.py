@@ -7,7 +7,8 @@ loads. All of it is true after `raise_generation` has returned: every older batc
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncGenerator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -20,7 +21,9 @@ from engine.postgres.copy import TO_2000_US
 from engine.postgres.database import Database
 
 CHUNK: Final = 1_000  # the ledger's load takes so many at once
-_FETCH: Final = 5  # chunks a round trip: 0.2 MB
+# Rows of a piece: for one campaign a chunk; for many campaigns more, so that each of them has several in it.
+PIECE_MAX: Final = 10_000
+_FETCHED: Final = 5_000  # rows a round trip, if a piece is not larger: 0.2 MB of ids
 
 # A rebuild may read a campaign of many millions: ten times the time of any other query.
 _STREAM_PATIENCE: Final = 10
@@ -39,19 +42,48 @@ _LOOK_UP: Final = """
                             AND e.event_id = w.event_id ORDER BY e.received_at DESC LIMIT 1) AS e
 """
 
-# What a rebuild loads comes a chunk a row, packed: a million rows of their own would keep Python, and all who wait for
+# In order of campaign, as the guard of a flush locks: nobody waits in a circle. With SKIP LOCKED nobody waits at all.
+_RAISE: Final = """
+    WITH held AS MATERIALIZED (
+        SELECT campaign_id FROM ledger WHERE campaign_id = ANY ($1) ORDER BY campaign_id FOR NO KEY UPDATE {locked}
+    ), raised AS (
+        UPDATE ledger AS l SET gen = gen + 1 FROM held WHERE l.campaign_id = held.campaign_id
+        RETURNING l.campaign_id AS id, gen, spent, day, today, halted
+    )
+    SELECT *, pg_notify('headrace_generation', id || ' ' || gen) FROM raised
+     UNION ALL
+    SELECT campaign_id, NULL, NULL, NULL, NULL, NULL, NULL FROM ledger AS l
+     WHERE campaign_id = ANY ($1) AND NOT EXISTS (SELECT FROM raised WHERE raised.id = l.campaign_id)
+"""
+_RAISE_WAITING: Final = _RAISE.format(locked="")
+_RAISE_WHAT_IS_FREE: Final = _RAISE.format(locked="SKIP LOCKED")
+
+# The rollup counts by the time that events tell of themselves: close to when they came, and a hundredth of the rows.
+_EVENTS_SINCE: Final = """
+    SELECT w.campaign_id, (SELECT coalesce(sum(impressions + clicks + conversions), 0)::bigint FROM rollup AS r
+                            WHERE r.campaign_id = w.campaign_id AND r.hour >= w.since) AS events
+      FROM unnest($1::bigint[], $2::timestamptz[]) AS w (campaign_id, since)
+"""
+
+# What a rebuild loads comes a piece a row, packed: a million rows of their own would keep Python, and all who wait for
 # it, busy (bench/rebuild.py).
 _USERS: Final = """
-    SELECT array_agg(user_id), array_agg(impressions)
-      FROM (SELECT user_id, count(*) AS impressions, (row_number() OVER () - 1) / $4 AS chunk FROM events
-             WHERE campaign_id = $1 AND spend_day = $2 AND event_type = 0 AND received_at >= $3 GROUP BY user_id) AS u
-     GROUP BY chunk
+    SELECT array_agg(campaign_id), array_agg(user_id), array_agg(impressions)
+      FROM (SELECT e.campaign_id, e.user_id, count(*) AS impressions, (row_number() OVER () - 1) / $4 AS piece
+              FROM events AS e
+              JOIN unnest($1::bigint[], $2::date[]) AS w (campaign_id, day)
+                ON w.campaign_id = e.campaign_id AND w.day = e.spend_day
+             WHERE e.campaign_id = ANY ($1) AND e.event_type = 0 AND e.received_at >= $3
+             GROUP BY e.campaign_id, e.user_id) AS u
+     GROUP BY piece
 """
 _IDS: Final = """
-    SELECT string_agg(uuid_send(event_id) || timestamptz_send(received_at), '')
-      FROM (SELECT event_id, received_at, (row_number() OVER () - 1) / $3 AS chunk FROM events
-             WHERE campaign_id = $1 AND received_at >= $2) AS e
-     GROUP BY chunk
+    SELECT array_agg(campaign_id), array_agg(ids)
+      FROM (SELECT campaign_id, piece, string_agg(uuid_send(event_id) || timestamptz_send(received_at), '') AS ids
+              FROM (SELECT campaign_id, event_id, received_at, (row_number() OVER () - 1) / $3 AS piece FROM events
+                     WHERE campaign_id = ANY ($1) AND received_at >= $2) AS e
+             GROUP BY campaign_id, piece) AS c
+     GROUP BY piece
 """
 _ID_AND_TIME: Final = struct.Struct("!16sq")
 
@@ -71,50 +103,62 @@ async def look_up(database: Database, wanted: Sequence[Wanted]) -> dict[tuple[Ca
     return {(CampaignId(row["campaign_id"]), row["event_id"]): stored_event(row) for row in rows}
 
 
-async def raise_generation(database: Database, campaign_id: CampaignId) -> LedgerRow | None:
-    """Raise the generation and tell every engine; waits for a flush that holds the row."""
-    rows = await database.fetch(
-        """
-        WITH raised AS (UPDATE ledger SET gen = gen + 1 WHERE campaign_id = $1
-                        RETURNING campaign_id AS id, gen, spent, day, today, halted)
-        SELECT *, pg_notify('headrace_generation', id || ' ' || gen) FROM raised
-        """,
-        campaign_id,
-    )
-    return ledger_row(rows[0]) if rows else None
+async def raise_generations(
+    database: Database, campaign_ids: Sequence[CampaignId], *, wait: bool
+) -> dict[CampaignId, LedgerRow | None]:
+    """Raise generations and tell every engine; rows that a flush holds are waited for, or left as they are (None)."""
+    rows = await database.fetch(_RAISE_WAITING if wait else _RAISE_WHAT_IS_FREE, campaign_ids)
+    return {CampaignId(row["id"]): None if row["gen"] is None else ledger_row(row) for row in rows}
+
+
+async def events_since(database: Database, days: Mapping[CampaignId, int]) -> dict[CampaignId, int]:
+    """About how many events each campaign has since its spend day began, whatever its zone."""
+    rows = await database.fetch(_EVENTS_SINCE, list(days), [max(0, day - 1) * DAY_US for day in days.values()])
+    return {CampaignId(row["campaign_id"]): row["events"] for row in rows}
 
 
 async def users_on(
-    database: Database, campaign_id: CampaignId, spend_day: int, timeout_seconds: float
-) -> AsyncGenerator[Sequence[tuple[str, int]], None]:
-    """Impressions a user on a spend day, in chunks.
+    database: Database, days: Mapping[CampaignId, int], timeout_seconds: float
+) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[str, int]]], None]:
+    """Impressions a user, each campaign on its spend day, in pieces.
 
     No event of a spend day was received more than two days before that date in UTC (zones reach 14 h ahead), which
     lets BRIN leave out older partitions.
     """
-    since_us = max(0, spend_day - 2) * DAY_US
-    async with aclosing(_rows(database, timeout_seconds, _USERS, campaign_id, spend_day, since_us, CHUNK)) as rows:
-        async for users, impressions in rows:
-            yield list(zip(users, impressions, strict=True))
+    since_us = max(0, min(days.values()) - 2) * DAY_US
+    size = min(PIECE_MAX, CHUNK * len(days))
+    of_days = (list(days), list(days.values()))
+    async with aclosing(_rows(database, timeout_seconds, size, _USERS, *of_days, since_us)) as rows:
+        async for piece in rows:
+            users: defaultdict[CampaignId, list[tuple[str, int]]] = defaultdict(list)
+            for campaign_id, user, impressions in zip(*piece, strict=True):
+                users[campaign_id].append((user, impressions))
+            yield users
 
 
 async def ids_received(
-    database: Database, campaign_id: CampaignId, since_us: int, timeout_seconds: float
-) -> AsyncGenerator[Sequence[tuple[EventId, int]], None]:
-    """Ids and receive times since then, in chunks."""
-    async with aclosing(_rows(database, timeout_seconds, _IDS, campaign_id, since_us, CHUNK)) as rows:
-        async for (packed,) in rows:
-            yield [(event_id, us_2000 + TO_2000_US) for event_id, us_2000 in _ID_AND_TIME.iter_unpack(packed)]
+    database: Database, campaign_ids: Sequence[CampaignId], since_us: int, timeout_seconds: float
+) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[EventId, int]]], None]:
+    """Ids and receive times since then, in pieces."""
+    size = min(PIECE_MAX, CHUNK * len(campaign_ids))
+    async with aclosing(_rows(database, timeout_seconds, size, _IDS, campaign_ids, since_us)) as rows:
+        async for piece in rows:
+            yield {
+                campaign_id: [
+                    (event_id, us_2000 + TO_2000_US) for event_id, us_2000 in _ID_AND_TIME.iter_unpack(packed)
+                ]
+                for campaign_id, packed in zip(*piece, strict=True)
+            }
 
 
 async def _rows(
-    database: Database, timeout_seconds: float, query: str, *args: object
+    database: Database, timeout_seconds: float, size: int, query: str, *args: object
 ) -> AsyncGenerator[asyncpg.Record, None]:
-    """Row by row, from one snapshot."""
-    async with database.cursor(query, *args, timeout_seconds=_STREAM_PATIENCE * timeout_seconds) as fetch:
-        while rows := await fetch(_FETCH):
-            for row in rows:
-                yield row
+    """Piece by piece of that size, from one snapshot."""
+    async with database.cursor(query, *args, size, timeout_seconds=_STREAM_PATIENCE * timeout_seconds) as fetch:
+        while pieces := await fetch(max(1, _FETCHED // size)):
+            for piece in pieces:
+                yield piece
 
 
 def stored_event(row: asyncpg.Record) -> StoredEvent:

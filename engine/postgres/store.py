@@ -68,23 +68,31 @@ class PostgresStore:
         """Those of the wanted events that are committed, of any number of campaigns, in one query."""
         return await recovery.look_up(self.database, wanted)
 
-    async def raise_generation(self, campaign_id: CampaignId) -> LedgerRow | None:
-        """`gen + 1`, committed, after every older batch is in or out for good. None: no such campaign."""
-        return await recovery.raise_generation(self.database, campaign_id)
+    async def raise_generations(
+        self, campaign_ids: Sequence[CampaignId], *, wait: bool
+    ) -> dict[CampaignId, LedgerRow | None]:
+        """`gen + 1` of each, committed, after every older batch of it is in or out for good; None: a flush holds it."""
+        return await recovery.raise_generations(self.database, campaign_ids, wait=wait)
 
     async def halt(self, campaign_id: CampaignId, reason: str) -> int | None:
         """Take it out of service, and raise its generation with that; whoever is halted already keeps the reason."""
         return await halt.halt(self.database, campaign_id, reason)
 
-    def users_on(self, campaign_id: CampaignId, spend_day: int) -> AsyncGenerator[Sequence[tuple[str, int]], None]:
-        """Impressions a user on a spend day, in chunks of at most 1,000 users."""
-        return recovery.users_on(self.database, campaign_id, spend_day, self._settings.query_timeout_seconds)
+    async def events_since(self, days: Mapping[CampaignId, int]) -> dict[CampaignId, int]:
+        """About how many events each has since that spend day began."""
+        return await recovery.events_since(self.database, days)
+
+    def users_on(
+        self, days: Mapping[CampaignId, int]
+    ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[str, int]]], None]:
+        """Impressions a user, each campaign on its spend day, in pieces of at most 10,000 users."""
+        return recovery.users_on(self.database, days, self._settings.query_timeout_seconds)
 
     def ids_received(
-        self, campaign_id: CampaignId, since_us: int
-    ) -> AsyncGenerator[Sequence[tuple[EventId, int]], None]:
-        """Ids and receive times of what was received since then, in chunks of at most 1,000."""
-        return recovery.ids_received(self.database, campaign_id, since_us, self._settings.query_timeout_seconds)
+        self, campaign_ids: Sequence[CampaignId], since_us: int
+    ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[EventId, int]]], None]:
+        """Ids and receive times of what was received since then, in pieces of at most 10,000."""
+        return recovery.ids_received(self.database, campaign_ids, since_us, self._settings.query_timeout_seconds)
 
     # --- CampaignStore ---
 

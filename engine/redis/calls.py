@@ -5,7 +5,7 @@ Owns the names, keys and packed arguments that `functions.lua` reads. Knows no c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -29,12 +29,8 @@ from engine.ports import (
     Closed,
     DayBehind,
     Done,
-    Emptied,
-    Kept,
     Lost,
-    Mismatch,
     NotRun,
-    Pending,
     PlanBehind,
     Reserve,
     Reserved,
@@ -42,6 +38,7 @@ from engine.ports import (
     Stale,
     Unknown,
 )
+from engine.steps import Emptied, Kept, LoadIds, LoadUsers, Mismatch, Pending
 
 Command = tuple[bytes | str | int, ...]
 
@@ -128,15 +125,12 @@ def begin_command(campaign_id: CampaignId, generation: int) -> Command:
     return _call(b"headrace_begin", campaign_id, generation)
 
 
-def load_users_command(campaign_id: CampaignId, generation: int, users: Sequence[tuple[str, int]]) -> Command:
-    """One chunk of users and their impressions."""
-    flat = _encode([part for user in users for part in user])
-    return _call(b"headrace_load", campaign_id, generation, b"users", flat)
-
-
-def load_ids_command(campaign_id: CampaignId, generation: int, turn: int, ids: Sequence[EventId]) -> Command:
-    """One chunk of committed ids, received in that turn."""
-    return _call(b"headrace_load", campaign_id, generation, b"ids", b"".join(ids), turn)
+def load_command(call: LoadUsers | LoadIds) -> Command:
+    """One chunk of a rebuild."""
+    if isinstance(call, LoadUsers):
+        flat = _encode([part for user in call.users for part in user])
+        return _call(b"headrace_load", call.campaign_id, call.generation, b"users", flat)
+    return _call(b"headrace_load", call.campaign_id, call.generation, b"ids", b"".join(call.ids), call.turn)
 
 
 def ready_command(

@@ -19,7 +19,7 @@ from redis.retry import Retry
 
 from config.settings import Settings, SettingsError
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
-from engine.model import CampaignId, CampaignSpend, EventId
+from engine.model import CampaignId
 from engine.ports import (
     BeginReply,
     LoadReply,
@@ -34,6 +34,7 @@ from engine.ports import (
 from engine.redis import calls
 from engine.redis.calls import Command
 from engine.redis.connection import Connection
+from engine.steps import Begin, LoadIds, LoadUsers, Ready
 
 # Besides the round's own connection and those of the recoveries: pings and the look for orphans.
 _OTHER_CONNECTIONS: Final = 2
@@ -59,35 +60,30 @@ class RedisLedger:
             await self._send([calls.turn_command(call) for call in refused if isinstance(call, Reserve)])
         return [calls.read_reply(reply) for reply in replies]
 
-    async def begin(self, campaign_id: CampaignId, generation: int) -> BeginReply:
-        """Close a campaign under a new generation."""
-        return calls.read_begin(await self._send_one(calls.begin_command(campaign_id, generation)))
+    async def begin(self, calls_: Sequence[Begin]) -> list[BeginReply]:
+        """Close campaigns under new generations."""
+        commands = [calls.begin_command(call.campaign_id, call.generation) for call in calls_]
+        return [calls.read_begin(reply) for reply in await self._send(commands)]
 
-    async def settle(self, campaign_id: CampaignId, generation: int, tag: int, *, commit: bool) -> LoadReply:
-        """Settle one reservation of a closed campaign."""
-        command = calls.resolve_command(campaign_id, generation, tag, commit=commit, needs=calls.CLOSED)
-        reply: LoadReply = calls.read_reply(await self._send_one(command))
-        return reply
+    async def settle(self, calls_: Sequence[Resolve]) -> list[LoadReply]:
+        """Settle reservations of closed campaigns."""
+        commands = [
+            calls.resolve_command(call.campaign_id, call.generation, call.tag, commit=call.commit, needs=calls.CLOSED)
+            for call in calls_
+        ]
+        return [calls.read_reply(reply) for reply in await self._send(commands)]
 
-    async def load_users(self, campaign_id: CampaignId, generation: int, users: Sequence[tuple[str, int]]) -> LoadReply:
-        """One chunk of users of a rebuild."""
-        command = calls.load_users_command(campaign_id, generation, users)
-        reply: LoadReply = calls.read_reply(await self._send_one(command))
-        return reply
+    async def load(self, calls_: Sequence[LoadUsers | LoadIds]) -> list[LoadReply]:
+        """Chunks of a rebuild."""
+        return [calls.read_reply(reply) for reply in await self._send(list(map(calls.load_command, calls_)))]
 
-    async def load_ids(self, campaign_id: CampaignId, generation: int, turn: int, ids: Sequence[EventId]) -> LoadReply:
-        """One chunk of ids of a rebuild."""
-        command = calls.load_ids_command(campaign_id, generation, turn, ids)
-        reply: LoadReply = calls.read_reply(await self._send_one(command))
-        return reply
-
-    async def ready(
-        self, campaign_id: CampaignId, generation: int, spend: CampaignSpend, turn: int, plan_version: int
-    ) -> ReadyReply:
-        """Open a campaign again."""
-        command = calls.ready_command(campaign_id, generation, spend, turn, plan_version)
-        reply: ReadyReply = calls.read_reply(await self._send_one(command))
-        return reply
+    async def ready(self, calls_: Sequence[Ready]) -> list[ReadyReply]:
+        """Open campaigns again."""
+        commands = [
+            calls.ready_command(call.campaign_id, call.generation, call.spend, call.turn, call.plan_version)
+            for call in calls_
+        ]
+        return [calls.read_reply(reply) for reply in await self._send(commands)]
 
     async def pending_tags(self, campaign_ids: Sequence[CampaignId]) -> dict[CampaignId, list[int]] | NotRun:
         """Tags of all reservations that wait for their commit."""

@@ -116,6 +116,13 @@ async def new_campaign(store: CampaignStore, **fields: Any) -> CampaignId:
     return plan.id
 
 
+async def raise_generation(store: EventStore, campaign_id: CampaignId) -> LedgerRow:
+    """Raise one generation, after whatever flush holds the row."""
+    row = (await store.raise_generations([campaign_id], wait=True))[campaign_id]
+    assert row is not None
+    return row
+
+
 async def ledger_of(store: EventStore, campaign_id: CampaignId) -> LedgerRow:
     """The judge's row."""
     return (await store.plans([campaign_id]))[campaign_id][1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
@@ -12,8 +12,22 @@ import redis
 
 from config.settings import Settings
 from engine.model import CampaignId, CampaignSpend, EventId, Micros
-from engine.ports import BILLABLE, NO_CAP, Done, Emptied, Ledger, Reserve, Reserved, ReserveReply, Resolve, ResolveReply
+from engine.ports import (
+    BILLABLE,
+    NO_CAP,
+    BeginReply,
+    Done,
+    Ledger,
+    LoadReply,
+    ReadyReply,
+    Reserve,
+    Reserved,
+    ReserveReply,
+    Resolve,
+    ResolveReply,
+)
 from engine.redis.ledger import open_ledger
+from engine.steps import Begin, Emptied, LoadIds, LoadUsers, Ready
 from tests.fakes.ledger import FakeLedger
 
 CAMPAIGN = CampaignId(7)
@@ -137,8 +151,39 @@ def spend(spent: int = 0, day: int = DAY, today: int | None = None) -> CampaignS
 
 async def opened(ledger: Ledger, campaign_id: CampaignId = CAMPAIGN, **fields: Any) -> None:
     """Open a campaign under generation 1, with nothing spent."""
-    assert await ledger.begin(campaign_id, 1) == Emptied()
-    assert await ledger.ready(campaign_id, 1, fields.get("sums", spend()), TURN, fields.get("version", 1)) == Done()
+    assert await begin(ledger, campaign_id, 1) == Emptied()
+    assert await ready(ledger, campaign_id, 1, fields.get("sums", spend()), TURN, fields.get("version", 1)) == Done()
+
+
+async def begin(ledger: Ledger, campaign_id: CampaignId, generation: int) -> BeginReply:
+    """Begin one recovery."""
+    return (await ledger.begin([Begin(campaign_id, generation)]))[0]
+
+
+async def settle(ledger: Ledger, campaign_id: CampaignId, generation: int, tag: int, *, commit: bool) -> LoadReply:
+    """Settle one reservation of a closed campaign."""
+    return (await ledger.settle([Resolve(campaign_id, generation, tag, commit)]))[0]
+
+
+async def load_users(
+    ledger: Ledger, campaign_id: CampaignId, generation: int, users: Sequence[tuple[str, int]]
+) -> LoadReply:
+    """Load one chunk of users."""
+    return (await ledger.load([LoadUsers(campaign_id, generation, users)]))[0]
+
+
+async def load_ids(
+    ledger: Ledger, campaign_id: CampaignId, generation: int, turn: int, ids: Sequence[EventId]
+) -> LoadReply:
+    """Load one chunk of ids."""
+    return (await ledger.load([LoadIds(campaign_id, generation, turn, ids)]))[0]
+
+
+async def ready(
+    ledger: Ledger, campaign_id: CampaignId, generation: int, sums: CampaignSpend, turn: int, plan_version: int
+) -> ReadyReply:
+    """Open one campaign again."""
+    return (await ledger.ready([Ready(campaign_id, generation, sums, turn, plan_version)]))[0]
 
 
 async def ask(ledger: Ledger, call: Reserve | Resolve) -> ReserveReply | ResolveReply:

@@ -15,19 +15,16 @@ from engine.ports import (
     Closed,
     DayBehind,
     Done,
-    Emptied,
-    Kept,
     Ledger,
     Lost,
-    Mismatch,
     NotRun,
-    Pending,
     PlanBehind,
     Reserve,
     Reserved,
     Resolve,
     Stale,
 )
+from engine.steps import Begin, Emptied, Kept, LoadIds, LoadUsers, Mismatch, Pending, Ready
 from tests.contract.reservations import (
     CAMPAIGN,
     COST,
@@ -36,13 +33,18 @@ from tests.contract.reservations import (
     FakeRig,
     Rig,
     ask,
+    begin,
     commit,
     ids_of,
     letters,
+    load_ids,
+    load_users,
     new_ids,
     opened,
+    ready,
     redis_rig,
     reserve,
+    settle,
     spend,
     void,
 )
@@ -257,8 +259,8 @@ async def test_money_is_exact_up_to_the_last_micro(rig: Rig) -> None:
     assert await ask(rig.ledger, call) == Reserved(b"AAA", MICROS_MAX, MICROS_MAX)
     assert await ask(rig.ledger, reserve(cost_micros=1, **wide)) == Reserved(b"T", MICROS_MAX, MICROS_MAX)
     await ask(rig.ledger, void(call))
-    assert await rig.ledger.begin(CAMPAIGN, 2) == Kept([])
-    assert await rig.ledger.ready(CAMPAIGN, 2, sums, TURN, 1) == Done()
+    assert await begin(rig.ledger, CAMPAIGN, 2) == Kept([])
+    assert await ready(rig.ledger, CAMPAIGN, 2, sums, TURN, 1) == Done()
 
 
 # --- plan, day and turn ---
@@ -308,9 +310,9 @@ async def test_a_cap_that_is_new_today_has_the_campaign_rebuilt(ledger: Ledger) 
     capped = {"kinds": CAPPED, "users": ["ada"], "cap": 1, "plan_version": 2}
     assert await ask(ledger, reserve(**capped)) == Lost()
     assert await ask(ledger, reserve()) == Lost()
-    assert await ledger.begin(CAMPAIGN, 2) == Emptied()
-    assert await ledger.load_users(CAMPAIGN, 2, [("ada", 1)]) == Done()
-    assert await ledger.ready(CAMPAIGN, 2, spend(COST), TURN, 2) == Done()
+    assert await begin(ledger, CAMPAIGN, 2) == Emptied()
+    assert await load_users(ledger, CAMPAIGN, 2, [("ada", 1)]) == Done()
+    assert await ready(ledger, CAMPAIGN, 2, spend(COST), TURN, 2) == Done()
     assert await letters(ledger, reserve(**capped, generation=2)) == b"C"
 
 
@@ -443,10 +445,10 @@ async def test_a_campaign_never_seen_is_lost(rig: Rig) -> None:
     """Redis knows nothing of it."""
     call = reserve()
     assert await rig.ledger.round([call, void(call)]) == [Lost(), Lost()]
-    assert await rig.ledger.settle(CAMPAIGN, 1, call.tag, commit=True) == Lost()
-    assert await rig.ledger.load_users(CAMPAIGN, 1, [("ada", 1)]) == Lost()
-    assert await rig.ledger.load_ids(CAMPAIGN, 1, TURN, ids_of(call)) == Lost()
-    assert await rig.ledger.ready(CAMPAIGN, 1, spend(), TURN, 1) == Lost()
+    assert await settle(rig.ledger, CAMPAIGN, 1, call.tag, commit=True) == Lost()
+    assert await load_users(rig.ledger, CAMPAIGN, 1, [("ada", 1)]) == Lost()
+    assert await load_ids(rig.ledger, CAMPAIGN, 1, TURN, ids_of(call)) == Lost()
+    assert await ready(rig.ledger, CAMPAIGN, 1, spend(), TURN, 1) == Lost()
     assert await rig.ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: []}
 
 
@@ -456,8 +458,8 @@ async def test_another_memory_image_is_lost(rig: Rig, ledger: Ledger, how: str) 
     assert await letters(ledger, reserve()) == b"A"
     getattr(rig, how)()
     assert await ask(ledger, reserve()) == Lost()
-    assert await ledger.begin(CAMPAIGN, 2) == Emptied()
-    assert await ledger.ready(CAMPAIGN, 2, spend(), TURN, 1) == Done()
+    assert await begin(ledger, CAMPAIGN, 2) == Emptied()
+    assert await ready(ledger, CAMPAIGN, 2, spend(), TURN, 1) == Done()
     assert await ask(ledger, reserve(generation=2)) == Reserved(b"A", COST, COST)
 
 
@@ -468,9 +470,9 @@ async def test_another_generation_is_told(ledger: Ledger) -> None:
     for generation in (0, 2):
         stranger = replace(call, generation=generation)
         assert await ledger.round([stranger, void(stranger)]) == [Stale(1), Stale(1)]
-        assert await ledger.settle(CAMPAIGN, generation, call.tag, commit=False) == Stale(1)
-        assert await ledger.load_users(CAMPAIGN, generation, [("ada", 1)]) == Stale(1)
-        assert await ledger.ready(CAMPAIGN, generation, spend(), TURN, 1) == Stale(1)
+        assert await settle(ledger, CAMPAIGN, generation, call.tag, commit=False) == Stale(1)
+        assert await load_users(ledger, CAMPAIGN, generation, [("ada", 1)]) == Stale(1)
+        assert await ready(ledger, CAMPAIGN, generation, spend(), TURN, 1) == Stale(1)
     assert await ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: [call.tag]}
 
 
@@ -478,35 +480,35 @@ async def test_a_closed_campaign_takes_no_reservations(ledger: Ledger) -> None:
     """Between `begin` and `ready` only the recoverer's calls are heard."""
     call = reserve()
     await ask(ledger, call)
-    await ledger.begin(CAMPAIGN, 2)
+    await begin(ledger, CAMPAIGN, 2)
     again = replace(call, generation=2)
     assert await ledger.round([again, void(again)]) == [Closed(), Closed()]
-    assert await ledger.settle(CAMPAIGN, 2, call.tag, commit=False) == Done()
-    assert await ledger.ready(CAMPAIGN, 2, spend(), TURN, 1) == Done()
+    assert await settle(ledger, CAMPAIGN, 2, call.tag, commit=False) == Done()
+    assert await ready(ledger, CAMPAIGN, 2, spend(), TURN, 1) == Done()
     assert await ask(ledger, again) == Reserved(b"A", COST, COST)
 
 
 async def test_an_open_campaign_takes_no_rebuild(ledger: Ledger) -> None:
     """The recoverer's calls are refused once it is open."""
-    assert await ledger.settle(CAMPAIGN, 1, 1, commit=True) == Closed()
-    assert await ledger.load_users(CAMPAIGN, 1, [("ada", 1)]) == Closed()
-    assert await ledger.load_ids(CAMPAIGN, 1, TURN, [EventId(new_ids(1))]) == Closed()
-    assert await ledger.ready(CAMPAIGN, 1, spend(), TURN, 1) == Closed()
+    assert await settle(ledger, CAMPAIGN, 1, 1, commit=True) == Closed()
+    assert await load_users(ledger, CAMPAIGN, 1, [("ada", 1)]) == Closed()
+    assert await load_ids(ledger, CAMPAIGN, 1, TURN, [EventId(new_ids(1))]) == Closed()
+    assert await ready(ledger, CAMPAIGN, 1, spend(), TURN, 1) == Closed()
 
 
 async def test_begin_keeps_the_direct_predecessor(ledger: Ledger) -> None:
     """KEPT: pending reservations are told by tag and first id, and can be settled one by one."""
     first, second, third = reserve(2), reserve(), reserve()
     await ledger.round([first, second, third, commit(second)])
-    begun = await ledger.begin(CAMPAIGN, 2)
+    begun = await begin(ledger, CAMPAIGN, 2)
     assert isinstance(begun, Kept)
     assert {each.tag: each for each in begun.pending} == {
         call.tag: Pending(call.tag, ids_of(call)[0]) for call in (first, third)
     }
-    assert await ledger.settle(CAMPAIGN, 2, first.tag, commit=True) == Done()
-    assert await ledger.ready(CAMPAIGN, 2, spend(3 * COST), TURN, 1) == Mismatch()
-    assert await ledger.settle(CAMPAIGN, 2, third.tag, commit=False) == Done()
-    assert await ledger.ready(CAMPAIGN, 2, spend(3 * COST), TURN, 1) == Done()
+    assert await settle(ledger, CAMPAIGN, 2, first.tag, commit=True) == Done()
+    assert await ready(ledger, CAMPAIGN, 2, spend(3 * COST), TURN, 1) == Mismatch()
+    assert await settle(ledger, CAMPAIGN, 2, third.tag, commit=False) == Done()
+    assert await ready(ledger, CAMPAIGN, 2, spend(3 * COST), TURN, 1) == Done()
     after = reserve(ids=first.ids + third.ids, generation=2)
     assert await ask(ledger, after) == Reserved(b"DDA", 4 * COST, 4 * COST)
 
@@ -514,7 +516,7 @@ async def test_begin_keeps_the_direct_predecessor(ledger: Ledger) -> None:
 async def test_begin_refuses_a_generation_that_is_not_newer(ledger: Ledger) -> None:
     """STALE: the same one or an older one changes nothing."""
     for generation in (0, 1):
-        assert await ledger.begin(CAMPAIGN, generation) == Stale(1)
+        assert await begin(ledger, CAMPAIGN, generation) == Stale(1)
     assert await letters(ledger, reserve()) == b"A"
 
 
@@ -522,27 +524,27 @@ async def test_begin_drops_what_is_more_than_one_behind(ledger: Ledger) -> None:
     """EMPTY: somebody raised a generation between, and what happened under it is not known here."""
     call = reserve(kinds=CAPPED, users=["ada"], cap=1)
     await ask(ledger, call)
-    assert await ledger.begin(CAMPAIGN, 3) == Emptied()
+    assert await begin(ledger, CAMPAIGN, 3) == Emptied()
     assert await ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: []}
-    assert await ledger.ready(CAMPAIGN, 3, spend(), TURN, 1) == Done()
+    assert await ready(ledger, CAMPAIGN, 3, spend(), TURN, 1) == Done()
     assert await ask(ledger, replace(call, generation=3)) == Reserved(b"A", COST, COST)
 
 
 async def test_begin_drops_what_is_closed(ledger: Ledger) -> None:
     """EMPTY: an unfinished recovery can't be trusted."""
-    await ledger.begin(CAMPAIGN, 2)
-    assert await ledger.begin(CAMPAIGN, 3) == Emptied()
+    await begin(ledger, CAMPAIGN, 2)
+    assert await begin(ledger, CAMPAIGN, 3) == Emptied()
 
 
 async def test_a_rebuild_brings_users_ids_and_sums(rig: Rig) -> None:
     """Load and ready: caps, duplicates, budgets and plan are as Postgres has them."""
     ledger, old, new = rig.ledger, [EventId(new_ids(1))], [EventId(new_ids(1))]
-    assert await ledger.begin(CAMPAIGN, 4) == Emptied()
-    assert await ledger.load_users(CAMPAIGN, 4, [("ada", 2), ("b" * 128, 1)]) == Done()
-    assert await ledger.load_users(CAMPAIGN, 4, []) == Done()
-    assert await ledger.load_ids(CAMPAIGN, 4, TURN - 1, old) == Done()
-    assert await ledger.load_ids(CAMPAIGN, 4, TURN, new) == Done()
-    assert await ledger.ready(CAMPAIGN, 4, spend(9 * COST, today=3 * COST), TURN, 6) == Done()
+    assert await begin(ledger, CAMPAIGN, 4) == Emptied()
+    assert await load_users(ledger, CAMPAIGN, 4, [("ada", 2), ("b" * 128, 1)]) == Done()
+    assert await load_users(ledger, CAMPAIGN, 4, []) == Done()
+    assert await load_ids(ledger, CAMPAIGN, 4, TURN - 1, old) == Done()
+    assert await load_ids(ledger, CAMPAIGN, 4, TURN, new) == Done()
+    assert await ready(ledger, CAMPAIGN, 4, spend(9 * COST, today=3 * COST), TURN, 6) == Done()
     capped = {"kinds": CAPPED * 3, "users": ["ada", "b" * 128, "b" * 128], "cap": 2}
     assert await ask(ledger, reserve(3, generation=4, plan_version=5)) == PlanBehind(6)
     call = reserve(3, generation=4, plan_version=6, **capped)
@@ -556,12 +558,12 @@ async def test_a_rebuild_takes_chunks_of_a_thousand(rig: Rig) -> None:
     """A full chunk arrives whole; a larger one is refused before anything is written."""
     ledger, ids = rig.ledger, ids_of(reserve(1_001))
     users = [(f"{at:0128}", 1) for at in range(1_001)]
-    await ledger.begin(CAMPAIGN, 1)
-    assert isinstance(await ledger.load_users(CAMPAIGN, 1, users), NotRun)
-    assert isinstance(await ledger.load_ids(CAMPAIGN, 1, TURN, ids), NotRun)
-    assert await ledger.load_users(CAMPAIGN, 1, users[:1_000]) == Done()
-    assert await ledger.load_ids(CAMPAIGN, 1, TURN, ids[:1_000]) == Done()
-    assert await ledger.ready(CAMPAIGN, 1, spend(), TURN, 1) == Done()
+    await begin(ledger, CAMPAIGN, 1)
+    assert isinstance(await load_users(ledger, CAMPAIGN, 1, users), NotRun)
+    assert isinstance(await load_ids(ledger, CAMPAIGN, 1, TURN, ids), NotRun)
+    assert await load_users(ledger, CAMPAIGN, 1, users[:1_000]) == Done()
+    assert await load_ids(ledger, CAMPAIGN, 1, TURN, ids[:1_000]) == Done()
+    assert await ready(ledger, CAMPAIGN, 1, spend(), TURN, 1) == Done()
     assert await letters(ledger, reserve(ids=b"".join(ids[1:1_001]))) == b"D" * 999 + b"A"
 
 
@@ -574,20 +576,20 @@ async def test_ready_refuses_other_sums_than_the_ledgers(ledger: Ledger, wrong: 
     """MISMATCH: the caller starts over, which rebuilds."""
     call = reserve()
     await ledger.round([call, commit(call)])
-    await ledger.begin(CAMPAIGN, 2)
-    assert await ledger.ready(CAMPAIGN, 2, wrong, TURN, 1) == Mismatch()
+    await begin(ledger, CAMPAIGN, 2)
+    assert await ready(ledger, CAMPAIGN, 2, wrong, TURN, 1) == Mismatch()
     assert await ask(ledger, reserve(generation=2)) == Closed()
-    assert await ledger.ready(CAMPAIGN, 2, spend(COST), TURN, 1) == Done()
+    assert await ready(ledger, CAMPAIGN, 2, spend(COST), TURN, 1) == Done()
 
 
 async def test_ready_refuses_what_is_still_pending(ledger: Ledger) -> None:
     """MISMATCH: also when it costs nothing, so that the sums are equal."""
     free = reserve(kinds=bytes([FREE]))
     await ask(ledger, free)
-    await ledger.begin(CAMPAIGN, 2)
-    assert await ledger.ready(CAMPAIGN, 2, spend(), TURN, 1) == Mismatch()
-    await ledger.settle(CAMPAIGN, 2, free.tag, commit=True)
-    assert await ledger.ready(CAMPAIGN, 2, spend(), TURN, 1) == Done()
+    await begin(ledger, CAMPAIGN, 2)
+    assert await ready(ledger, CAMPAIGN, 2, spend(), TURN, 1) == Mismatch()
+    await settle(ledger, CAMPAIGN, 2, free.tag, commit=True)
+    assert await ready(ledger, CAMPAIGN, 2, spend(), TURN, 1) == Done()
 
 
 async def test_a_call_that_was_decided_for_an_earlier_window_is_decided_again(ledger: Ledger) -> None:
@@ -600,19 +602,85 @@ async def test_a_call_that_was_decided_for_an_earlier_window_is_decided_again(le
 async def test_ready_refuses_a_turn_that_no_clock_has_reached(ledger: Ledger) -> None:
     """MISMATCH: turns only move forward, so a wrong one would stay. One more than ours is a clock that is ahead."""
     await ask(ledger, reserve(turn=TURN + 2, total_budget_micros=0))
-    await ledger.begin(CAMPAIGN, 2)
-    assert await ledger.ready(CAMPAIGN, 2, spend(), TURN, 1) == Mismatch()
-    assert await ledger.ready(CAMPAIGN, 2, spend(), TURN + 1, 1) == Done()
+    await begin(ledger, CAMPAIGN, 2)
+    assert await ready(ledger, CAMPAIGN, 2, spend(), TURN, 1) == Mismatch()
+    assert await ready(ledger, CAMPAIGN, 2, spend(), TURN + 1, 1) == Done()
 
 
 async def test_ready_allows_a_day_that_the_ledger_has_not_reached(ledger: Ledger) -> None:
     """Redis moved on at midnight, and nothing of the new day is committed yet."""
     call, late = reserve(), reserve(day=DAY + 1)
     await ledger.round([call, commit(call), late])
-    await ledger.begin(CAMPAIGN, 2)
-    await ledger.settle(CAMPAIGN, 2, late.tag, commit=False)
-    assert await ledger.ready(CAMPAIGN, 2, spend(COST), TURN, 1) == Done()
+    await begin(ledger, CAMPAIGN, 2)
+    await settle(ledger, CAMPAIGN, 2, late.tag, commit=False)
+    assert await ready(ledger, CAMPAIGN, 2, spend(COST), TURN, 1) == Done()
     assert await ask(ledger, reserve(generation=2)) == DayBehind(DAY + 1)
+
+
+# --- recoveries of many ---
+
+
+async def test_many_begin_at_once_and_each_for_itself(rig: Rig) -> None:
+    """One reply a call, in order: kept with its own reservations, emptied, refused."""
+    kept, new, behind, gone = [CampaignId(number) for number in (4, 3, 2, 1)]
+    for campaign in (kept, behind, gone):
+        await opened(rig.ledger, campaign)
+    call = reserve(campaign_id=kept)
+    await ask(rig.ledger, call)
+    asked = [Begin(kept, 2), Begin(new, 5), Begin(behind, 1), Begin(gone, 3)]
+    assert await rig.ledger.begin(asked) == [
+        Kept([Pending(call.tag, ids_of(call)[0])]),
+        Emptied(),
+        Stale(1),
+        Emptied(),
+    ]
+    replies = await rig.ledger.ready([Ready(each.campaign_id, each.generation, spend(), TURN, 1) for each in asked])
+    assert replies == [Mismatch(), Done(), Closed(), Done()]
+
+
+async def test_chunks_of_many_campaigns_are_loaded_at_once(rig: Rig) -> None:
+    """Users and ids, each for its own campaign and turn; one that does not fit does not touch the others."""
+    one, other, unknown = [CampaignId(number) for number in (1, 2, 3)]
+    assert await rig.ledger.begin([Begin(one, 1), Begin(other, 1)]) == [Emptied()] * 2
+    old, new = [EventId(new_ids(1)) for _ in range(2)]
+    replies = await rig.ledger.load(
+        [
+            LoadIds(one, 1, TURN - 1, [old]),
+            LoadUsers(unknown, 1, [("ada", 1)]),
+            LoadUsers(one, 1, [("ada", 1)]),
+            LoadUsers(other, 1, [(f"{at}", 1) for at in range(1_001)]),
+            LoadIds(other, 2, TURN, [old]),
+            LoadIds(other, 1, TURN, [new]),
+        ]
+    )
+    assert [type(reply) for reply in replies] == [Done, Lost, Done, NotRun, Stale, Done]
+    assert await rig.ledger.ready([Ready(each, 1, spend(), TURN, 1) for each in (one, other)]) == [Done()] * 2
+    capped = {"kinds": CAPPED * 2, "users": ["ada", "ada"], "cap": 1}
+    assert await letters(rig.ledger, reserve(ids=old + new_ids(1), campaign_id=one, **capped)) == b"DC"
+    assert await letters(rig.ledger, reserve(ids=new + old, campaign_id=other, **capped)) == b"DA"
+
+
+async def test_reservations_of_many_campaigns_are_settled_at_once(rig: Rig) -> None:
+    """Each as it is told, under its campaign's own generation."""
+    campaigns = [CampaignId(number) for number in range(1, 6)]
+    calls_ = []
+    for campaign in campaigns:
+        await opened(rig.ledger, campaign)
+        calls_ += [reserve(campaign_id=campaign), reserve(campaign_id=campaign)]
+    await rig.ledger.round(calls_)
+    await rig.ledger.begin([Begin(each, 2) for each in campaigns[1:]])
+    asked = [Resolve(call.campaign_id, 2, call.tag, commit=at % 2 == 0) for at, call in enumerate(calls_)]
+    assert await rig.ledger.settle(asked) == [Stale(1), Stale(1)] + [Done()] * 8
+    assert await rig.ledger.ready([Ready(each, 2, spend(COST), TURN, 1) for each in campaigns[1:]]) == [Done()] * 4
+    for at, call in enumerate(calls_[2:]):
+        assert await letters(rig.ledger, replace(call, generation=2, tag=call.tag + 10**6)) == (
+            b"A" if at % 2 else b"D"
+        )
+
+
+async def test_no_steps_are_answered(ledger: Ledger) -> None:
+    """No calls, no replies."""
+    assert [await ledger.begin([]), await ledger.settle([]), await ledger.load([]), await ledger.ready([])] == [[]] * 4
 
 
 # --- rounds ---
@@ -662,9 +730,9 @@ async def test_a_full_ledger_refuses_and_gives_back(rig: Rig, ledger: Ledger) ->
     with rig.full():
         assert isinstance(await ask(ledger, reserve()), NotRun)
         assert await ledger.round([void(pending), commit(settled)]) == [Done(), Done()]
-        assert isinstance(await ledger.load_users(CAMPAIGN, 1, [("ada", 1)]), NotRun)
-        assert await ledger.begin(CAMPAIGN, 2) == Kept([])
-        assert await ledger.ready(CAMPAIGN, 2, spend(COST), TURN, 1) == Done()
+        assert isinstance(await load_users(ledger, CAMPAIGN, 1, [("ada", 1)]), NotRun)
+        assert await begin(ledger, CAMPAIGN, 2) == Kept([])
+        assert await ready(ledger, CAMPAIGN, 2, spend(COST), TURN, 1) == Done()
     assert await ask(ledger, reserve(generation=2)) == Reserved(b"A", 2 * COST, 2 * COST)
 
 

@@ -10,7 +10,8 @@ from typing import Final
 import pytest
 
 from engine.model import CampaignId, CampaignSpend, EventId, Micros
-from engine.ports import BILLABLE, COUNTS_FOR_CAP, NO_CAP, Kept, Ledger, NotRun, Reserve, Resolve
+from engine.ports import BILLABLE, COUNTS_FOR_CAP, NO_CAP, Ledger, NotRun, Reserve, Resolve
+from engine.steps import Begin, Kept, LoadIds, LoadUsers, Ready
 from tests.contract.reservations import DAY, TURN, FakeRig, RedisRig, redis_rig
 
 STEPS: Final = 600
@@ -100,33 +101,47 @@ class Script:
                 calls.append(Resolve(other, self.generation(other), self.some_tag(), commit=commit))
         return lambda ledger: ledger.round(calls)
 
+    def some(self, campaign_id: CampaignId) -> list[CampaignId]:
+        """That campaign, and up to three more steps of any."""
+        return [campaign_id, *(self.campaign() for _ in range(self.draw.choice((0, 0, 1, 3))))]
+
     def begin(self, campaign_id: CampaignId) -> Callable[[Ledger], Awaitable[object]]:
         """Mostly the next generation."""
-        generation = self.generation(campaign_id) + self.draw.choices((1, 2), (6, 1))[0]
-        return lambda ledger: ledger.begin(campaign_id, generation)
+        calls = [
+            Begin(each, self.generation(each) + self.draw.choices((1, 2), (6, 1))[0]) for each in self.some(campaign_id)
+        ]
+        return lambda ledger: ledger.begin(calls)
 
     def settle(self, campaign_id: CampaignId) -> Callable[[Ledger], Awaitable[object]]:
-        """A pending tag, if there is one."""
-        generation, tag, commit = self.generation(campaign_id), self.some_tag(), self.draw.random() < 0.5
-        book = self.fake.fake.books.get(campaign_id)
-        if book is not None and book.pending:
-            tag = self.draw.choice(sorted(book.pending))
-        return lambda ledger: ledger.settle(campaign_id, generation, tag, commit=commit)
+        """Pending tags, if there are any."""
+        calls = []
+        for each in self.some(campaign_id):
+            book = self.fake.fake.books.get(each)
+            pending = book is not None and sorted(book.pending)
+            tag = self.draw.choice(pending) if pending else self.some_tag()
+            calls.append(Resolve(each, self.generation(each), tag, commit=self.draw.random() < 0.5))
+        return lambda ledger: ledger.settle(calls)
 
     def load(self, campaign_id: CampaignId) -> Callable[[Ledger], Awaitable[object]]:
-        """Some users or some ids."""
-        generation = self.generation(campaign_id)
-        if self.draw.random() < 0.5:
-            users = [(user, self.draw.randint(1, 3)) for user in self.draw.sample(USERS, 2)]
-            return lambda ledger: ledger.load_users(campaign_id, generation, users)
-        ids, turn = [EventId(each) for each in self.draw.sample(IDS, 5)], self.turn - self.draw.randint(0, 1)
-        return lambda ledger: ledger.load_ids(campaign_id, generation, turn, ids)
+        """Some users and some ids."""
+        calls: list[LoadUsers | LoadIds] = []
+        for each in self.some(campaign_id):
+            generation = self.generation(each)
+            if self.draw.random() < 0.5:
+                users = [(user, self.draw.randint(1, 3)) for user in self.draw.sample(USERS, 2)]
+                calls.append(LoadUsers(each, generation, users))
+            else:
+                ids, turn = [EventId(each) for each in self.draw.sample(IDS, 5)], self.turn - self.draw.randint(0, 1)
+                calls.append(LoadIds(each, generation, turn, ids))
+        return lambda ledger: ledger.load(calls)
 
     def ready(self, campaign_id: CampaignId) -> Callable[[Ledger], Awaitable[object]]:
         """Sums that fit, or not."""
-        generation, spend = self.generation(campaign_id), self.spend(campaign_id)
-        turn, version = self.turn, self.version
-        return lambda ledger: ledger.ready(campaign_id, generation, spend, turn, version)
+        calls = [
+            Ready(each, self.generation(each), self.spend(each), self.turn, self.version)
+            for each in self.some(campaign_id)
+        ]
+        return lambda ledger: ledger.ready(calls)
 
 
 def plain(reply: object) -> object:

@@ -16,8 +16,9 @@ import redis
 
 from config.settings import Settings
 from engine.model import CampaignId
-from engine.ports import DayBehind, Done, Emptied, Letter, Lost, NotRun, Reserved, Unknown
+from engine.ports import DayBehind, Done, Letter, Lost, NotRun, Reserved, Unknown
 from engine.redis.ledger import RedisLedger, open_ledger
+from engine.steps import Emptied
 from tests.contract.reservations import (
     CAMPAIGN,
     COST,
@@ -25,11 +26,14 @@ from tests.contract.reservations import (
     TURN,
     RedisRig,
     ask,
+    begin,
     commit,
     letters,
     opened,
+    ready,
     redis_rig,
     reserve,
+    settle,
     spend,
     void,
 )
@@ -206,7 +210,7 @@ async def test_a_restart_with_its_data_is_another_image(server: Server) -> None:
         assert isinstance(await ask(ledger, reserve()), NotRun)
         server.start()
         assert await ask(ledger, reserve()) == Lost()
-        assert await ledger.begin(CAMPAIGN, 2) == Emptied()
+        assert await begin(ledger, CAMPAIGN, 2) == Emptied()
 
 
 # --- a scripted one ---
@@ -219,9 +223,9 @@ async def test_an_unreachable_redis_does_nothing(scripted: ScriptedRedis, talkin
     await ask(talking, reserve())  # the connection that was open is gone, too
     call = reserve()
     assert [type(reply) for reply in await talking.round([call, commit(call)])] == [NotRun, NotRun]
-    assert isinstance(await talking.begin(CAMPAIGN, 1), NotRun)
-    assert isinstance(await talking.settle(CAMPAIGN, 1, 1, commit=True), NotRun)
-    assert isinstance(await talking.ready(CAMPAIGN, 1, spend(), TURN, 1), NotRun)
+    assert isinstance(await begin(talking, CAMPAIGN, 1), NotRun)
+    assert isinstance(await settle(talking, CAMPAIGN, 1, 1, commit=True), NotRun)
+    assert isinstance(await ready(talking, CAMPAIGN, 1, spend(), TURN, 1), NotRun)
     assert isinstance(await talking.pending_tags([CAMPAIGN]), NotRun)
     assert not await talking.ping()
 

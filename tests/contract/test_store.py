@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 import trio
@@ -14,10 +15,21 @@ from config.settings import Settings
 from engine.model import DAY_US, CampaignId, EventType, Micros, NewCampaign, Pacing, PricingModel
 from engine.ports import Committed, RefusalCause, Refused, Wanted
 from engine.postgres.store import open_store
-from tests.contract.flushes import COST, Store, bunch, click, impression, ledger_of, new_campaign
+from tests.contract.flushes import (
+    COST,
+    Line,
+    Store,
+    bunch,
+    click,
+    impression,
+    ledger_of,
+    new_campaign,
+    raise_generation,
+)
 from tests.fakes.store import FakeStore
 
 HOUR_US = 3_600_000_000
+T = TypeVar("T")
 
 
 @pytest.fixture(params=["fake", pytest.param("postgres", marks=pytest.mark.stores)])
@@ -39,6 +51,15 @@ async def store(url: str | None) -> AsyncIterator[Store]:
 def now() -> int:
     """Wall time."""
     return time.time_ns() // 1_000
+
+
+def gathered(pieces: Iterable[Mapping[CampaignId, Sequence[T]]]) -> dict[CampaignId, list[T]]:
+    """All that a stream brought, by campaign."""
+    found: dict[CampaignId, list[T]] = {}
+    for piece in pieces:
+        for campaign, rows in piece.items():
+            found.setdefault(campaign, []).extend(rows)
+    return found
 
 
 async def test_a_commit_keeps_rows_and_money(store: Store) -> None:
@@ -64,7 +85,7 @@ async def test_a_commit_keeps_rows_and_money(store: Store) -> None:
 async def test_another_generation_is_refused(store: Store) -> None:
     """What was reserved under an older generation, or one that never was, can't commit."""
     campaign = await new_campaign(store)
-    await store.raise_generation(campaign)
+    await raise_generation(store, campaign)
     for generation in (0, 2):
         refused = await store.flush([bunch(campaign, [impression(now())], generation=generation)])
         assert refused == Refused({campaign: RefusalCause.GENERATION})
@@ -156,7 +177,7 @@ async def test_every_refusing_campaign_is_named(store: Store) -> None:
         await new_campaign(store, total_budget_micros=Micros(budget)) for budget in (10**9, 1, 10**9, 10**9)
     ]
     today = now() // DAY_US
-    await store.raise_generation(fenced)
+    await raise_generation(store, fenced)
     assert await store.flush([bunch(ahead, [impression(now())], day=today + 1)]) == Committed()
     refused = await store.flush([bunch(each, [impression(now())], day=today) for each in (ahead, good, fenced, poor)])
     assert refused == Refused({poor: RefusalCause.BUDGET, fenced: RefusalCause.GENERATION, ahead: RefusalCause.DAY})
@@ -229,13 +250,45 @@ async def test_a_look_up_is_of_one_campaign(store: Store, dated: bool) -> None:
 
 
 async def test_raising_a_generation_tells_the_ledger(store: Store) -> None:
-    """The raised row carries what is committed."""
+    """The raised row carries what is committed; whom nobody knows has none."""
     campaign = await new_campaign(store)
     await store.flush([bunch(campaign, [impression(now())])])
-    row = await store.raise_generation(campaign)
+    rows = await store.raise_generations([campaign, CampaignId(404)], wait=True)
+    row = rows[campaign]
     assert row is not None
     assert (row.campaign_id, row.generation, row.spend.spent_micros) == (campaign, 1, COST)
-    assert await store.raise_generation(CampaignId(404)) is None
+    assert rows.keys() == {campaign}
+
+
+@pytest.mark.parametrize("wait", [True, False])
+async def test_many_generations_are_raised_at_once(store: Store, wait: bool) -> None:
+    """Each by one, in its own row, whatever their order; all others stay."""
+    campaigns = [await new_campaign(store) for _ in range(20)]
+    await raise_generation(store, campaigns[3])
+    rows = await store.raise_generations([*reversed(campaigns[1:])], wait=wait)
+    assert {campaign: row and (row.campaign_id, row.generation) for campaign, row in rows.items()} == {
+        campaign: (campaign, 2 if campaign == campaigns[3] else 1) for campaign in campaigns[1:]
+    }
+    assert (await ledger_of(store, campaigns[0])).generation == 0
+    for campaign in campaigns[1:]:
+        refused = await store.flush([bunch(campaign, [impression(now())])])
+        assert refused == Refused({campaign: RefusalCause.GENERATION})
+
+
+async def test_no_generations_are_none(store: Store) -> None:
+    """Nothing asked, nothing done."""
+    assert await store.raise_generations([], wait=False) == {}
+
+
+@pytest.mark.parametrize("row", [impression, click])
+async def test_a_row_is_untouched_until_its_first_commit(store: Store, row: Callable[[int], Line]) -> None:
+    """A free event touches it, too: a recovery reads nothing for a campaign that is untouched after the raise."""
+    campaign = await new_campaign(store, total_budget_micros=Micros(COST))
+    refused = await store.flush([bunch(campaign, [impression(now()), impression(now())])])
+    assert refused == Refused({campaign: RefusalCause.BUDGET})
+    assert (await raise_generation(store, campaign)).untouched
+    assert await store.flush([bunch(campaign, [row(now())], generation=1)]) == Committed()
+    assert not (await raise_generation(store, campaign)).untouched
 
 
 async def test_halting_fences_what_was_reserved(store: Store) -> None:
@@ -255,8 +308,7 @@ async def test_whoever_raises_the_generation_of_a_halted_campaign_is_told(store:
     """A recovery reads it in the row that it raised; owners of the campaign read it, too."""
     campaign = await new_campaign(store)
     await store.halt(campaign, "its books differ")
-    row = await store.raise_generation(campaign)
-    assert row is not None
+    row = await raise_generation(store, campaign)
     assert (row.generation, row.halted) == (2, "its books differ")
     stored = await store.campaign(campaign)
     assert stored is not None
@@ -282,37 +334,66 @@ async def test_a_halt_is_told_as_a_raised_generation(store: Store) -> None:
 
 
 async def test_users_of_a_day(store: Store) -> None:
-    """Impressions a user on one spend day, in chunks of at most 1,000; clicks and other days don't count."""
-    campaign, other = await new_campaign(store), await new_campaign(store)
+    """Impressions a user, each campaign on its own spend day; clicks, other days and other campaigns don't count."""
+    campaign, behind, other = [await new_campaign(store) for _ in range(3)]
     today = now() // DAY_US
     rows = [impression(now(), user=b"user %d" % (number % 1_500)) for number in range(2_000)]
-    await store.flush([bunch(campaign, [impression(now(), user=b"earlier")], day=today - 1)])
-    await store.flush([bunch(campaign, [*rows, click(now())], day=today), bunch(other, [impression(now())], day=today)])
-    chunks = [list(chunk) async for chunk in store.users_on(campaign, today)]
-    assert max(map(len, chunks)) <= 1_000
-    users = dict(pair for chunk in chunks for pair in chunk)
-    assert users == {f"user {number}": 2 if number < 500 else 1 for number in range(1_500)}
+    await store.flush([bunch(each, [impression(now(), user=b"earlier")], day=today - 1) for each in (campaign, behind)])
+    await store.flush([bunch(each, [*rows, click(now())], day=today) for each in (campaign, other)])
+    users = gathered([piece async for piece in store.users_on({campaign: today, behind: today - 1})])
+    assert {each: dict(of_one) for each, of_one in users.items()} == {
+        campaign: {f"user {number}": 2 if number < 500 else 1 for number in range(1_500)},
+        behind: {"earlier": 1},
+    }
+    assert len(users[campaign]) == 1_500, "each user once"
 
 
 async def test_ids_received_since(store: Store) -> None:
-    """Ids of every type with their receive times, from an instant on, in chunks of at most 1,000."""
-    campaign = await new_campaign(store)
+    """Ids of every type with their receive times, from an instant on, of the campaigns that are asked for."""
+    campaign, second, other = [await new_campaign(store) for _ in range(3)]
     since = now()
     rows = [(impression if number % 2 else click)(since + number) for number in range(1_200)]
-    await store.flush([bunch(campaign, [impression(since, received_us=since - 1), *rows])])
-    chunks = [list(chunk) async for chunk in store.ids_received(campaign, since)]
-    assert max(map(len, chunks)) <= 1_000
-    assert dict(pair for chunk in chunks for pair in chunk) == {row.event_id: row.received_us for row in rows}
+    await store.flush([bunch(campaign, [impression(since, received_us=since - 1), *rows]), bunch(second, rows[:7])])
+    await store.flush([bunch(other, [impression(since)])])
+    received = gathered([piece async for piece in store.ids_received([second, campaign], since)])
+    assert {each: sorted(of_one) for each, of_one in received.items()} == {
+        campaign: sorted((row.event_id, row.received_us) for row in rows),
+        second: sorted((row.event_id, row.received_us) for row in rows[:7]),
+    }
+
+
+async def test_what_a_rebuild_reads_comes_in_bounded_pieces(store: Store) -> None:
+    """At most 10,000 of all campaigns together."""
+    campaigns = [await new_campaign(store) for _ in range(3)]
+    since = now()
+    for campaign in campaigns:
+        await store.flush([bunch(campaign, [impression(since, user=b"%d" % at) for at in range(7_000)])])
+    ids: list[Mapping[CampaignId, Sequence[object]]] = [piece async for piece in store.ids_received(campaigns, since)]
+    users: list[Mapping[CampaignId, Sequence[object]]] = [
+        piece async for piece in store.users_on(dict.fromkeys(campaigns, since // DAY_US))
+    ]
+    for pieces in (ids, users):
+        assert max(sum(map(len, piece.values())) for piece in pieces) <= 10_000
+        assert {each: len(set(of_one)) for each, of_one in gathered(pieces).items()} == dict.fromkeys(campaigns, 7_000)
+
+
+async def test_how_many_events_there_are_since_a_day(store: Store) -> None:
+    """Events of every type; those from before the day are not all counted, and nothing is 0."""
+    campaign, none = await new_campaign(store), await new_campaign(store)
+    today = now() // DAY_US
+    old = [impression(now(), occurred_us=now() - 5 * DAY_US) for _ in range(9)]
+    await store.flush([bunch(campaign, [*old, impression(now()), click(now())], day=today)])
+    assert await store.events_since({campaign: today, none: today}) == {campaign: 2, none: 0}
 
 
 async def test_a_stream_may_be_left_early(store: Store) -> None:
     """A reader that stops half-way leaves the store as usable as before."""
     campaign = await new_campaign(store)
-    await store.flush([bunch(campaign, [impression(now()) for _ in range(3_000)])])
+    await store.flush([bunch(campaign, [impression(now()) for _ in range(9_000)])])
     for _ in range(Settings().query_connections + 1):
-        async with aclosing(store.ids_received(campaign, 0)) as stream:
-            async for chunk in stream:
-                assert len(chunk) == 1_000
+        async with aclosing(store.ids_received([campaign], 0)) as stream:
+            async for piece in stream:
+                assert piece[campaign]
                 break
     assert await store.ping()
 
@@ -411,7 +492,7 @@ async def test_news_reaches_who_listens(store: Store) -> None:
         lambda: None,
     ):
         await store.update_campaign(campaign, {"active": False})
-        await store.raise_generation(campaign)
+        await raise_generation(store, campaign)
         with trio.fail_after(10):
             await heard.wait()
     assert news == [("plan", campaign, 2), ("generation", campaign, 1)]

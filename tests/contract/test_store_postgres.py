@@ -22,11 +22,11 @@ import trio.testing
 from config.settings import Settings
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
 from engine.model import DAY_US, EventType, Micros
-from engine.ports import Committed, NotRun, Refused, Unknown, Wanted
+from engine.ports import Committed, LedgerRow, NotRun, Refused, Unknown, Wanted
 from engine.postgres.copy import guard_call, sum_rows
 from engine.postgres.migrate import read_migrations
 from engine.postgres.store import PostgresStore, open_store
-from tests.contract.flushes import COST, bunch, click, impression, ledger_of, new_campaign
+from tests.contract.flushes import COST, bunch, click, impression, ledger_of, new_campaign, raise_generation
 from tests.contract.proxy import COMMITTED, open_proxy
 
 pytestmark = pytest.mark.stores
@@ -165,9 +165,9 @@ async def test_many_writers_and_rising_generations_balance(database_url: str) ->
 
         async def raise_some() -> None:
             for _ in range(10):
-                row = await store.raise_generation(chance.choice(campaigns))
-                assert row is not None
-                generations[row.campaign_id] = row.generation
+                rows = await store.raise_generations(chance.sample(campaigns, 4), wait=chance.random() < 0.5)
+                for campaign, row in rows.items():
+                    generations[campaign] = generations[campaign] if row is None else row.generation
 
         async with trio.open_nursery() as nursery:
             for _ in range(6):
@@ -194,20 +194,49 @@ async def test_raising_a_generation_waits_for_the_flush_that_holds_the_row(
 ) -> None:
     """What committed just before is in the row that it returns."""
     campaign = await new_campaign(store)
-    raised = []
+    raised: list[LedgerRow] = []
 
-    async def raise_generation() -> None:
-        raised.append(await store.raise_generation(campaign))
+    async def wait_for_it() -> None:
+        raised.append(await raise_generation(store, campaign))
 
     with psycopg.connect(database_url) as flush:
         flush.execute(guard_call(sum_rows([bunch(campaign, [impression(now())])])))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(raise_generation)
+            nursery.start_soon(wait_for_it)
             await until(database_url, FLUSH_WAITS.replace("headrace flush", "headrace"))
             assert not raised
             flush.commit()
-    assert raised[0] is not None
     assert (raised[0].generation, raised[0].spend.spent_micros) == (1, COST)
+
+
+async def test_rows_that_a_flush_holds_are_left_as_they_are(store: PostgresStore, database_url: str) -> None:
+    """Unless they are to be waited for: the others are raised at once."""
+    first, held, last = [await new_campaign(store) for _ in range(3)]
+    with psycopg.connect(database_url) as flush:
+        flush.execute(guard_call(sum_rows([bunch(held, [impression(now())])])))
+        with trio.fail_after(5):
+            rows = await store.raise_generations([last, held, first], wait=False)
+        flush.commit()
+    assert {each: row and row.generation for each, row in rows.items()} == {first: 1, held: None, last: 1}
+    row = await ledger_of(store, held)
+    assert (row.generation, row.spend.spent_micros) == (0, COST)
+
+
+async def test_generations_are_raised_in_order_of_campaign(store: PostgresStore, database_url: str) -> None:
+    """Who waits holds rows of lower numbers only, as a flush does: nobody waits in a circle."""
+    first, held, last = [await new_campaign(store) for _ in range(3)]
+    with psycopg.connect(database_url) as flush, psycopg.connect(database_url) as other:
+        flush.execute(guard_call(sum_rows([bunch(held, [impression(now())])])))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: store.raise_generations([last, held, first], wait=True))
+            await until(database_url, FLUSH_WAITS.replace("headrace flush", "headrace"))
+            other.execute("SELECT FROM ledger WHERE campaign_id = %s FOR UPDATE NOWAIT", [last])
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                other.execute("SELECT FROM ledger WHERE campaign_id = %s FOR UPDATE NOWAIT", [first])
+            other.rollback()
+            flush.commit()
+    for campaign in (first, held, last):
+        assert (await ledger_of(store, campaign)).generation == 1
 
 
 async def test_an_unanswered_commit_is_unknown(database_url: str) -> None:
@@ -421,7 +450,7 @@ async def test_every_commit_waits_for_the_disk(database_url: str) -> None:
         await store.ping()  # which may meet the session that has ended
         campaign = await new_campaign(store)
         assert await store.flush([bunch(campaign, [impression(now())])]) == Committed()
-        await store.raise_generation(campaign)
+        await raise_generation(store, campaign)
     assert ask(database_url, "SELECT setting FROM seen") == [("on",)] * 3
 
 

@@ -11,11 +11,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import partial
 from typing import Any, TypeVar
 
 import trio
 
-from engine.model import CampaignId, CampaignSpend, EventId
+from engine.model import CampaignId, EventId
 from engine.ports import (
     BILLABLE,
     COUNTS_FOR_CAP,
@@ -24,14 +25,10 @@ from engine.ports import (
     Closed,
     DayBehind,
     Done,
-    Emptied,
-    Kept,
     Letter,
     LoadReply,
     Lost,
-    Mismatch,
     NotRun,
-    Pending,
     PlanBehind,
     ReadyReply,
     Reserve,
@@ -42,6 +39,7 @@ from engine.ports import (
     Stale,
     Unknown,
 )
+from engine.steps import Begin, Emptied, Kept, LoadIds, LoadUsers, Mismatch, Pending, Ready
 
 CHUNK = 1_000
 T = TypeVar("T")
@@ -133,35 +131,21 @@ class FakeLedger:
         """All calls in order."""
         return await self._trip([self._run_of(call) for call in calls])
 
-    async def begin(self, campaign_id: CampaignId, generation: int) -> BeginReply:
-        """Close a campaign under a new generation."""
-        return await self._trip_of_one(lambda: self._begin(campaign_id, generation))
+    async def begin(self, calls: Sequence[Begin]) -> list[BeginReply]:
+        """Close campaigns under new generations."""
+        return await self._trip([partial(self._begin, call.campaign_id, call.generation) for call in calls])
 
-    async def settle(self, campaign_id: CampaignId, generation: int, tag: int, *, commit: bool) -> LoadReply:
-        """Settle one reservation of a closed campaign."""
-        return await self._trip_of_one(lambda: self._resolve(campaign_id, generation, tag, commit, needs_open=False))
+    async def settle(self, calls: Sequence[Resolve]) -> list[LoadReply]:
+        """Settle reservations of closed campaigns."""
+        return await self._trip([partial(self._resolve, call, needs_open=False) for call in calls])
 
-    async def load_users(self, campaign_id: CampaignId, generation: int, users: Sequence[tuple[str, int]]) -> LoadReply:
-        """One chunk of users of a rebuild."""
+    async def load(self, calls: Sequence[LoadUsers | LoadIds]) -> list[LoadReply]:
+        """Chunks of a rebuild."""
+        return await self._trip([partial(self._load, call) for call in calls])
 
-        def load(book: Book) -> None:
-            book.users = Counter({**book.users, **dict(users)})  # (set, where Counter.update would add)
-
-        return await self._trip_of_one(lambda: self._load(campaign_id, generation, len(users), load))
-
-    async def load_ids(self, campaign_id: CampaignId, generation: int, turn: int, ids: Sequence[EventId]) -> LoadReply:
-        """One chunk of ids of a rebuild."""
-
-        def load(book: Book) -> None:
-            book.buckets[turn % 2].update(dict.fromkeys(ids, LOADED))
-
-        return await self._trip_of_one(lambda: self._load(campaign_id, generation, len(ids), load))
-
-    async def ready(
-        self, campaign_id: CampaignId, generation: int, spend: CampaignSpend, turn: int, plan_version: int
-    ) -> ReadyReply:
-        """Open a campaign again."""
-        return await self._trip_of_one(lambda: self._ready(campaign_id, generation, spend, turn, plan_version))
+    async def ready(self, calls: Sequence[Ready]) -> list[ReadyReply]:
+        """Open campaigns again."""
+        return await self._trip([partial(self._ready, call) for call in calls])
 
     async def pending_tags(self, campaign_ids: Sequence[CampaignId]) -> dict[CampaignId, list[int]] | NotRun:
         """Tags of all reservations that wait for their commit."""
@@ -204,7 +188,7 @@ class FakeLedger:
     def _run_of(self, call: Reserve | Resolve) -> Callable[[], Any]:
         if isinstance(call, Reserve):
             return lambda: self._reserve(call)
-        return lambda: self._resolve(call.campaign_id, call.generation, call.tag, call.commit, needs_open=True)
+        return lambda: self._resolve(call, needs_open=True)
 
     def _enter(self, campaign_id: CampaignId, generation: int, needs_open: bool) -> Book | Lost | Stale | Closed:
         book = self.books.get(campaign_id)
@@ -248,14 +232,12 @@ class FakeLedger:
         _move_on(book, sums, call.day, call.turn)
         return _decide(book, sums, call)
 
-    def _resolve(
-        self, campaign_id: CampaignId, generation: int, tag: int, commit: bool, *, needs_open: bool
-    ) -> ResolveReply:
-        book = self._enter(campaign_id, generation, needs_open)
+    def _resolve(self, call: Resolve, *, needs_open: bool) -> ResolveReply:
+        book = self._enter(call.campaign_id, call.generation, needs_open)
         if not isinstance(book, Book):
             return book
-        record = book.pending.pop(tag, None)
-        if record is not None and not commit:
+        record = book.pending.pop(call.tag, None)
+        if record is not None and not call.commit:
             _undo(book, record)
         return Done()
 
@@ -269,33 +251,35 @@ class FakeLedger:
         self.books[campaign_id] = Book(generation, self.image)
         return Emptied()
 
-    def _load(self, campaign_id: CampaignId, generation: int, size: int, load: Callable[[Book], None]) -> LoadReply:
+    def _load(self, call: LoadUsers | LoadIds) -> LoadReply:
         if self.full:
             return NotRun("OOM")
-        book = self._enter(campaign_id, generation, needs_open=False)
+        book = self._enter(call.campaign_id, call.generation, needs_open=False)
         if not isinstance(book, Book):
             return book
-        if size > CHUNK:
+        if len(call.users if isinstance(call, LoadUsers) else call.ids) > CHUNK:
             return NotRun("SHAPE")
-        load(book)
+        if isinstance(call, LoadUsers):
+            book.users = Counter({**book.users, **dict(call.users)})  # (set, where Counter.update would add)
+        else:
+            book.buckets[call.turn % 2].update(dict.fromkeys(call.ids, LOADED))
         return Done()
 
-    def _ready(
-        self, campaign_id: CampaignId, generation: int, spend: CampaignSpend, turn: int, plan_version: int
-    ) -> ReadyReply:
-        book = self._enter(campaign_id, generation, needs_open=False)
+    def _ready(self, call: Ready) -> ReadyReply:
+        book = self._enter(call.campaign_id, call.generation, needs_open=False)
         if not isinstance(book, Book):
             return book
+        spend = call.spend
         sums = book.sums
         if book.pending:
             return Mismatch()
         if sums is None:
-            book.sums = Sums(plan_version, spend.day, spend.spent_micros, spend.today_micros, turn)
+            book.sums = Sums(call.plan_version, spend.day, spend.spent_micros, spend.today_micros, call.turn)
         else:
             today = 0 if sums.day > spend.day else spend.today_micros
             if sums.day < spend.day or sums.total != spend.spent_micros or sums.today != today:
                 return Mismatch()
-            if sums.turn > turn + 1:
+            if sums.turn > call.turn + 1:
                 return Mismatch()
         book.open = True
         return Done()

@@ -18,6 +18,7 @@ import trio
 
 from engine.errors import StoreUnavailable
 from engine.model import (
+    DAY_US,
     Campaign,
     CampaignId,
     CampaignSpend,
@@ -42,7 +43,7 @@ from engine.ports import (
     Wanted,
 )
 
-CHUNK = 1_000
+PIECE = 10_000
 T = TypeVar("T")
 
 
@@ -187,17 +188,24 @@ class FakeStore:
                     found[each.campaign_id, each.event_id] = kept.event
         return found
 
-    async def raise_generation(self, campaign_id: CampaignId) -> LedgerRow | None:
-        """`gen + 1`, after the flush that holds the row."""
+    async def raise_generations(
+        self, campaign_ids: Sequence[CampaignId], *, wait: bool
+    ) -> dict[CampaignId, LedgerRow | None]:
+        """`gen + 1`, after the flush that holds the row, or of those that none holds."""
         await self._answer()
-        if campaign_id not in self.ledger:
-            return None
-        async with self.ledger[campaign_id].lock:
-            self.ledger[campaign_id].gen += 1
-            row = self._row(campaign_id)
-        for _, generation_raised in self._listeners:
-            generation_raised(campaign_id, row.generation)
-        return row
+        rows: dict[CampaignId, LedgerRow | None] = dict.fromkeys(self.ledger.keys() & set(campaign_ids))
+        async with contextlib.AsyncExitStack() as locks:
+            free = sorted(each for each in rows if wait or not self.ledger[each].lock.locked())
+            for campaign_id in free:
+                await locks.enter_async_context(self.ledger[campaign_id].lock)
+            for campaign_id in free:
+                self.ledger[campaign_id].gen += 1
+                rows[campaign_id] = self._row(campaign_id)
+        for campaign_id, row in rows.items():
+            for _, generation_raised in self._listeners:
+                if row is not None:
+                    generation_raised(campaign_id, row.generation)
+        return rows
 
     async def halt(self, campaign_id: CampaignId, reason: str) -> int | None:
         """The reason and `gen + 1`, after the flush that holds the row."""
@@ -206,35 +214,45 @@ class FakeStore:
             return None
         if self.ledger[campaign_id].halted is None:
             self.ledger[campaign_id].halted = reason
-            await self.raise_generation(campaign_id)
+            await self.raise_generations([campaign_id], wait=True)
         return self.ledger[campaign_id].gen
 
+    async def events_since(self, days: Mapping[CampaignId, int]) -> dict[CampaignId, int]:
+        """How many events each has since its spend day began, somewhere on earth."""
+        await self._answer()
+        return {
+            campaign_id: sum(kept.event.occurred_us >= (day - 1) * DAY_US for kept in self._events_of(campaign_id))
+            for campaign_id, day in days.items()
+        }
+
     async def users_on(
-        self, campaign_id: CampaignId, spend_day: int
-    ) -> AsyncGenerator[Sequence[tuple[str, int]], None]:
-        """Impressions a user on a spend day."""
+        self, days: Mapping[CampaignId, int]
+    ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[str, int]]], None]:
+        """Impressions a user, each campaign on its spend day."""
         await self._answer()
         users = Counter(
-            kept.event.user_id
+            (campaign_id, kept.event.user_id)
+            for campaign_id, day in days.items()
             for kept in self._events_of(campaign_id)
-            if kept.spend_day == spend_day and kept.event.event_type is EventType.IMPRESSION
+            if kept.spend_day == day and kept.event.event_type is EventType.IMPRESSION
         )
-        for chunk in _chunks(list(users.items())):
-            yield chunk
+        for piece in _pieces([(campaign_id, (user, seen)) for (campaign_id, user), seen in users.items()]):
+            yield piece
             await self._answer()
 
     async def ids_received(
-        self, campaign_id: CampaignId, since_us: int
-    ) -> AsyncGenerator[Sequence[tuple[EventId, int]], None]:
+        self, campaign_ids: Sequence[CampaignId], since_us: int
+    ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[EventId, int]]], None]:
         """Ids and receive times of what was received since then."""
         await self._answer()
         received = [
-            (kept.event.event_id, kept.received_us)
+            (campaign_id, (kept.event.event_id, kept.received_us))
+            for campaign_id in campaign_ids
             for kept in self._events_of(campaign_id)
             if kept.received_us >= since_us
         ]
-        for chunk in _chunks(received):
-            yield chunk
+        for piece in _pieces(received):
+            yield piece
             await self._answer()
 
     # --- CampaignStore ---
@@ -395,6 +413,9 @@ def _kept(batch: Batch, row: Row) -> Kept:
     return Kept(event, row.day, batch.spend_day, row.received_us)
 
 
-def _chunks(items: list[T]) -> Iterator[list[T]]:
-    for start in range(0, len(items), CHUNK):
-        yield items[start : start + CHUNK]
+def _pieces(items: list[tuple[CampaignId, T]]) -> Iterator[dict[CampaignId, list[T]]]:
+    for start in range(0, len(items), PIECE):
+        piece: dict[CampaignId, list[T]] = {}
+        for campaign_id, item in items[start : start + PIECE]:
+            piece.setdefault(campaign_id, []).append(item)
+        yield piece

@@ -94,7 +94,7 @@ def zombie_at(point: str) -> Callable[[World], Awaitable[None]]:
 async def two_recover(world: World) -> None:
     """Both engines recover the same campaigns; one freezes in the middle and goes on when the other is done."""
     await _freeze_in_recovery(
-        world, world.source.choice(["ledger.begin.after", "store.raise_generation.after", "ledger.ready.before"])
+        world, world.source.choice(["ledger.begin.after", "store.raise_generations.after", "ledger.ready.before"])
     )
     await world.pause(0.2, 1.6)
     world.first.send_signal(signal.SIGCONT)
@@ -104,7 +104,7 @@ async def two_recover(world: World) -> None:
 
 async def recover_late(world: World) -> None:
     """One engine freezes before its recovery's first step, and Redis is emptied again when it goes on: it rebuilds."""
-    await _freeze_in_recovery(world, "store.raise_generation.before")
+    await _freeze_in_recovery(world, "store.raise_generations.before")
     await world.pause(0.6, 1.6)
     await trio.to_thread.run_sync(world.redis.do, "FLUSHALL")
     world.first.send_signal(signal.SIGCONT)
@@ -235,19 +235,19 @@ _NEW = {"name": "new", "pricing_model": "cpc", "unit_price": "1", "total_budget"
 # What makes an engine pass a point; everything else passes by itself under load.
 STIMULI: dict[str, Callable[[World], Awaitable[None]]] = {
     "ledger.begin": _by_empty_redis,
-    "ledger.load_ids": _by_empty_redis,
-    "ledger.load_users": _by_empty_redis,
+    "ledger.load": _by_empty_redis,
     "ledger.ready": _by_empty_redis,
     "ledger.settle": _by_swallowed_commit,
     "ledger.ping": _by_request("GET", "/readyz"),
     "store.campaign": _by_request("GET", "/campaigns/{campaign}"),
     "store.create_campaign": _by_request("POST", "/campaigns/", _NEW),
+    "store.events_since": _by_empty_redis,
     "store.halt": _by_contradiction,
     "store.ids_received": _by_empty_redis,
     "store.make_partitions": _by_midnight,
     "store.page_campaigns": _by_request("GET", "/campaigns/"),
     "store.ping": _by_request("GET", "/readyz"),
-    "store.raise_generation": _by_empty_redis,
+    "store.raise_generations": _by_empty_redis,
     "store.report": _by_request("GET", "/report/campaign/{campaign}"),
     "store.retire_engine": _by_sigterm,
     "store.update_campaign": _by_request("PATCH", "/campaigns/{campaign}", {"name": "renamed"}),

@@ -17,10 +17,12 @@ from config.settings import Settings
 from engine.auditor import audit
 from engine.errors import StoreUnavailable
 from engine.model import DAY_US, CampaignId
-from engine.ports import BILLABLE, COUNTS_FOR_CAP, Committed, Done, Emptied, Reserve, Reserved, Resolve
+from engine.ports import BILLABLE, COUNTS_FOR_CAP, Committed, Done, Reserve, Reserved, Resolve
 from engine.postgres.store import PostgresStore, open_store
 from engine.redis.ledger import RedisLedger, open_ledger
-from tests.contract.flushes import COST, Line, bunch, click, impression, ledger_of, new_campaign
+from engine.steps import Emptied
+from tests.contract.flushes import COST, Line, bunch, click, impression, ledger_of, new_campaign, raise_generation
+from tests.contract.reservations import begin, ready
 
 pytestmark = pytest.mark.stores
 
@@ -40,10 +42,9 @@ class World:
     async def campaign(self, **fields: object) -> CampaignId:
         """A campaign that Redis holds, with nothing spent."""
         campaign = await new_campaign(self.store, **fields)
-        row = await self.store.raise_generation(campaign)
-        assert row is not None
-        assert isinstance(await self.ledger.begin(campaign, row.generation), Emptied)
-        assert isinstance(await self.ledger.ready(campaign, row.generation, row.spend, 0, 1), Done)
+        row = await raise_generation(self.store, campaign)
+        assert isinstance(await begin(self.ledger, campaign, row.generation), Emptied)
+        assert isinstance(await ready(self.ledger, campaign, row.generation, row.spend, 0, 1), Done)
         return campaign
 
     async def reserve(self, campaign: CampaignId, rows: list[Line]) -> int:

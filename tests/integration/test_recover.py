@@ -12,9 +12,10 @@ from config.settings import Settings
 from engine.auditor import audit
 from engine.errors import ConfigurationUnsafe
 from engine.model import DAY_US, CampaignId
-from engine.ports import Emptied
 from engine.recoverer import recover
+from engine.steps import Emptied
 from tests.contract.flushes import COST, impression, ledger_of
+from tests.contract.reservations import begin
 from tests.integration.test_audit import World, lines, now, world
 
 __all__ = ["world"]
@@ -80,7 +81,7 @@ async def test_a_redis_that_is_ahead_of_its_postgres_is_caught_up_with(world: Wo
     """A database that was restored knows older generations: the rebuild rises above all of them."""
     campaign = await world.campaign()
     await world.deliver(campaign, lines())
-    assert isinstance(await world.ledger.begin(campaign, 70), Emptied)
+    assert isinstance(await begin(world.ledger, campaign, 70), Emptied)
     (recovered,) = await recover(world.db_url, world.redis_url, [campaign], Settings())
     assert recovered.generation > 70
     await check_clean(world)

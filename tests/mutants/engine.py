@@ -14,6 +14,7 @@ ARRIVING = "tests/unit/test_arrival.py"
 DECISIONS = "tests/unit/test_campaign.py"
 WORLD = "tests/unit/test_engine.py"
 JUDGED = "tests/unit/test_judged.py"
+BULK = "tests/unit/test_recovery.py"
 
 
 def one(name: str, protects: str, file: str, old: str, new: str, *tests: str, second: bool = False) -> Mutant:
@@ -342,19 +343,16 @@ REMEDY = [
         [
             Edit(
                 RECOVERY,
-                "CLOCK_SLACK_US: Final = 60 * SECOND_US\n",
-                "CLOCK_SLACK_US: Final = 60 * SECOND_US\n_EARLY = {}\n",
-            ),
-            Edit(
-                RECOVERY,
-                "                row = await self._raise(campaign_id)\n",
-                "                _EARLY[campaign_id] = [ids async for ids in self.store.ids_received(campaign_id, 0)]\n"
-                "                row = await self._raise(campaign_id)\n",
+                "                await self._raise(attempt, alone=alone)\n",
+                "                early = self.store.ids_received(list(attempt.cases), 0)\n"
+                "                attempt.early = [ids async for ids in early]\n"
+                "                await self._raise(attempt, alone=alone)\n",
             ),
             Edit(
                 RECOVERY,
                 "            async for ids in received:\n",
-                "            for ids in _EARLY[row.campaign_id]:\n",
+                "            for early in attempt.early:\n"
+                "                ids = {each: early[each] for each in early if each in reached}\n",
             ),
         ],
         [JUDGED],
@@ -363,8 +361,8 @@ REMEDY = [
         "raised-before-redis-follows",
         "Redis opens only under a generation that Postgres has.",
         RECOVERY,
-        "                row = await self._raise(campaign_id)\n",
-        "                (_, row) = (await self.store.plans([campaign_id]))[campaign_id]\n",
+        "        rows = await self.store.raise_generations(list(attempt.cases), wait=alone)\n",
+        "        rows = {each: row for each, (_, row) in (await self.store.plans(list(attempt.cases))).items()}\n",
         WORLD,
     ),
     one(
@@ -397,16 +395,16 @@ REMEDY = [
         "rebuild-brings-users",
         "A cap holds over the loss of Redis.",
         RECOVERY,
-        "                _check(await self.ledger.load_users(row.campaign_id, row.generation, users))\n",
-        "                pass\n",
+        "                if not await self._load(attempt, reached, attempt.loads_of_users(users)):\n",
+        "                if not await self._load(attempt, reached, []):\n",
         f"{WORLD}::test_a_redis_that_forgot_is_rebuilt_with_its_users_and_ids",
     ),
     one(
         "rebuild-brings-ids",
         "A retry is a duplicate after the loss of Redis, whatever the budget says.",
         RECOVERY,
-        "                turn = max(turn, await self._load_ids(row, oldest, latest, ids))\n",
-        "                pass\n",
+        "                calls = list(attempt.loads_of_ids(ids, self.turn_us, oldest, latest))\n",
+        "                calls: list[LoadIds] = []\n",
         f"{JUDGED}::test_a_rebuild_knows_what_committed_while_it_waited",
     ),
     one(
@@ -416,6 +414,38 @@ REMEDY = [
         "oldest * self.turn_us - CLOCK_SLACK_US",
         "turn * self.turn_us",
         JUDGED,
+    ),
+    one(
+        "nothing-is-read-only-before-the-first-commit",
+        "A retry of a free event is a duplicate after the loss of Redis.",
+        "engine/ports.py",
+        "        return self.spend.day == UNTOUCHED_DAY\n",
+        "        return self.spend.spent_micros == 0\n",
+        f"{BULK}::test_free_events_are_read_though_nothing_was_spent",
+    ),
+    one(
+        "every-reply-of-a-bulk-counts",
+        "No campaign opens with less than all that was read for it.",
+        RECOVERY,
+        "            if call.campaign_id in self.rows:\n                self.heed(",
+        "            if call is calls[0] and call.campaign_id in self.rows:\n                self.heed(",
+        BULK,
+    ),
+    one(
+        "a-halted-campaign-is-not-opened",
+        "Who is out of service stays so, whoever is recovered with it.",
+        RECOVERY,
+        "            if row.halted is not None:\n",
+        "            if False:\n",
+        BULK,
+    ),
+    one(
+        "a-bulk-leaves-held-rows-alone",
+        "A flush that hangs holds up its own campaigns only.",
+        RECOVERY,
+        "raise_generations(list(attempt.cases), wait=alone)",
+        "raise_generations(list(attempt.cases), wait=True)",
+        f"{BULK}::test_a_row_that_a_flush_holds_is_waited_for_alone",
     ),
     one(
         "orphans-are-looked-for",

@@ -111,8 +111,26 @@ GUARDS = [
     Mutant(
         "a-recovery-raises-the-generation",
         "After a recovery's first step no older batch can commit.",
-        [Edit("engine/postgres/recovery.py", "SET gen = gen + 1 WHERE", "SET gen = gen WHERE")],
+        [Edit("engine/postgres/recovery.py", "SET gen = gen + 1 FROM held", "SET gen = gen FROM held")],
         [f"{CONTRACT}::test_raising_a_generation_tells_the_ledger"],
+    ),
+    Mutant(
+        "a-recovery-waits-in-order-of-campaign",
+        "Recoveries and flushes never wait for each other in a circle.",
+        [
+            Edit(
+                "engine/postgres/recovery.py",
+                "ORDER BY campaign_id FOR NO KEY UPDATE",
+                "ORDER BY campaign_id DESC FOR NO KEY UPDATE",
+            )
+        ],
+        [f"{REAL}::test_generations_are_raised_in_order_of_campaign"],
+    ),
+    Mutant(
+        "a-recovery-of-many-waits-for-nobody",
+        "A flush that hangs holds up the recovery of its own campaigns only.",
+        [Edit("engine/postgres/recovery.py", 'locked="SKIP LOCKED"', 'locked=""')],
+        [f"{REAL}::test_rows_that_a_flush_holds_are_left_as_they_are"],
     ),
     Mutant(
         "a-look-up-asks-for-its-campaign",

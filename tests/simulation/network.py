@@ -33,11 +33,15 @@ from engine.ports import (
     Unknown,
     Wanted,
 )
+from engine.recovery import PORTION_EVENTS
+from engine.steps import Begin, LoadIds, LoadUsers, Ready
 from tests.fakes.ledger import FakeLedger
 from tests.simulation.world import POSTGRES, REDIS, World
 
 T = TypeVar("T")
-CHUNK: Final = 3  # rows of one piece of a rebuild: small, so that things happen between two
+C = TypeVar("C")
+R = TypeVar("R")
+PIECE: Final = 3  # rows of one piece of a rebuild: small, so that things happen between two
 QUIET_AFTER_SECONDS: Final = 12  # a listening connection that was cut without a word is found out by then
 
 
@@ -201,30 +205,63 @@ class LedgerLink:
         self._timeout_seconds = wire.world.settings.ledger_timeout_seconds
 
     async def round(self, calls: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:
-        """All calls; or a first part is answered and the rest is in trouble."""
+        """All calls."""
+        checker = self._wire.world.checker
+
+        async def run(part: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:
+            replies = await self._wire.server().round(part)
+            for call, reply in zip(part, replies, strict=True):
+                if isinstance(call, Reserve) and isinstance(reply, Reserved):
+                    checker.reserved(call, reply)
+                checker.agree(call.campaign_id)
+            return replies
+
+        return await self._pipeline("round", calls, run)
+
+    async def begin(self, calls: Sequence[Begin]) -> list[BeginReply]:
+        """Close campaigns."""
+        return await self._pipeline("begin", calls, lambda part: self._wire.server().begin(part))
+
+    async def settle(self, calls: Sequence[Resolve]) -> list[LoadReply]:
+        """Settle reservations of closed campaigns."""
+        return await self._pipeline("settle", calls, lambda part: self._wire.server().settle(part))
+
+    async def load(self, calls: Sequence[LoadUsers | LoadIds]) -> list[LoadReply]:
+        """Chunks of a rebuild."""
+        return await self._pipeline("load", calls, lambda part: self._wire.server().load(part))
+
+    async def ready(self, calls: Sequence[Ready]) -> list[ReadyReply]:
+        """Open campaigns."""
+
+        async def run(part: Sequence[Ready]) -> list[ReadyReply]:
+            replies = await self._wire.server().ready(part)
+            for call in part:
+                self._wire.world.checker.agree(call.campaign_id)
+            return replies
+
+        return await self._pipeline("ready", calls, run)
+
+    async def _pipeline(
+        self, what: str, calls: Sequence[C], run: Callable[[Sequence[C]], Awaitable[list[R]]]
+    ) -> list[R]:
+        """All calls in one message; or a first part is answered and the rest is in trouble."""
         world = self._wire.world
         part = len(calls)
         if part > 1 and world.source.random() < max(world.weather.lost, world.weather.unanswered):
             part = world.source.randrange(1, part)
-        replies = await self._part(calls[:part], troubled=False)
+        replies = await self._part(what, calls[:part], run, troubled=False)
         if part < len(calls):
             if isinstance(replies[-1], Unknown | NotRun):
-                return [*replies, *[replies[-1]] * (len(calls) - part)]
-            replies += await self._part(calls[part:], troubled=True)
+                return replies + [replies[-1]] * (len(calls) - part)
+            replies += await self._part(what, calls[part:], run, troubled=True)
         return replies
 
-    async def _part(self, calls: Sequence[Reserve | Resolve], *, troubled: bool) -> list[ReserveReply | ResolveReply]:
-        async def run() -> list[ReserveReply | ResolveReply]:
-            server = self._wire.server()
-            replies = await server.round(calls)
-            for call, reply in zip(calls, replies, strict=True):
-                if isinstance(call, Reserve) and isinstance(reply, Reserved):
-                    self._wire.world.checker.reserved(call, reply)
-                self._wire.world.checker.agree(call.campaign_id)
-            return replies
-
-        reply = await self._answer("round " + ", ".join(map(_call_shown, calls)), run, troubled=troubled)
-        return [reply] * len(calls) if isinstance(reply, NotRun | Unknown) else reply
+    async def _part(
+        self, what: str, part: Sequence[C], run: Callable[[Sequence[C]], Awaitable[list[R]]], *, troubled: bool
+    ) -> list[Any]:
+        shown = f"{what} " + ", ".join(map(_call_shown, part))
+        replies = await self._answer(shown, lambda: run(part), troubled=troubled)
+        return [replies] * len(part) if isinstance(replies, NotRun | Unknown) else replies
 
     async def _answer(
         self, what: str, run: Callable[[], Awaitable[T]], *, troubled: bool = False
@@ -235,38 +272,6 @@ class LedgerLink:
             return NotRun("not reached")
         except NoAnswer:
             return Unknown("no answer")
-
-    async def begin(self, campaign_id: CampaignId, generation: int) -> BeginReply:
-        """Close a campaign."""
-        what = f"begin c{campaign_id} g{generation}"
-        return await self._answer(what, lambda: self._wire.server().begin(campaign_id, generation))
-
-    async def settle(self, campaign_id: CampaignId, generation: int, tag: int, *, commit: bool) -> LoadReply:
-        """Settle one reservation of a closed campaign."""
-        what = f"settle c{campaign_id} g{generation} #{tag:x} {'commit' if commit else 'void'}"
-        return await self._answer(what, lambda: self._wire.server().settle(campaign_id, generation, tag, commit=commit))
-
-    async def load_users(self, campaign_id: CampaignId, generation: int, users: Sequence[tuple[str, int]]) -> LoadReply:
-        """Users of a rebuild."""
-        what = f"load users c{campaign_id} g{generation} {list(users)}"
-        return await self._answer(what, lambda: self._wire.server().load_users(campaign_id, generation, users))
-
-    async def load_ids(self, campaign_id: CampaignId, generation: int, turn: int, ids: Sequence[EventId]) -> LoadReply:
-        """Ids of a rebuild."""
-        what = f"load ids c{campaign_id} g{generation} t{turn} {[each.hex()[:6] for each in ids]}"
-        return await self._answer(what, lambda: self._wire.server().load_ids(campaign_id, generation, turn, ids))
-
-    async def ready(
-        self, campaign_id: CampaignId, generation: int, spend: CampaignSpend, turn: int, plan_version: int
-    ) -> ReadyReply:
-        """Open a campaign."""
-
-        async def run() -> ReadyReply:
-            reply = await self._wire.server().ready(campaign_id, generation, spend, turn, plan_version)
-            self._wire.world.checker.agree(campaign_id)
-            return reply
-
-        return await self._answer(f"ready c{campaign_id} g{generation} {spend.spent_micros}", run)
 
     async def pending_tags(self, campaign_ids: Sequence[CampaignId]) -> dict[CampaignId, list[int]] | NotRun:
         """Tags that wait for their commit."""
@@ -331,37 +336,52 @@ class StoreLink:
         what = f"look up {[each.event_id.hex()[:6] for each in wanted]}"
         return await self._ask(what, lambda: self._store.look_up(wanted))
 
-    async def raise_generation(self, campaign_id: CampaignId) -> LedgerRow | None:
+    async def raise_generations(
+        self, campaign_ids: Sequence[CampaignId], *, wait: bool
+    ) -> dict[CampaignId, LedgerRow | None]:
         """`gen + 1`."""
-        return await self._ask(f"raise c{campaign_id}", lambda: self._store.raise_generation(campaign_id))
+        what = f"raise {list(campaign_ids)}"
+        return await self._ask(what, lambda: self._store.raise_generations(campaign_ids, wait=wait))
 
     async def halt(self, campaign_id: CampaignId, reason: str) -> int | None:
         """Out of service."""
         return await self._ask(f"halt c{campaign_id}", lambda: self._store.halt(campaign_id, reason))
 
-    def users_on(self, campaign_id: CampaignId, spend_day: int) -> AsyncGenerator[Sequence[tuple[str, int]], None]:
+    async def events_since(self, days: Mapping[CampaignId, int]) -> dict[CampaignId, int]:
+        """How many; now and then, of one, so many that it is rebuilt alone."""
+        events = await self._ask(f"events {dict(days)}", lambda: self._store.events_since(days))
+        if self._wire.world.source.random() < 0.2:
+            events[self._wire.world.source.choice(sorted(events))] = PORTION_EVENTS + 1
+        return events
+
+    def users_on(
+        self, days: Mapping[CampaignId, int]
+    ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[str, int]]], None]:
         """Impressions a user."""
-        what = f"users c{campaign_id} {spend_day}"
-        return self._stream(what, lambda: self._store.users_on(campaign_id, spend_day))
+        return self._stream(f"users {dict(days)}", lambda: self._store.users_on(days))
 
     def ids_received(
-        self, campaign_id: CampaignId, since_us: int
-    ) -> AsyncGenerator[Sequence[tuple[EventId, int]], None]:
+        self, campaign_ids: Sequence[CampaignId], since_us: int
+    ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[EventId, int]]], None]:
         """Ids and receive times."""
-        what = f"ids c{campaign_id} {since_us}"
-        return self._stream(what, lambda: self._store.ids_received(campaign_id, since_us))
+        what = f"ids {list(campaign_ids)} {since_us}"
+        return self._stream(what, lambda: self._store.ids_received(campaign_ids, since_us))
 
     async def _stream(
-        self, what: str, read: Callable[[], AsyncGenerator[Sequence[T], None]]
-    ) -> AsyncGenerator[Sequence[T], None]:
+        self, what: str, read: Callable[[], AsyncGenerator[Mapping[CampaignId, Sequence[T]], None]]
+    ) -> AsyncGenerator[Mapping[CampaignId, Sequence[T]], None]:
         """One snapshot, in pieces."""
 
-        async def run() -> list[T]:
-            return [row async for chunk in read() for row in chunk]
+        async def run() -> list[tuple[CampaignId, T]]:
+            return [(campaign_id, row) async for piece in read() for campaign_id in piece for row in piece[campaign_id]]
 
         rows = await self._ask(what, run)
-        for start in range(0, len(rows), CHUNK):
-            yield rows[start : start + CHUNK]
+        for start in range(0, len(rows), PIECE):
+            piece: dict[CampaignId, list[T]] = {}
+            for campaign_id, row in rows[start : start + PIECE]:
+                piece.setdefault(campaign_id, []).append(row)
+            yield piece
+            await sleep(self._wire.world.weather.pace_seconds)
             await sleep(self._wire.world.weather.pace_seconds)
             await self._wire.sender.awake()
 
@@ -483,11 +503,23 @@ class News:
             tell(campaign_id, number)
 
 
-def _call_shown(call: Reserve | Resolve) -> str:
-    if isinstance(call, Resolve):
-        return f"{'commit' if call.commit else 'void'} c{call.campaign_id} g{call.generation} #{call.tag:x}"
-    ids = " ".join(call.ids[at : at + 3].hex() for at in range(0, len(call.ids), 16))
-    return f"reserve c{call.campaign_id} g{call.generation} #{call.tag:x} v{call.plan_version} d{call.day} [{ids}]"
+def _call_shown(call: object) -> str:
+    match call:
+        case Resolve():
+            return f"{'commit' if call.commit else 'void'} c{call.campaign_id} g{call.generation} #{call.tag:x}"
+        case Reserve():
+            ids = " ".join(call.ids[at : at + 3].hex() for at in range(0, len(call.ids), 16))
+            terms = f"g{call.generation} #{call.tag:x} v{call.plan_version} d{call.day}"
+            return f"reserve c{call.campaign_id} {terms} [{ids}]"
+        case LoadUsers():
+            return f"c{call.campaign_id} g{call.generation} {list(call.users)}"
+        case LoadIds():
+            return f"c{call.campaign_id} g{call.generation} t{call.turn} {[each.hex()[:6] for each in call.ids]}"
+        case Ready():
+            return f"c{call.campaign_id} g{call.generation} {call.spend.spent_micros}"
+        case Begin():
+            return f"c{call.campaign_id} g{call.generation}"
+    raise AssertionError(f"no call of the ledger: {call}")
 
 
 def _shown(reply: object) -> str:

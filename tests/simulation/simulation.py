@@ -305,9 +305,9 @@ class Simulation:
         """What `headrace recover` leaves in Postgres."""
         store = self.world.store
         if store.ledger[campaign_id].halted is not None:
-            await store.raise_generation(campaign_id)
+            await store.raise_generations([campaign_id], wait=True)
             store.ledger[campaign_id].halted = None
-            await store.raise_generation(campaign_id)
+            await store.raise_generations([campaign_id], wait=True)
 
     # --- the end --------------------------------------------------------------------------------------------
 

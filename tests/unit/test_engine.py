@@ -34,6 +34,7 @@ from tests.fakes.ledger import Trouble as RedisTrouble
 from tests.fakes.store import FakeStore
 from tests.fakes.store import Trouble as PostgresTrouble
 from tests.plans import NOON_US
+from tests.remedy import recover_alone
 
 FIELDS = {
     "name": "spring", "pricing_model": "cpm", "unit_price": "1.00", "total_budget": "1000", "daily_budget": "1000"
@@ -214,7 +215,7 @@ async def test_what_is_reserved_while_an_older_batch_is_refused_is_not_forgotten
         world.store.flush = late_flush  # type: ignore[method-assign]
         nursery.start_soon(world.send, shown(campaign, "old"))
         await trio.sleep(1)
-        await Recovery(world.ledger, world.store, world, 480_000_000).recover(campaign, 1, lambda _: None)
+        await recover_alone(Recovery(world.ledger, world.store, world, 480_000_000), campaign)
         world.registry.generation_raised(campaign, world.store.ledger[campaign].gen)
         world.ledger.round = late_round  # type: ignore[method-assign]
         nursery.start_soon(world.send, shown(campaign, "new"))

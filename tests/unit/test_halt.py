@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import trio
@@ -15,6 +15,7 @@ from engine.model import CampaignId, Event
 from engine.registry import Engines, Registry
 from engine.submission import Submission
 from engine.verdicts import UNAVAILABLE
+from tests.contract.flushes import raise_generation
 from tests.fakes.ledger import Trouble as RedisTrouble
 from tests.fakes.store import Trouble as PostgresTrouble
 from tests.unit.test_engine import World, shown
@@ -37,7 +38,7 @@ async def rebuilt(world: World, campaign: int) -> None:
     """What `headrace recover` leaves in Postgres."""
     world.store.ledger[CampaignId(campaign)].halted = None
     world.store.ledger[CampaignId(campaign)].gen += 1
-    await world.store.raise_generation(CampaignId(campaign))
+    await raise_generation(world.store, CampaignId(campaign))
 
 
 def differences() -> float:
@@ -146,16 +147,16 @@ async def test_who_waits_for_an_unknown_outcome_is_told_to_come_again(
     campaign = await world.campaign()
     await world.send(shown(campaign))
     world.store.trouble.append(trouble)
-    raise_generation = world.store.raise_generation
+    raise_generations = world.store.raise_generations
 
-    async def halted_meanwhile(campaign_id: CampaignId) -> object:
-        world.store.ledger[campaign_id].halted = WHY
-        return await raise_generation(campaign_id)
+    async def halted_meanwhile(campaign_ids: Sequence[CampaignId], *, wait: bool) -> object:
+        world.store.ledger[CampaignId(campaign)].halted = WHY
+        return await raise_generations(campaign_ids, wait=wait)
 
-    world.store.raise_generation = halted_meanwhile  # type: ignore[method-assign, assignment]
+    world.store.raise_generations = halted_meanwhile  # type: ignore[method-assign, assignment]
     event = shown(campaign, "bob", event_id=uuid.uuid4())
     assert await world.send(event, event) in ([HALTED] * 2, [None, HALTED])
-    world.store.raise_generation = raise_generation  # type: ignore[method-assign]
+    world.store.raise_generations = raise_generations  # type: ignore[method-assign]
     await rebuilt(world, campaign)
     committed = trouble is PostgresTrouble.UNKNOWN_AFTER
     assert await world.reasons(event) == ["duplicate" if committed else "accepted"]

@@ -18,7 +18,7 @@ from engine.errors import ConfigurationUnsafe, StoreUnavailable
 from engine.model import DAY_US, SECOND_US, CampaignId, Event, HeartbeatReply, Status, datetime_from_us
 from engine.ports import BILLABLE, FREE, NO_CAP, Batch, Committed, FlushReply, Reserve, Reserved, Unknown
 from engine.registry import Engines
-from tests.contract.flushes import bunch, impression
+from tests.contract.flushes import bunch, impression, raise_generation
 from tests.fakes.ledger import LOADED
 from tests.fakes.ledger import Trouble as RedisTrouble
 from tests.fakes.store import Trouble as PostgresTrouble
@@ -147,8 +147,7 @@ async def test_a_refusal_of_a_redis_that_was_left_behind_is_not_told(
 
     async def refuse(calls: Sequence[Any]) -> list[Any]:
         monkeypatch.setattr(world.ledger, "round", left_behind)
-        row = await world.store.raise_generation(CampaignId(campaign))
-        assert row is not None
+        row = await raise_generation(world.store, CampaignId(campaign))
         world.registry.generation_raised(row.campaign_id, row.generation)
         return [Reserved(b"T", 1_000, 1_000) for _ in calls]
 

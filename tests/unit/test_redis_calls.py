@@ -25,12 +25,8 @@ from engine.ports import (
     Closed,
     DayBehind,
     Done,
-    Emptied,
-    Kept,
     Lost,
-    Mismatch,
     NotRun,
-    Pending,
     PlanBehind,
     Reserve,
     Reserved,
@@ -39,6 +35,7 @@ from engine.ports import (
     Unknown,
 )
 from engine.redis import calls
+from engine.steps import Emptied, Kept, LoadIds, LoadUsers, Mismatch, Pending
 
 SEVEN = CampaignId(7)
 KEYS = ("{7}:s", "{7}:p", "{7}:u", "{7}:i0", "{7}:i1")
@@ -112,8 +109,8 @@ def test_the_calls_of_a_recovery_are_sent_in_order() -> None:
     spend = CampaignSpend(Micros(60), 20_000, Micros(50))
     called = [
         (calls.begin_command(SEVEN, 3), b"begin", (3,)),
-        (calls.load_users_command(SEVEN, 3, [("ada", 2), ("Zoë", 1)]), b"load", (3, b"users", users)),
-        (calls.load_ids_command(SEVEN, 3, 1_000, ids), b"load", (3, b"ids", IDS, 1_000)),
+        (calls.load_command(LoadUsers(SEVEN, 3, [("ada", 2), ("Zoë", 1)])), b"load", (3, b"users", users)),
+        (calls.load_command(LoadIds(SEVEN, 3, 1_000, ids)), b"load", (3, b"ids", IDS, 1_000)),
         (calls.ready_command(SEVEN, 3, spend, 1_000, 4), b"ready", (3, 60, 20_000, 50, 1_000, 4)),
         (calls.turn_command(reserve(NO_CAP)), b"turn", (3, 20_000, 1_000)),
     ]

@@ -15,6 +15,7 @@ from engine.recovery import Recovery
 from engine.registry import Engines, Registry
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.store import FakeStore
+from tests.remedy import recover_alone
 from tests.unit.test_engine import World, shown
 
 TURN_US = 480 * SECOND_US
@@ -125,7 +126,7 @@ async def test_a_turn_that_no_clock_has_reached_is_put_right(autojump_clock: Moc
         campaign = CampaignId(await world.campaign())
         await world.send(shown(campaign))
         world.store.ledger[campaign].gen += 1  # so that `begin` empties it
-        await Recovery(world.ledger, world.store, Skewed(world, 86_400), TURN_US).recover(campaign, 1, lambda _: None)
+        await recover_alone(Recovery(world.ledger, world.store, Skewed(world, 86_400), TURN_US), campaign)
         await world.send(shown(campaign))
         await trio.sleep(1)
         assert await world.reasons(shown(campaign)) == ["accepted"]
@@ -148,7 +149,7 @@ async def test_ids_from_a_clock_ahead_stay_as_long_as_it_expects(autojump_clock:
         event = shown(campaign, event_id=uuid.uuid4(), occurred_at=datetime_from_us(ahead.now_us() + 299 * SECOND_US))
         assert await ahead.reasons(event) == ["accepted"]
         ahead.store.ledger[campaign].gen += 1
-        await Recovery(ahead.ledger, ahead.store, behind, TURN_US).recover(campaign, 1, lambda _: None)
+        await recover_alone(Recovery(ahead.ledger, ahead.store, behind, TURN_US), campaign)
         await trio.sleep(476)
         assert await ahead.reasons(shown(campaign)) == ["total_budget"]
         assert await behind.reasons(event) == ["duplicate"]

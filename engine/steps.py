@@ -1,0 +1,75 @@
+"""The steps of a recovery as messages to the ledger, and what only a recovery hears back.
+
+Owns these messages; `engine.ports` has those that every caller meets, and the doors that all of them cross. A step
+names its campaign and the generation that Postgres has just committed: Redis refuses it under any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.model import CampaignId, CampaignSpend, EventId
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Close the campaign under a new generation, keeping its state only if it can be trusted."""
+
+    campaign_id: CampaignId
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadUsers:
+    """At most 1,000 users and their impressions of the ledger's day."""
+
+    campaign_id: CampaignId
+    generation: int
+    users: Sequence[tuple[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadIds:
+    """At most 1,000 committed ids, received in that turn of the dedup window."""
+
+    campaign_id: CampaignId
+    generation: int
+    turn: int
+    ids: Sequence[EventId]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Open the campaign again, if its sums are the ledger's."""
+
+    campaign_id: CampaignId
+    generation: int
+    spend: CampaignSpend
+    turn: int
+    plan_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A pending reservation that `begin` found: its tag, and the first of its ids."""
+
+    tag: int
+    first_id: EventId
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """`begin` closed a state that can be trusted; these reservations have to be settled."""
+
+    pending: Sequence[Pending]
+
+
+@dataclass(frozen=True, slots=True)
+class Emptied:
+    """`begin` dropped the state: rebuild it from Postgres."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """`ready` found sums that differ from the ledger's."""

@@ -1,0 +1,40 @@
+"""A recovery as tests ask for it: how each campaign ended, and which generations it was told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from engine.model import CampaignId
+from engine.recovery import Case, Outcome, Recovery
+
+
+class Asked:
+    """Recovers campaigns, and keeps what it is told of each, in order."""
+
+    def __init__(self, recovery: Recovery) -> None:
+        self.recovery = recovery
+        self.raised: dict[int, list[int]] = {}
+        self.ended: dict[int, Outcome] = {}
+
+    async def recover(self, campaigns: Sequence[int], *, alone: bool = False) -> dict[int, Outcome]:
+        """How each ended; asserts that each did, and once."""
+        self.ended = {}
+        await self.recovery.recover([self._case(campaign) for campaign in campaigns], alone=alone)
+        assert self.ended.keys() == set(campaigns)
+        return self.ended
+
+    def _case(self, campaign: int) -> Case:
+        return Case(CampaignId(campaign), 1, partial(self._raise, campaign), partial(self._end, campaign))
+
+    def _raise(self, campaign: int, generation: int) -> None:
+        self.raised.setdefault(campaign, []).append(generation)
+
+    def _end(self, campaign: int, outcome: Outcome) -> None:
+        assert campaign not in self.ended
+        self.ended[campaign] = outcome
+
+
+async def recover_alone(recovery: Recovery, campaign: int) -> Outcome:
+    """Recover one, as whoever has only one."""
+    return (await Asked(recovery).recover([campaign], alone=True))[campaign]
