@@ -24,7 +24,7 @@ STORES = Stores("postgresql://db.test/headrace", "redis://cache.test")
 # Tells the test who and what it is, then does what its second argument says.
 STAND_IN = """
 import json, os, signal, socket, sys
-told, how = sys.argv[1:]
+told, how = sys.argv[1:3]
 with socket.socket(socket.AF_UNIX) as line:
     line.connect(told)
     line.sendall(json.dumps({"pid": os.getpid(), "environment": dict(os.environ)}).encode())
@@ -43,6 +43,7 @@ class Stage:
 
     def __init__(self, folder: Path, nursery: trio.Nursery) -> None:
         self.stop = trio.Event()
+        self.hang_up, self._hangups = trio.open_memory_channel[None](1)
         self.ended = trio.Event()
         self.announced = trio.Event()
         self.status: int | None = None
@@ -58,7 +59,7 @@ class Stage:
 
     async def _supervise(self, settings: Settings, how: str) -> None:
         command = (sys.executable, "-c", STAND_IN, self._path, how)
-        self.status = await workers.supervise(settings, STORES, self.stop, command)
+        self.status = await workers.supervise(settings, STORES, self.stop, self._hangups, command)
         self.ended.set()
 
     async def heard(self) -> dict[str, Any]:

@@ -6,14 +6,12 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 
-import hypercorn.trio
 import pytest
 import trio
 
 from api.app import create_app
-from api.serve import _hypercorn_config
+from api.listener import serve_api
 from config.settings import Settings
 from tests.fakes.engine import FakeEngine
 
@@ -30,8 +28,7 @@ async def served(settings: Settings = SETTINGS) -> AsyncIterator[trio.SocketStre
     address = listener.getsockname()
     app = create_app(FakeEngine(settings))
     async with trio.open_nursery() as nursery:
-        serve = partial(hypercorn.trio.serve, app, _hypercorn_config(settings, listener), mode="asgi")
-        await nursery.start(serve)
+        await nursery.start(serve_api, app, listener, settings, trio.Event())
         with trio.fail_after(GIVE_UP_SECONDS):
             async with await trio.open_tcp_stream(*address) as stream:
                 yield stream
