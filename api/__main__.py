@@ -32,7 +32,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Ingestion engine for ad events: a 200 is never wrong. Settings come from the environment.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="run the engine and both listeners until SIGTERM")
+    serve = commands.add_parser(
+        "serve",
+        help="run the engine and both listeners until SIGTERM",
+        epilog="SIGTERM drains and ends it; SIGHUP starts the processes of HEADRACE_WORKERS anew, one by one.",
+    )
     serve.set_defaults(run=_serve)
     send = commands.add_parser(
         "send",

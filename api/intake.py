@@ -67,9 +67,20 @@ class EventTaker(Protocol):
         ...
 
 
-async def serve_intake(engine: EventTaker, listener: socket.socket, settings: Settings, stop: trio.Event) -> None:
-    """Serve until `stop`, then close the listener, finish what is under way within `drain_seconds`, and return."""
-    await Intake(engine, listener, settings).run(stop)
+async def serve_intake(
+    engine: EventTaker,
+    listener: socket.socket,
+    settings: Settings,
+    stop: trio.Event,
+    yielding: trio.Event | None = None,
+) -> None:
+    """Serve until `stop`, then close the listener, finish what is under way within `drain_seconds`, and return.
+
+    With `yielding` set before, a successor accepts from the same listener: what waits in it is left to that one.
+    Connections that are idle may send one more request until `stop`, and this returns as soon as there are none.
+    Whoever sets `stop` sees that `yielding` is set, too.
+    """
+    await Intake(engine, listener, settings).run(stop, yielding)
 
 
 class Intake:
@@ -93,7 +104,7 @@ class Intake:
         self._empty = trio.Event()
         self._nursery: trio.Nursery
 
-    async def run(self, stop: trio.Event) -> None:
+    async def run(self, stop: trio.Event, yielding: trio.Event | None = None) -> None:
         """See `serve_intake`."""
         self._listener.setblocking(False)
         self._accept_again()
@@ -101,7 +112,9 @@ class Intake:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._serve)
                 self._nursery.start_soon(self._sweep_for_ever)
-                await stop.wait()
+                await (stop if yielding is None else yielding).wait()
+                if not stop.is_set():
+                    await self._yield_until(stop)
                 self._begin_drain()
                 with trio.move_on_after(self.settings.drain_seconds):
                     await self._empty.wait()
@@ -222,10 +235,27 @@ class Intake:
             connection.expire(now)
         self._accept_again()
 
+    async def _yield_until(self, stop: trio.Event) -> None:
+        """Accept nothing more, not even what the kernel has queued: a successor does. Wait for `stop` or the last end.
+
+        HTTP/1.1 has one way to say that a connection ends: in an answer. So what is idle, a connection that was
+        accepted a moment ago included, is not closed under a request that may be on its way, but with its answer.
+        """
+        self.draining = True
+        self._stop_accepting()
+        self._listener.close()
+        for connection in list(self.connections):
+            connection.drain(patient=True)
+        self._check_empty()
+        async with trio.open_nursery() as waiting:
+            for event in (stop, self._empty):
+                waiting.start_soon(_cancel_at, event, waiting.cancel_scope)
+
     def _begin_drain(self) -> None:
         """Take nothing new. What the kernel has taken for us already is still ours to answer."""
-        self.draining = True
-        self._accept(self.settings.connections_max)
+        if not self.draining:
+            self.draining = True
+            self._accept(self.settings.connections_max)
         for key, ready in self.selector.select(0):
             self._handle_ready(key.data, ready)
         self._stop_accepting()
@@ -289,6 +319,11 @@ class Intake:
             exchange.connection.close()
             return
         exchange.finish(problem(503, "not_ready", "; ".join(problems), retry_after_seconds=1) if problems else _READY)
+
+
+async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 def _wrong_method(allow: bytes) -> Answer:

@@ -215,9 +215,9 @@ class Connection:
         self._exchanges.append(exchange)
         exchange.finish(answer)
 
-    def drain(self) -> None:
-        """Take no new request; one that has begun to arrive may end."""
-        if self._phase is Phase.OPEN and not self._reader.partial:
+    def drain(self, *, patient: bool = False) -> None:
+        """Take no new request; one that has begun to arrive may end. `patient`: an idle one may have one more."""
+        if self._phase is Phase.OPEN and not self._reader.partial and (self._exchanges or not patient):
             self._phase = Phase.LAST
             self._go_on()
 

@@ -6,6 +6,9 @@ Owns the order of start and stop, the addresses, signals and the exit status. Wi
 Stopping is the other way round: accept nothing more, finish what was accepted, drain the engine, stop the
 embedded stores if nobody else uses them. The engine stands around the listeners, not inside the application:
 quart-trio would put a deadline on it.
+
+A worker that hears SIGHUP has a successor, which holds the same listening sockets. It yields: it accepts nothing
+more, and stops when its connections have ended, or have been idle for a quarter of `HEADRACE_DRAIN_SECONDS`.
 """
 
 from __future__ import annotations
@@ -17,26 +20,26 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
+from types import FrameType
 from typing import Final
 
-import hypercorn.trio
 import trio
-from hypercorn.config import Config
 
 from config.settings import Settings, SettingsError, load_settings, parse_address
 from engine.embedded import Stores, open_stores
 from engine.errors import EngineError
 
 BACKLOG: Final = 1024  # connections that the kernel holds while we are busy: a burst of all senders of a cluster
-REQUESTS_A_CONNECTION_MAX: Final = 2**53  # no limit: senders keep their connections, and hypercorn wants a number
 # New objects more than freed ones before the youngest are looked at (a batch makes no more), and how often the older.
 COLLECTOR_THRESHOLDS: Final = (10_000, 20, 20)
 DRAIN_SLACK_SECONDS: Final = 5  # closing stores and files, after the drain
 _OUT_OF_MEMORY: Final = b"no memory left for a thread's start: whoever waits for it would wait for ever; ending\n"
+
+Hangups = trio.MemoryReceiveChannel[None]  # one item for each SIGHUP that was heard
 
 _log = logging.getLogger("headrace")
 
@@ -45,6 +48,8 @@ def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, then drain. The exit status: 0 after a clean stop, 1 with the reason logged."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.unraisablehook = end_without_memory
+    terminal = Terminal()
+    signal.signal(signal.SIGHUP, _ignore_hangup)
     status = 1
     try:
         with open_stores(settings) as stores:
@@ -54,7 +59,7 @@ def run(settings: Settings) -> int:
                 program = partial(supervise, settings, stores)
             else:
                 program = partial(_serve_alone, settings, stores)
-            status = trio.run(_until_signal, program)
+            status = trio.run(_until_signal, program, terminal)
     except* (EngineError, SettingsError) as group:
         for error in _leaves(group):
             _log.error("%s", error)
@@ -63,10 +68,11 @@ def run(settings: Settings) -> int:
     return status
 
 
-def work() -> int:
-    """One of several workers: settings and stores come by the environment, and standard input is the lifeline.
+def work(api: int, intake: int) -> int:
+    """One of several workers, with the descriptors of its listening sockets.
 
-    Says "ready" on standard output. Drains on SIGTERM, and when the lifeline ends because the supervisor died.
+    Settings and stores come by the environment, and standard input is the lifeline. Says "ready" on standard output.
+    Yields on SIGHUP. Drains on SIGTERM, and when the lifeline ends because the supervisor died.
     """
     logging.basicConfig(
         stream=sys.stderr,
@@ -74,11 +80,14 @@ def work() -> int:
         format=f"%(asctime)s %(levelname)s %(name)s[{os.getpid()}]: %(message)s",
     )
     sys.unraisablehook = end_without_memory
+    terminal = Terminal()
+    signal.signal(signal.SIGHUP, _ignore_hangup)
     status = 1
     try:
         settings = load_settings()
         stores = Stores(settings.db_url, settings.redis_url)
-        status = trio.run(_until_signal, partial(_serve_as_worker, settings, stores))
+        with closing(inherit(settings, api, intake)) as listeners:
+            status = trio.run(_until_signal, partial(_serve_as_worker, settings, stores, listeners), terminal)
     except* (EngineError, SettingsError) as group:
         for error in _leaves(group):
             _log.error("%s", error)
@@ -110,7 +119,7 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """Both addresses, bound but not yet listening."""
+    """Both addresses, bound; they listen once a process serves."""
 
     api: socket.socket
     intake: socket.socket
@@ -149,6 +158,14 @@ def bind(settings: Settings, *, shared: bool) -> Listeners:
     return Listeners(api, intake, _address_of(api), _address_of(intake))
 
 
+def inherit(settings: Settings, api: int, intake: int) -> Listeners:
+    """The sockets that the supervisor has bound to these addresses. Whether they listen already is all the same."""
+    listeners = Listeners(socket.socket(fileno=api), socket.socket(fileno=intake), settings.api, settings.intake)
+    listeners.api.setblocking(False)
+    listeners.intake.setblocking(False)
+    return listeners
+
+
 def _bind(name: str, text: str, *, shared: bool) -> socket.socket:
     host, port = parse_address(name, text)
     listener: socket.socket | None = None
@@ -182,54 +199,67 @@ def _say(text: str) -> None:
 # --- One serving process ---
 
 
-async def _until_signal(program: Callable[[trio.Event], Awaitable[int]]) -> int:
-    """Run a program that ends when its event is set, which SIGTERM and SIGINT do."""
+async def _until_signal(program: Callable[[trio.Event, Hangups], Awaitable[int]], terminal: Terminal) -> int:
+    """Run a program that ends when its event is set, which SIGTERM and SIGINT do, and that hears of each SIGHUP."""
     stop = trio.Event()
+    heard, hangups = trio.open_memory_channel[None](1)
     async with trio.open_nursery() as nursery:
-        await nursery.start(_stop_on_signal, stop)
-        status = await program(stop)
+        await nursery.start(_listen_to_signals, stop, heard, terminal)
+        status = await program(stop, hangups)
         nursery.cancel_scope.cancel()
     return status
 
 
-async def _serve_alone(settings: Settings, stores: Stores, stop: trio.Event) -> int:
+async def _serve_alone(settings: Settings, stores: Stores, stop: trio.Event, hangups: Hangups) -> int:
     with closing(bind(settings, shared=False)) as listeners:
-        await serve(settings, stores, listeners, stop, listeners.announce)
-    return 0
-
-
-async def _serve_as_worker(settings: Settings, stores: Stores, stop: trio.Event) -> int:
-    with closing(bind(settings, shared=True)) as listeners:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_at_end_of_input, stop)
-            await serve(settings, stores, listeners, stop, lambda: _say("ready"))
+            nursery.start_soon(_explain_hangups, hangups)
+            await serve(settings, stores, listeners, stop, listeners.announce)
             nursery.cancel_scope.cancel()
     return 0
 
 
+async def _serve_as_worker(
+    settings: Settings, stores: Stores, listeners: Listeners, stop: trio.Event, hangups: Hangups
+) -> int:
+    yielding = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_at_end_of_input, stop)
+        nursery.start_soon(_yield_on_hangup, hangups, settings, yielding, stop)
+        nursery.start_soon(_yield_at_stop, stop, yielding)
+        await serve(settings, stores, listeners, stop, lambda: _say("ready"), yielding)
+        nursery.cancel_scope.cancel()
+    return 0
+
+
 async def serve(
-    settings: Settings, stores: Stores, listeners: Listeners, stop: trio.Event, ready: Callable[[], None]
+    settings: Settings,
+    stores: Stores,
+    listeners: Listeners,
+    stop: trio.Event,
+    ready: Callable[[], None],
+    yielding: trio.Event | None = None,
 ) -> None:
     """Run an engine and both listeners until `stop`; then finish what was accepted. Calls `ready` once it serves.
 
-    Raises `EngineError` when the engine can't start on these stores.
+    `yielding` is set when a successor accepts, and at `stop` at the latest. Raises `EngineError` when the engine can't
+    start on these stores.
     """
     # Imported here: a supervisor needs none of it.
     from api.app import create_app
     from api.intake import serve_intake
+    from api.listener import serve_api
     from engine.runtime import open_engine
 
     async with open_engine(settings, db_url=stores.db_url, redis_url=stores.redis_url) as engine:
         listeners.listen()
-        config = _hypercorn_config(settings, listeners.api)
-        serve_api = partial(hypercorn.trio.serve, create_app(engine), config, shutdown_trigger=stop.wait, mode="asgi")
         try:
             async with trio.open_nursery() as nursery:
-                await nursery.start(serve_api)
-                nursery.start_soon(serve_intake, engine, listeners.intake, settings, stop)
+                await nursery.start(serve_api, create_app(engine), listeners.api, settings, stop, yielding)
+                nursery.start_soon(serve_intake, engine, listeners.intake, settings, stop, yielding)
                 _spare_the_collector()
                 ready()
-                await stop.wait()
+                await (stop if yielding is None else yielding).wait()
                 # Requests under way get half of the time, and the engine the other half.
                 nursery.cancel_scope.deadline = trio.current_time() + settings.drain_seconds / 2
                 _end_within(settings.drain_seconds)
@@ -256,33 +286,76 @@ def _end_within(seconds: float) -> None:
     signal.alarm(ceil(seconds) + DRAIN_SLACK_SECONDS)
 
 
-def _hypercorn_config(settings: Settings, listener: socket.socket) -> Config:
-    config = Config()
-    config.bind = [f"fd://{listener.detach()}"]  # hypercorn takes it over, and closes it
-    config.backlog = BACKLOG
-    config.alpn_protocols = ["http/1.1"]
-    config.keep_alive_max_requests = REQUESTS_A_CONNECTION_MAX
-    config.keep_alive_timeout = settings.idle_timeout_seconds  # also bounds the wait for a whole head
-    config.read_timeout = None  # would run while a handler waits, too; the application bounds the body
-    config.h11_max_incomplete_size = settings.header_bytes_max
-    config.graceful_timeout = settings.drain_seconds / 2
-    config.include_server_header = False
-    config.errorlog = logging.getLogger("hypercorn")
-    config.errorlog.setLevel(logging.WARNING)
-    return config
+# --- When to stop, and when to yield ---
 
 
-# --- When to stop ---
+class Terminal:
+    """The terminal that the program was started from, if any.
+
+    When it goes, everybody on it gets SIGHUP, and expects the end; unless SIGHUP was ignored at start, as by `nohup`.
+    """
+
+    def __init__(self) -> None:
+        self._ends_us = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and _has_terminal()
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is the reason for a SIGHUP."""
+        return self._ends_us and not _has_terminal()
 
 
-async def _stop_on_signal(stop: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Set `stop` at the first SIGTERM or SIGINT. A second one has its usual effect: the end, at once."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def _ignore_hangup(_: int, __: FrameType | None) -> None:
+    """What SIGHUP does before a program serves and after: its default would be the end, without a word."""
+    _log.warning("SIGHUP: nothing is done, because the program starts or stops")
+
+
+async def _listen_to_signals(
+    stop: trio.Event,
+    heard: trio.MemorySendChannel[None],
+    terminal: Terminal,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Set `stop` at the first SIGTERM or SIGINT; pass each SIGHUP on, of which one may wait and stands for all later.
+
+    A second SIGTERM or SIGINT has its usual effect: the end, at once.
+    """
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         task_status.started()
         async for number in signals:
-            _log.info("%s: draining", signal.Signals(number).name)
-            break
+            if number != signal.SIGHUP or terminal.gone:
+                _log.info("%s: draining", signal.Signals(number).name)
+                break
+            with suppress(trio.WouldBlock):
+                heard.send_nowait(None)
     stop.set()
+
+
+async def _explain_hangups(hangups: Hangups) -> None:
+    """Tell whoever wants a new process that there is nobody to start it."""
+    async for _ in hangups:
+        _log.warning("SIGHUP: nothing is done: a restart without a gap needs HEADRACE_WORKERS of 2 or more")
+
+
+async def _yield_on_hangup(hangups: Hangups, settings: Settings, yielding: trio.Event, stop: trio.Event) -> None:
+    """A successor has our listening sockets. Connections that stay idle don't hold us up for ever."""
+    await hangups.receive()
+    _log.info("SIGHUP: draining, a new worker accepts connections")
+    yielding.set()
+    await trio.sleep(settings.drain_seconds / 4)  # then requests under way have as long again
+    stop.set()
+
+
+async def _yield_at_stop(stop: trio.Event, yielding: trio.Event) -> None:
+    await stop.wait()
+    yielding.set()
 
 
 async def _stop_at_end_of_input(stop: trio.Event) -> None:

@@ -1,12 +1,20 @@
 """Several serving processes under one supervisor.
 
-Owns how many there are, their restarts and their common end. The supervisor holds the embedded stores and both
-addresses, and serves nothing itself: the kernel spreads connections over the workers' own sockets. The workers
-are symmetric and share no state; what they agree on is in the stores.
+Owns how many there are, their restarts and their common end. The supervisor holds the embedded stores and the
+listening sockets, and serves nothing itself: each slot has a pair of sockets of its own (SO_REUSEPORT), and the
+kernel spreads connections over the slots. The workers are symmetric and share no state; what they agree on is in
+the stores.
+
+A slot's sockets outlive its worker, because the kernel resets what it has queued in one that is closed. So a crashed
+worker's connections wait for the next one, and a roll refuses nobody: the new worker accepts from the same sockets
+before the old one stops. At the end the supervisor lets go of them first, so that nobody waits for what never comes.
 
 A crashed worker is started again, `HEADRACE_RESTARTS_MAX` times within `HEADRACE_RESTART_WINDOW_SECONDS`; then
 everything stops, because a fault that comes back at once is not cured by restarts. A worker whose supervisor
 died sees the end of its standard input, and drains.
+
+A roll puts a new worker in each slot, one slot after the other, so there is never more than one process more than
+asked for. It goes on only when the new worker serves and the old one has ended.
 """
 
 from __future__ import annotations
@@ -19,56 +27,91 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import fields, replace
 from typing import Final
 
 import trio
 from prometheus_client.multiprocess import mark_process_dead
 
-from api.serve import DRAIN_SLACK_SECONDS, Listeners, bind
+from api.serve import DRAIN_SLACK_SECONDS, Hangups, Listeners, bind
 from config.settings import Settings, variable
 from engine.embedded import Stores
 
-WORK: Final = (sys.executable, "-c", "import sys; from api.serve import work; sys.exit(work())")
+WORK: Final = (
+    sys.executable, "-c", "import sys; from api.serve import work; sys.exit(work(int(sys.argv[1]), int(sys.argv[2])))",
+)  # fmt: skip
 PAUSE_SECONDS: Final = 0.25  # before the first restart; doubled for each further one of the window
+START_SECONDS_MAX: Final = 60.0  # of a new worker in a roll: some two, and ten times that on a machine that is busy
 
 _log = logging.getLogger("headrace")
 
 
-async def supervise(settings: Settings, stores: Stores, stop: trio.Event, command: Sequence[str] = WORK) -> int:
-    """Run `settings.workers` workers until `stop`; the exit status: 0 if all of them drained.
+async def supervise(
+    settings: Settings, stores: Stores, stop: trio.Event, hangups: Hangups, command: Sequence[str] = WORK
+) -> int:
+    """Run `settings.workers` workers until `stop`; the exit status: 0 if all of them drained. Rolls at each hang-up.
 
-    Prints the addresses once all are ready. Raises `SettingsError` when an address can't be had.
+    Prints the addresses once all are ready. Raises `SettingsError` when an address can't be had. The command gets the
+    descriptors of its two listening sockets as arguments.
     """
     bind(settings, shared=False).close()  # would fail if another Headrace shared these addresses among its workers
-    with (
-        closing(bind(settings, shared=True)) as listeners,  # they never listen: they only keep the addresses
-        tempfile.TemporaryDirectory(prefix="headrace-metrics-") as metrics,
-    ):
-        workers = Workers(command, _environment(settings, stores, listeners, metrics), settings, metrics, stop)
-        await workers.run(listeners)
+    with ExitStack() as held:
+        first = bind(settings, shared=True)
+        resolved = replace(
+            settings,
+            db_url=stores.db_url,
+            redis_url=stores.redis_url,
+            api=first.api_address,
+            intake=first.intake_address,
+        )
+        slots = [Slot(held.enter_context(closing(first)))]
+        while len(slots) < settings.workers:
+            slots.append(Slot(held.enter_context(closing(bind(resolved, shared=True)))))
+        metrics = held.enter_context(tempfile.TemporaryDirectory(prefix="headrace-metrics-"))
+        workers = Workers(command, _environment(resolved, metrics), settings, metrics, stop, slots)
+        await workers.run(hangups)
     return 1 if workers.failed else 0
 
 
-def _environment(settings: Settings, stores: Stores, listeners: Listeners, metrics: str) -> dict[str, str]:
+def _environment(settings: Settings, metrics: str) -> dict[str, str]:
     """What a worker is told: every setting, the stores and the real addresses, and where metrics meet."""
-    resolved = replace(
-        settings,
-        db_url=stores.db_url,
-        redis_url=stores.redis_url,
-        api=listeners.api_address,
-        intake=listeners.intake_address,
-    )
-    told = {variable(setting.name): str(getattr(resolved, setting.name)) for setting in fields(resolved)}
+    told = {variable(setting.name): str(getattr(settings, setting.name)) for setting in fields(settings)}
     return {**os.environ, **told, "PROMETHEUS_MULTIPROC_DIR": metrics}
+
+
+class Worker:
+    """One process, and how far it is."""
+
+    def __init__(self) -> None:
+        self.pid: int | None = None  # None: it could not even be made
+        self.ready = False
+        self.settled = trio.Event()  # it is ready, or has ended
+        self.ended = trio.Event()
+        self.replaced = trio.Event()  # set to ask for its end: another one serves its slot
+        self.given_up = trio.Event()  # set to ask for its end: it takes too long to start
+
+
+class Slot:
+    """The place of one worker: its sockets, and the process that serves them. `changing` is held by who changes it."""
+
+    def __init__(self, listeners: Listeners) -> None:
+        self.listeners = listeners
+        self.worker = Worker()
+        self.changing = trio.Lock()
 
 
 class Workers:
     """The worker processes of one supervisor."""
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], settings: Settings, metrics: str, stop: trio.Event
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        settings: Settings,
+        metrics: str,
+        stop: trio.Event,
+        slots: Sequence[Slot],
     ) -> None:
         self.failed = False
         self._command = command
@@ -76,35 +119,65 @@ class Workers:
         self._settings = settings
         self._metrics = metrics
         self._stop = stop
+        self._slots = slots
         self._restarts: deque[float] = deque()
+        self._nursery: trio.Nursery  # of all processes: each is waited for
 
-    async def run(self, listeners: Listeners) -> None:
+    async def run(self, hangups: Hangups) -> None:
         """Start all, announce the addresses once all are ready, keep all running until `stop`, end all."""
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as self._nursery:
             async with trio.open_nursery() as starting:
-                for _ in range(self._settings.workers):
-                    starting.start_soon(nursery.start, self._keep_one)
+                for slot in self._slots:
+                    starting.start_soon(self._open, slot)
             if not self._stop.is_set():
-                listeners.announce()
-
-    async def _keep_one(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """One worker, started again when it crashes. Started means: its first process is ready, or has failed."""
-        if not await self._one(task_status) and not self._stop.is_set():
-            self._give_up("a worker could not start")
-        while not self._stop.is_set():
-            if not self._may_restart():
-                window = f"{self._settings.restart_window_seconds:g} s"
-                self._give_up(f"workers crashed more than {self._settings.restarts_max} times within {window}")
-                return
-            with trio.move_on_after(PAUSE_SECONDS * 2 ** len(self._restarts)):
+                self._slots[0].listeners.announce()
+            async with trio.open_nursery() as rolling:
+                rolling.start_soon(self._roll_at_hangups, hangups)
                 await self._stop.wait()
-                return
-            await self._one(trio.TASK_STATUS_IGNORED)
+                rolling.cancel_scope.cancel()
+            for slot in self._slots:
+                slot.listeners.close()
+
+    def _start(self, slot: Slot) -> Worker:
+        """A new process for this slot, whose task no cancelled caller takes along."""
+        worker = Worker()
+        self._nursery.start_soon(self._run_one, worker, slot)
+        return worker
 
     def _give_up(self, why: str) -> None:
         _log.error("%s: stopping", why)
         self.failed = True
         self._stop.set()
+
+    # --- a slot -----------------------------------------------------------------------------------------------
+
+    async def _open(self, slot: Slot) -> None:
+        """Start the first worker of a slot, and keep it. Returns when that one is ready, or has failed."""
+        slot.worker = self._start(slot)
+        await slot.worker.settled.wait()
+        if slot.worker.ready or self._stop.is_set():
+            self._nursery.start_soon(self._keep, slot)
+        else:
+            self._give_up("a worker could not start")
+
+    async def _keep(self, slot: Slot) -> None:
+        """Start the worker of a slot again when it crashes."""
+        while not self._stop.is_set():
+            worker = slot.worker
+            await worker.ended.wait()
+            async with slot.changing:
+                if slot.worker is worker and not self._stop.is_set():
+                    await self._restart(slot)
+
+    async def _restart(self, slot: Slot) -> None:
+        if not self._may_restart():
+            window = f"{self._settings.restart_window_seconds:g} s"
+            self._give_up(f"workers crashed more than {self._settings.restarts_max} times within {window}")
+            return
+        with trio.move_on_after(PAUSE_SECONDS * 2 ** len(self._restarts)):
+            await self._stop.wait()
+            return
+        slot.worker = self._start(slot)  # the lock is not held while it starts: a roll may replace one that hangs
 
     def _may_restart(self) -> bool:
         """Count one more restart, unless that is too many for the window."""
@@ -116,38 +189,94 @@ class Workers:
         self._restarts.append(now)
         return True
 
-    async def _one(self, task_status: trio.TaskStatus[None]) -> bool:
-        """One worker process, from its start to its end. Returns whether it was ever ready."""
-        process = await trio.lowlevel.open_process(
-            list(self._command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self._environment,
-            start_new_session=True,  # the terminal's Ctrl-C is for us, and we pass it on
-        )  # fmt: skip
+    # --- a roll -----------------------------------------------------------------------------------------------
+
+    async def _roll_at_hangups(self, hangups: Hangups) -> None:
+        """One roll for each hang-up; those that come during a roll make one more together.
+
+        Not none: what they are to bring (a new version) may have come after the first slot's turn. Not one each: the
+        first of them brings all that was there when the last one came.
+        """
+        async for _ in hangups:
+            _log.info("SIGHUP: a new process for each of %d workers, one after the other", len(self._slots))
+            for number, slot in enumerate(self._slots):
+                trouble = await self._roll(slot)
+                if trouble:
+                    _log.error(
+                        "%s: the restart stops here, after %d of %d workers; the others go on as they are",
+                        trouble, number, len(self._slots),
+                    )  # fmt: skip
+                    break
+            else:
+                _log.info("restarted: all %d workers are new", len(self._slots))
+
+    async def _roll(self, slot: Slot) -> str | None:
+        """A new worker for this slot, and the end of the old one. What is wrong, if the new one does not serve."""
+        async with slot.changing:
+            old, new = slot.worker, self._start(slot)
+            with trio.move_on_after(START_SECONDS_MAX):
+                await new.settled.wait()
+            if not new.settled.is_set():
+                new.given_up.set()
+                await new.ended.wait()
+                return f"a new worker was not ready within {START_SECONDS_MAX:g} s"
+            if new.ended.is_set():
+                return "a new worker could not start"
+            slot.worker = new
+        old.replaced.set()
+        await old.ended.wait()
+        if slot.worker is not new or new.ended.is_set():
+            return f"the new worker {new.pid} has crashed"
+        _log.info("worker %d has taken the place of worker %d", new.pid, old.pid)
+        return None
+
+    # --- a process --------------------------------------------------------------------------------------------
+
+    async def _run_one(self, worker: Worker, slot: Slot) -> None:
+        """One worker process, from its start to its end."""
+        sockets = (slot.listeners.api.fileno(), slot.listeners.intake.fileno())
+        try:
+            if self._stop.is_set():
+                return
+            process = await trio.lowlevel.open_process(
+                [*self._command, *map(str, sockets)], pass_fds=sockets,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self._environment,
+                start_new_session=True,  # the terminal's Ctrl-C is for us, and we pass it on
+            )  # fmt: skip
+        except OSError as error:
+            _log.error("no worker can be started: %s", error)  # out of processes, memory or descriptors
+        else:
+            await self._attend(process, worker)
+        finally:
+            worker.settled.set()
+            worker.ended.set()
+
+    async def _attend(self, process: trio.Process, worker: Worker) -> None:
         assert process.stdin is not None  # its lifeline: open as long as we live
         assert process.stdout is not None
-        ready = False
+        worker.pid = process.pid
         try:
             async with process.stdin, process.stdout, trio.open_nursery() as nursery:
-                nursery.start_soon(self._end_on_stop, process)
-                ready = bool(await process.stdout.receive_some(16))
-                if ready:
-                    task_status.started()
+                nursery.start_soon(self._end_at, self._stop, process, signal.SIGTERM)
+                nursery.start_soon(self._end_at, worker.given_up, process, signal.SIGTERM)
+                nursery.start_soon(self._end_at, worker.replaced, process, signal.SIGHUP)
+                worker.ready = bool(await process.stdout.receive_some(16))
+                if worker.ready:
+                    worker.settled.set()
                 await process.wait()
                 nursery.cancel_scope.cancel()
         finally:
             self._bury(process)
-        if not ready:
-            task_status.started()
-        asked = self._stop.is_set()
+        asked = any(event.is_set() for event in (self._stop, worker.given_up, worker.replaced))
         if process.returncode != 0 or not asked:
             _log.error("worker %d ended with status %d", process.pid, process.returncode)
-        if process.returncode != 0 and asked and ready:
+        if process.returncode != 0 and self._stop.is_set() and worker.ready:
             self.failed = True  # it was asked to drain, and did not
-        return ready
 
-    async def _end_on_stop(self, process: trio.Process) -> None:
-        """On `stop`, ask the worker to drain, and end it when that takes longer than it may."""
-        await self._stop.wait()
-        process.send_signal(signal.SIGTERM)
+    async def _end_at(self, event: trio.Event, process: trio.Process, number: signal.Signals) -> None:
+        """At this event, ask the worker to drain, and end it when that takes longer than it may."""
+        await event.wait()
+        process.send_signal(number)
         await trio.sleep(self._settings.drain_seconds + 2 * DRAIN_SLACK_SECONDS)
         _log.error("worker %d does not drain: killing it", process.pid)
         process.kill()

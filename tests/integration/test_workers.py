@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import select
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +24,39 @@ from engine.embedded import Stores
 
 STORES = Stores("postgresql://db.test/headrace", "redis://cache.test")
 
-# Tells the test who and what it is, then does what its second argument says.
+# Tells the test who and what it is, then does what the test has written down for it.
 STAND_IN = """
-import json, os, signal, socket, sys
-told, how = sys.argv[1:]
+import json, os, pathlib, select, signal, socket, sys
+told, how, api, intake = sys.argv[1:]
+how = pathlib.Path(how).read_text()
 with socket.socket(socket.AF_UNIX) as line:
     line.connect(told)
     line.sendall(json.dumps({"pid": os.getpid(), "environment": dict(os.environ)}).encode())
 if how == "fails":
     sys.exit(3)
-signal.signal(signal.SIGTERM, signal.SIG_IGN if how == "hangs" else lambda *_: sys.exit(0))
+asked = []
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN if how == "hangs" else lambda *_: asked.append(1))
+if how == "stalls":
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pause()
+listener = socket.socket(fileno=int(api))
+listener.listen()
+os.close(int(intake))
 print("ready", flush=True)
 if how == "crashes":
     os._exit(1)
-signal.pause() if how == "hangs" else sys.stdin.read()
+while not asked and sys.stdin not in (ready := select.select([listener, sys.stdin], [], [], 0.02)[0]):
+    if ready:
+        try:
+            client = listener.accept()[0]
+        except BlockingIOError:
+            continue
+        with client:
+            client.sendall(b"%d" % os.getpid())
+listener.close()
+if how == "lingers":
+    signal.pause()
 """
 
 
@@ -43,22 +65,29 @@ class Stage:
 
     def __init__(self, folder: Path, nursery: trio.Nursery) -> None:
         self.stop = trio.Event()
+        self.hang_up, self._hangups = trio.open_memory_channel[None](1)
         self.ended = trio.Event()
         self.announced = trio.Event()
         self.status: int | None = None
         self._nursery = nursery
         self._path = str(folder / "told")
+        self._how = folder / "how"
         self._listener = trio.socket.socket(socket.AF_UNIX)
 
     async def play(self, how: str, settings: Settings) -> None:
         """Start the supervisor."""
+        self.change(how)
         await self._listener.bind(self._path)
         self._listener.listen()
-        self._nursery.start_soon(self._supervise, settings, how)
+        self._nursery.start_soon(self._supervise, settings)
 
-    async def _supervise(self, settings: Settings, how: str) -> None:
-        command = (sys.executable, "-c", STAND_IN, self._path, how)
-        self.status = await workers.supervise(settings, STORES, self.stop, command)
+    def change(self, how: str) -> None:
+        """What workers do that are started from now on."""
+        self._how.write_text(how)
+
+    async def _supervise(self, settings: Settings) -> None:
+        command = (sys.executable, "-c", STAND_IN, self._path, str(self._how))
+        self.status = await workers.supervise(settings, STORES, self.stop, self._hangups, command)
         self.ended.set()
 
     async def heard(self) -> dict[str, Any]:
@@ -70,6 +99,19 @@ class Stage:
                 said += part
         told: dict[str, Any] = json.loads(said)
         return told
+
+    async def start_of(self, count: int) -> list[int]:
+        """Process ids of the next workers that start."""
+        return [(await self.heard())["pid"] for _ in range(count)]
+
+    async def forget(self) -> None:
+        """Hear no more of workers that have started until now."""
+        while not self.is_silent():
+            (await self._listener.accept())[0].close()
+
+    def is_silent(self) -> bool:
+        """Whether no worker has started of which the test has not heard."""
+        return not select.select([self._listener], [], [], 0)[0]
 
     def close(self) -> None:
         """Give the listener back."""
@@ -161,3 +203,194 @@ async def test_a_worker_that_does_not_drain_is_killed(stage: Stage) -> None:
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+# --- A roll ---
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def server_of(address: tuple[str, int]) -> int:
+    """The worker that answers a new connection. Fails if it is refused or reset."""
+    with trio.fail_after(30):
+        async with await trio.open_tcp_stream(*address) as stream:
+            return int(b"".join([part async for part in stream]))
+
+
+async def told_address(stage: Stage) -> tuple[int, tuple[str, int]]:
+    """The next worker that starts, and the address that it serves."""
+    told = await stage.heard()
+    host, _, port = told["environment"]["HEADRACE_API"].rpartition(":")
+    return told["pid"], (host, int(port))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Until this holds; the bound is only there so that a supervisor that hangs ends the test."""
+    with trio.fail_after(30):
+        while True:
+            if condition():
+                return
+            await trio.sleep(0.01)
+
+
+async def until_logged(caplog: pytest.LogCaptureFixture, text: str, times: int = 1) -> None:
+    """Until the supervisor has said so."""
+    await until(lambda: caplog.text.count(text) >= times)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """The log, with what it says of a roll that goes well."""
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+async def test_a_hang_up_replaces_workers_one_by_one(stage: Stage, log: pytest.LogCaptureFixture) -> None:
+    """An old one goes when its successor is ready, the next comes when it has gone, and connections are all served."""
+    await stage.play("serves", two())
+    (one, address), (other, _) = [await told_address(stage) for _ in range(2)]
+    await stage.announced.wait()
+    servers: list[int] = []
+
+    async def connect_for_ever() -> None:
+        while True:
+            servers.append(await server_of(address))
+
+    async with trio.open_nursery() as clients:
+        for _ in range(4):
+            clients.start_soon(connect_for_ever)
+        stage.hang_up.send_nowait(None)
+        first = await stage.start_of(1)
+        second = await stage.start_of(1)
+        assert [is_alive(pid) for pid in (one, other)].count(True) == 1
+        assert is_alive(first[0])
+        await until_logged(log, "restarted: all 2 workers are new")
+        rolled = len(servers)
+        await until(lambda: {*first, *second} <= set(servers[rolled:]))
+        clients.cancel_scope.cancel()
+    assert set(servers) <= {one, other, *first, *second}
+    assert not is_alive(one)
+    assert not is_alive(other)
+    stage.stop.set()
+    await stage.ended.wait()
+    assert stage.status == 0
+    assert stage.is_silent()
+    assert not [record for record in log.records if record.levelno >= logging.ERROR]
+
+
+async def test_hang_ups_during_a_roll_make_one_more(stage: Stage, log: pytest.LogCaptureFixture) -> None:
+    """What the last one is to bring may have come after the first worker's turn."""
+    await stage.play("serves", two())
+    await stage.start_of(2)
+    await stage.announced.wait()
+    stage.hang_up.send_nowait(None)
+    await stage.start_of(1)
+    stage.hang_up.send_nowait(None)
+    with pytest.raises(trio.WouldBlock):
+        stage.hang_up.send_nowait(None)
+    last = await stage.start_of(3)
+    await until_logged(log, "restarted: all 2 workers are new", times=2)
+    assert [is_alive(pid) for pid in last] == [False, True, True]
+    stage.stop.set()
+    await stage.ended.wait()
+    assert stage.status == 0
+    assert stage.is_silent()
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [("fails", "a new worker could not start"), ("stalls", "a new worker was not ready within 0.5 s")],
+)
+async def test_a_new_worker_that_does_not_start_stops_the_roll(
+    stage: Stage, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, how: str, why: str
+) -> None:
+    """It is told, the old ones go on, and a later roll works."""
+    await stage.play("serves", two())
+    (one, address), (other, _) = [await told_address(stage) for _ in range(2)]
+    await stage.announced.wait()
+    stage.change(how)
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "START_SECONDS_MAX", 0.5 if how == "stalls" else 60)
+        stage.hang_up.send_nowait(None)
+        await until_logged(log, f"{why}: the restart stops here, after 0 of 2 workers; the others go on as they are")
+    assert {await server_of(address) for _ in range(8)} <= {one, other}
+    await stage.forget()
+    stage.change("serves")
+    stage.hang_up.send_nowait(None)
+    await stage.start_of(2)
+    await until_logged(log, "restarted: all 2 workers are new")
+    stage.stop.set()
+    await stage.ended.wait()
+    assert stage.status == 0
+
+
+async def test_a_stop_during_a_roll_ends_old_and_new(stage: Stage) -> None:
+    """Also one that is not ready yet."""
+    await stage.play("serves", two())
+    old = await stage.start_of(2)
+    await stage.announced.wait()
+    stage.change("stalls")
+    stage.hang_up.send_nowait(None)
+    new = await stage.start_of(1)
+    stage.stop.set()
+    await stage.ended.wait()
+    assert stage.status == 0
+    assert not any(is_alive(pid) for pid in old + new)
+
+
+async def test_an_old_worker_that_does_not_drain_is_killed_and_the_roll_goes_on(
+    stage: Stage, log: pytest.LogCaptureFixture
+) -> None:
+    """The bound of a drain is that of a stop, and a stop that goes well afterwards is one."""
+    await stage.play("hangs", replace(two(drain_seconds=1), workers=1))
+    (old,) = await stage.start_of(1)
+    await stage.announced.wait()
+    stage.change("serves")
+    stage.hang_up.send_nowait(None)
+    await until_logged(log, "restarted: all 1 workers are new")
+    assert not is_alive(old)
+    assert f"worker {old} does not drain: killing it" in log.text
+    stage.stop.set()
+    await stage.ended.wait()
+    assert stage.status == 0
+
+
+async def test_connections_of_a_crashed_worker_wait_for_the_next(stage: Stage) -> None:
+    """Its sockets are the supervisor's, too: neither refused nor reset."""
+    await stage.play("serves", replace(two(), workers=1))
+    crashed, address = await told_address(stage)
+    await stage.announced.wait()
+    assert await server_of(address) == crashed
+    os.kill(crashed, signal.SIGSTOP)
+    async with await trio.open_tcp_stream(*address) as queued:
+        os.kill(crashed, signal.SIGKILL)
+        (successor,) = await stage.start_of(1)
+        assert int(b"".join([part async for part in queued])) == successor
+    stage.stop.set()
+    await stage.ended.wait()
+
+
+async def test_at_a_stop_nobody_waits_for_what_never_comes(stage: Stage) -> None:
+    """While workers drain, their addresses are free of listeners: a connection is refused at once."""
+    await stage.play("lingers", two())
+    (one, address), (other, _) = [await told_address(stage) for _ in range(2)]
+    await stage.announced.wait()
+    stage.stop.set()
+    refused = False
+    while not refused:
+        try:
+            await (await trio.open_tcp_stream(*address)).aclose()
+        except OSError:
+            refused = True
+    assert is_alive(one)
+    assert is_alive(other)
+    for pid in (one, other):
+        os.kill(pid, signal.SIGKILL)
+    await stage.ended.wait()

@@ -5,15 +5,14 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 
-import hypercorn.trio
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from api.app import create_app
-from api.serve import _hypercorn_config
+from api.listener import serve_api
 from config.settings import Settings
 from tests.fakes.engine import FakeEngine
 
@@ -30,8 +29,7 @@ async def served(settings: Settings = SETTINGS) -> AsyncIterator[trio.SocketStre
     address = listener.getsockname()
     app = create_app(FakeEngine(settings))
     async with trio.open_nursery() as nursery:
-        serve = partial(hypercorn.trio.serve, app, _hypercorn_config(settings, listener), mode="asgi")
-        await nursery.start(serve)
+        await nursery.start(serve_api, app, listener, settings, trio.Event())
         with trio.fail_after(GIVE_UP_SECONDS):
             async with await trio.open_tcp_stream(*address) as stream:
                 yield stream
@@ -117,3 +115,89 @@ async def test_a_proxys_form_of_a_target_is_understood() -> None:
     async with served() as stream:
         await stream.send_all(b"GET http://x/healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert (await all_of(stream)).startswith(b"HTTP/1.1 200")
+
+
+# --- Stopping ---
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """An api that is asked to yield, or to stop."""
+
+    address: tuple[str, int]
+    successors: socket.socket  # the same listening socket, as a successor has it
+    yielding: trio.Event
+    stop: trio.Event
+    returned: trio.Event
+
+    async def connect(self) -> trio.SocketStream:
+        """A connection that has been served once."""
+        stream = await trio.open_tcp_stream(*self.address)
+        assert b"connection: close" not in await self.ask(stream)
+        return stream
+
+    async def ask(self, stream: trio.SocketStream) -> bytes:
+        """A request and its answer."""
+        await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        told = b""
+        while not told.endswith(b"}"):
+            part = await stream.receive_some()
+            assert part, "the connection ended before the answer"
+            told += part
+        return told
+
+
+@asynccontextmanager
+async def stopping() -> AsyncIterator[Stopping]:
+    """An api that the test stops; ends when that has returned."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener.dup() as successors:
+        api = Stopping(listener.getsockname(), successors, trio.Event(), trio.Event(), trio.Event())
+
+        async def run(task_status: trio.TaskStatus[None]) -> None:
+            app = create_app(FakeEngine(SETTINGS))
+            await serve_api(app, listener, SETTINGS, api.stop, api.yielding, task_status=task_status)
+            api.returned.set()
+
+        with trio.fail_after(GIVE_UP_SECONDS):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(run)
+                yield api
+
+
+async def test_who_yields_answers_each_connection_once_more() -> None:
+    """Idle ones are not closed under a request that is on its way, and hear in its answer that it was the last."""
+    async with stopping() as api:
+        async with await api.connect() as used, await trio.open_tcp_stream(*api.address) as fresh:
+            await wait_all_tasks_blocked()
+            api.yielding.set()
+            await wait_all_tasks_blocked()
+            for stream in (used, fresh):
+                assert not api.returned.is_set()
+                assert b"connection: close" in await api.ask(stream)
+                assert await stream.receive_some() == b""
+        await api.returned.wait()
+
+
+async def test_who_yields_leaves_new_connections_to_its_successor() -> None:
+    """They are neither answered here nor reset."""
+    async with stopping() as api:
+        await wait_all_tasks_blocked()
+        api.yielding.set()
+        await api.returned.wait()
+        async with await trio.open_tcp_stream(*api.address) as late:
+            peer, address = api.successors.accept()
+            peer.close()
+            assert address == late.socket.getsockname()
+
+
+async def test_a_stop_closes_what_is_idle() -> None:
+    """Also what has been left open by who yields."""
+    async with stopping() as api:
+        async with await api.connect() as idle:
+            api.yielding.set()
+            await wait_all_tasks_blocked()
+            assert not api.returned.is_set()
+            api.stop.set()
+            assert await idle.receive_some() == b""
+        await api.returned.wait()

@@ -131,6 +131,7 @@ class Served:
         self.intake = intake
         self.address = address
         self.stop = stop
+        self.yielding = trio.Event()
         self.returned = trio.Event()
 
     @asynccontextmanager
@@ -140,8 +141,15 @@ class Served:
             yield Sender(stream)
 
     async def run(self) -> None:
-        await self.intake.run(self.stop)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._yield_at_stop)
+            await self.intake.run(self.stop, self.yielding)
+            nursery.cancel_scope.cancel()
         self.returned.set()
+
+    async def _yield_at_stop(self) -> None:
+        await self.stop.wait()
+        self.yielding.set()
 
 
 def listening() -> socket.socket:
@@ -748,6 +756,64 @@ async def test_what_came_before_the_stop_is_answered() -> None:
             served.stop.set()
             await served.returned.wait()
             assert peer.recv(65_536).startswith(OK)
+
+
+async def test_who_yields_answers_each_connection_once_more() -> None:
+    """Idle ones are not closed under a request that is on its way, and hear in its answer that it was the last."""
+    async with (
+        serving() as served, served.connect() as used, served.connect() as fresh, served.connect() as waiting,
+        served.connect() as sending,
+    ):  # fmt: skip
+        served.engine.at_once = True
+        await used.send(post())
+        assert "connection" not in (await used.answer()).headers
+        await sending.send(post()[:-1])
+        served.engine.at_once = False
+        await waiting.send(post())
+        submission = await served.engine.next()
+        await wait_all_tasks_blocked()
+        served.yielding.set()
+        await wait_all_tasks_blocked()
+        accept(submission)
+        assert (await waiting.answer()).headers["connection"] == "close"
+        await waiting.ended()
+        served.engine.at_once = True
+        for sender, last in ((used, post()), (fresh, post()), (sending, post()[-1:])):
+            assert not served.returned.is_set()
+            await sender.send(last)
+            assert (await sender.answer()).headers["connection"] == "close"
+            await sender.ended()
+        await served.returned.wait()
+
+
+async def test_who_yields_leaves_new_connections_to_its_successor() -> None:
+    """Also those that the kernel has queued already: they are neither answered here nor reset."""
+    async with serving() as served:
+        with served.intake._listener.dup() as successors, socket.create_connection(served.address) as queued:
+            queued.sendall(post())
+            served.yielding.set()
+            await served.returned.wait()
+            with socket.create_connection(served.address) as late:
+                accepted = [successors.accept() for _ in range(2)]
+                assert [address for _, address in accepted] == [queued.getsockname(), late.getsockname()]
+                assert accepted[0][0].recv(65_536) == post()
+                for peer, _ in accepted:
+                    peer.close()
+    assert served.engine.taken == 0
+
+
+async def test_who_yields_waits_for_idle_connections_until_the_stop() -> None:
+    """What has come by then is answered."""
+    async with serving() as served, served.connect() as idle, served.connect() as sender:
+        served.engine.at_once = True
+        await wait_all_tasks_blocked()
+        served.yielding.set()
+        await wait_all_tasks_blocked()
+        await sender.send(post())
+        served.stop.set()
+        assert (await sender.answer()).headers["connection"] == "close"
+        await idle.ended()
+        await served.returned.wait()
 
 
 async def test_stopping_does_not_wait_for_ever() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import signal
 import socket
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -105,3 +109,82 @@ def test_a_process_goes_on_when_a_thread_fails_otherwise() -> None:
 
     assert ended.returncode == 3
     assert "ValueError" in ended.stderr
+
+
+# --- SIGHUP ---
+
+# The serving program without stores and engine.
+ALONE = """
+import contextlib, os, sys, trio
+from api import serve
+from config.settings import Settings
+
+async def served(settings, stores, listeners, stop, ready):
+    print("ready", flush=True)
+    await stop.wait()
+
+serve.open_stores = contextlib.nullcontext
+serve.serve = served
+if len(sys.argv) > 1:
+    os.open(sys.argv[1], os.O_RDWR)  # the first one that the leader of a session opens is its terminal
+sys.exit(serve.run(Settings(api="127.0.0.1:0", intake="127.0.0.1:0")))
+"""
+NOTHING_IS_DONE = "SIGHUP: nothing is done: a restart without a gap needs HEADRACE_WORKERS of 2 or more"
+
+
+@contextmanager
+def alone(*terminal: str, nohup: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """The program, serving."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", ALONE, *terminal],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def ends_well(process: subprocess.Popen[str]) -> bool:
+    """Whether SIGTERM still has its effect."""
+    process.send_signal(signal.SIGTERM)
+    return process.wait() == 0
+
+
+def test_a_single_process_says_what_a_hang_up_would_need() -> None:
+    """And goes on, as often as it is asked."""
+    with alone() as process:
+        assert process.stderr is not None
+        for _ in range(2):
+            process.send_signal(signal.SIGHUP)
+            assert process.stderr.readline().endswith(f"{NOTHING_IS_DONE}\n")
+        assert ends_well(process)
+
+
+def test_a_program_whose_terminal_goes_ends() -> None:
+    """As the user of a window that is closed expects: drained, not killed."""
+    master, slave = pty.openpty()
+    with alone(os.ttyname(slave)) as process:
+        os.close(slave)
+        os.close(master)
+        assert process.wait() == 0
+        assert process.stderr is not None
+        assert "SIGHUP: draining" in process.stderr.read()
+
+
+def test_nohup_outlives_the_terminal() -> None:
+    """Who started it so wants that."""
+    master, slave = pty.openpty()
+    with alone(os.ttyname(slave), nohup=True) as process:
+        os.close(slave)
+        os.close(master)
+        assert process.stderr is not None
+        assert process.stderr.readline().endswith(f"{NOTHING_IS_DONE}\n")
+        assert ends_well(process)
