@@ -46,7 +46,8 @@ os.close(int(intake))
 print("ready", flush=True)
 if how == "crashes":
     os._exit(1)
-while not asked and sys.stdin not in (ready := select.select([listener, sys.stdin], [], [], 0.02)[0]):
+heard = [sys.stdin] if how == "is deaf" else [sys.stdin, listener]
+while not asked and sys.stdin not in (ready := select.select(heard, [], [], 0.02)[0]):
     if ready:
         try:
             client = listener.accept()[0]
@@ -283,6 +284,21 @@ async def test_a_hang_up_replaces_workers_one_by_one(stage: Stage, log: pytest.L
     assert stage.status == 0
     assert stage.is_silent()
     assert not [record for record in log.records if record.levelno >= logging.ERROR]
+
+
+async def test_what_the_old_worker_has_not_accepted_is_its_successors(stage: Stage) -> None:
+    """The kernel has queued it in a socket that nobody closes: it is not reset."""
+    await stage.play("is deaf", replace(two(), workers=1))
+    _, address = await told_address(stage)
+    await stage.announced.wait()
+    async with await trio.open_tcp_stream(*address) as queued:
+        stage.change("serves")
+        stage.hang_up.send_nowait(None)
+        (successor,) = await stage.start_of(1)
+        assert int(b"".join([part async for part in queued])) == successor
+    stage.stop.set()
+    await stage.ended.wait()
+    assert stage.status == 0
 
 
 async def test_hang_ups_during_a_roll_make_one_more(stage: Stage, log: pytest.LogCaptureFixture) -> None:
