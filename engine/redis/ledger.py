@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.resources import files
 from typing import Any, Final
 
@@ -160,8 +161,8 @@ async def open_ledger(redis_url: str, settings: Settings) -> AsyncIterator[Redis
     `SettingsError` when the URL can't be read.
     """
     connections = 1 + settings.recoveries_max + _OTHER_CONNECTIONS
-    pool = _pool_of(redis_url, settings.ledger_timeout_seconds, connections)
-    ledger = RedisLedger(pool.make_connection, connections, settings.ledger_timeout_seconds)
+    make = _maker(redis_url, settings.ledger_timeout_seconds)
+    ledger = RedisLedger(make, connections, settings.ledger_timeout_seconds)
     try:
         await ledger._prepare()
         yield ledger
@@ -169,8 +170,8 @@ async def open_ledger(redis_url: str, settings: Settings) -> AsyncIterator[Redis
         ledger._close()
 
 
-def _pool_of(redis_url: str, timeout_seconds: float, connections: int) -> redis.ConnectionPool:
-    """A bounded pool. What the ledger relies on goes before what the URL says."""
+def _maker(redis_url: str, timeout_seconds: float) -> Callable[[], Any]:
+    """What makes a connection of redis-py. What the ledger relies on goes before what the URL says."""
     parse_url: Any = redis.connection.parse_url  # redis-py leaves it untyped
     try:
         options = parse_url(redis_url)
@@ -179,13 +180,14 @@ def _pool_of(redis_url: str, timeout_seconds: float, connections: int) -> redis.
     options |= {
         "protocol": 2,
         "decode_responses": False,
-        "max_connections": connections,
         "socket_timeout": timeout_seconds,
         "socket_connect_timeout": timeout_seconds,
         "retry": Retry(NoBackoff(), 0),
         "client_name": "headrace",
     }
-    return redis.ConnectionPool(**options)
+    # (Not from one of redis-py's pools: they count what they have made, also what could not connect.)
+    options.pop("max_connections", None)
+    return partial(options.pop("connection_class", redis.Connection), **options)
 
 
 def check_configuration(info: Mapping[str, Any]) -> None:

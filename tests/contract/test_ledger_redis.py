@@ -13,6 +13,7 @@ from shutil import which
 
 import pytest
 import redis
+import trio
 
 from config.settings import Settings
 from engine.model import CampaignId
@@ -228,6 +229,19 @@ async def test_an_unreachable_redis_does_nothing(scripted: ScriptedRedis, talkin
     assert isinstance(await ready(talking, CAMPAIGN, 1, spend(), TURN, 1), NotRun)
     assert isinstance(await talking.pending_tags([CAMPAIGN]), NotRun)
     assert not await talking.ping()
+
+
+async def test_a_redis_that_was_away_for_long_is_used_again(scripted: ScriptedRedis, talking: RedisLedger) -> None:
+    """However often it could not be reached."""
+    path = trio.Path(scripted.path)
+    scripted.answers.append(HANG_UP)
+    await ask(talking, reserve())
+    await path.rename(path.with_suffix(".away"))
+    for _ in range(50):
+        assert isinstance(await ask(talking, reserve()), NotRun)
+    await path.with_suffix(".away").rename(path)
+    scripted.answers.append(ACCEPTED)
+    assert await ask(talking, reserve()) == Reserved(b"A", COST, COST)
 
 
 async def test_an_address_that_never_answers_does_nothing(scripted: ScriptedRedis, talking: RedisLedger) -> None:
