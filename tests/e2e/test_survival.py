@@ -91,10 +91,8 @@ def test_kill_9_under_load_loses_no_acknowledged_event_and_repeats_are_duplicate
     with running(env) as again:
         sent = [impression(campaign, "late", event_id=event_id) for event_id in acknowledged[:1]]
         again.wait_for(lambda: again.post(sent[0]).status_code in (200, 422))
-        with redis.Redis.from_url(
-            env["REDIS_URL"]
-        ) as client:  # what the dead engine held is given back once it is missed
-            again.wait_for(lambda: client.hlen(f"{{{campaign}}}:p") == 0)
+        with redis.Redis.from_url(env["REDIS_URL"]) as client:
+            again.wait_for(lambda: client.hlen(f"{{{campaign}}}:p") == 0)  # the dead engine is missed, and recovered
         rows = stored_ids(env["DB_URL"])  # (its last COMMIT may have come after it)
         left = 5_000 - len(rows)
         tail = [impression(campaign, f"more{index}") for index in range(left + 50)]
