@@ -144,7 +144,7 @@ class EventCalls:
             {JSON: BatchAnswer},
             {"Retry-After": "Seconds to wait before the events with status `retry` are sent again."},
         ),
-        problems=(*_UNREADABLE, "not_an_array", "too_many_events"),
+        problems=(*_UNREADABLE, "not_an_array", "too_many_events", "overloaded"),
     )
     async def take_batch(self) -> Answer:
         """Take a batch of events.
