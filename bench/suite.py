@@ -191,8 +191,8 @@ def _compared(form: Form) -> Iterator[Group]:
         scenario = scenarios()["even"]
         return Entry(name, ceiling.name, lambda round_: [run_ceiling(name, ceiling, scenario, form.seconds, round_)])
 
-    # Fewer connections and a longer warm-up: each of 10,000 campaigns is read from Postgres at its first event.
-    many = [Load(8, form.cold_seconds), Load(8, form.seconds)]
+    # A longer warm-up: each of 10,000 campaigns is read from Postgres, and recovered, at its first event.
+    many = [Load(32, form.cold_seconds), Load(32, form.seconds)]
     yield [
         *served(BATCHES, "even", 1_000, 32, HEADRACE, *PEERS),
         measured(BATCHES, RAW_COPY),
