@@ -140,6 +140,11 @@ class Connection:
 
     # --- reading --------------------------------------------------------------------------------------------
 
+    @property
+    def in_body(self) -> bool:
+        """Part of a body has come, and more is to come."""
+        return self._body_bytes > 0
+
     def on_readable(self) -> int:
         """Take what has arrived, one buffer at most, and hand on whole requests. Returns the bytes taken."""
         if self._phase in (Phase.LAST, Phase.CLOSED):
@@ -222,11 +227,6 @@ class Connection:
             self._go_on()
 
     # --- writing --------------------------------------------------------------------------------------------
-
-    @property
-    def in_body(self) -> bool:
-        """Part of a body has come, and more is to come."""
-        return self._body_bytes > 0
 
     def write_answers(self) -> None:
         """Send the answers that are ready and whose turn it is."""

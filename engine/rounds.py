@@ -89,14 +89,14 @@ class Rounds:
         """
         now_us = self._clock.now_us()
         asked: list[tuple[Actor, Reserve | Resolve]] = []
-        turn = [self._queue.popleft() for _ in range(min(len(self._queue), 1 + self._events_max // SHARE_MIN))]
-        self._queued.difference_update(turn)
-        turn.sort(key=_mail)
+        riders = [self._queue.popleft() for _ in range(min(len(self._queue), 1 + self._events_max // SHARE_MIN))]
+        self._queued.difference_update(riders)
+        riders.sort(key=_mail)
         events = 0
-        for at, actor in enumerate(turn):
+        for at, actor in enumerate(riders):
             if not (actor.wants_round or actor.wants_resolve):
                 continue
-            share = max(SHARE_MIN, (self._events_max - events) // (len(turn) - at))
+            share = max(SHARE_MIN, (self._events_max - events) // (len(riders) - at))
             with actor.boundary:
                 calls = actor.calls(now_us, share)
                 if not calls:

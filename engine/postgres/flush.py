@@ -10,7 +10,6 @@ certain, and everything else is `Unknown`.
 
 from __future__ import annotations
 
-import select
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
@@ -22,6 +21,7 @@ from psycopg.pq.abc import PGconn, PGresult
 
 from config.settings import Settings
 from engine.model import CampaignId
+from engine.opening import open_in_thread, speaks
 from engine.ports import Batch, FlushReply, NotRun, Unknown
 from engine.postgres.copy import COLUMNS, guard_call, pack_rows, sum_rows
 from engine.postgres.outcome import Answer, Failure, read_answer
@@ -113,28 +113,12 @@ class FlushConnection:
 
     async def _ready(self) -> PGconn:
         """The connection, opened again if Postgres has left it meanwhile."""
-        if self._session is not None and _speaks(self._session.pgconn):
+        if self._session is not None and speaks(self._session.pgconn.socket):
             self.close()
         if self._session is None:
-            self._session = await self._connect()
+            self._session = await open_in_thread(self._open, psycopg.Connection.close)
         self._warnings.clear()
         return self._session.pgconn
-
-    async def _connect(self) -> psycopg.Connection:
-        """Open a session in a thread: libpq looks names up and shakes hands as a blocking call."""
-        abandoned = False
-
-        def connect() -> psycopg.Connection:
-            session = self._open()
-            if abandoned:  # nobody is left to close it
-                session.close()
-            return session
-
-        try:
-            return await trio.to_thread.run_sync(connect, abandon_on_cancel=True)
-        except trio.Cancelled:
-            abandoned = True
-            raise
 
     def _open(self) -> psycopg.Connection:
         seconds = self._settings.flush_timeout_seconds
@@ -176,13 +160,6 @@ class FlushConnection:
             else:
                 tag = (result.command_status or b"").decode()
         return Answer(tag, failure, self._warnings[0] if self._warnings else None)
-
-
-def _speaks(pgconn: PGconn) -> bool:
-    """Whether the server has said something unasked. On an idle connection that is most often its end."""
-    poll = select.poll()
-    poll.register(pgconn.socket, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 async def _roll_back(pgconn: PGconn) -> None:

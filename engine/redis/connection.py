@@ -8,7 +8,6 @@ every turn (docs/performance.md).
 
 from __future__ import annotations
 
-import select
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import redis
 import trio
 from redis.exceptions import RedisError
 
+from engine.opening import open_in_thread, speaks
 from engine.ports import NotRun, Unknown
 from engine.redis.calls import Command
 
@@ -78,30 +78,18 @@ class Connection:
 
     async def _ready(self) -> None:
         """The connection, opened again if Redis has left it meanwhile."""
-        if self._opened is not None and _speaks(self._socket):
+        if self._opened is not None and speaks(self._socket.fileno()):
             self.close()
         if self._opened is None:
-            self._opened = await self._connect()
+            self._opened = await open_in_thread(self._open, lambda opened: opened.disconnect())
             self._socket = self._opened._sock  # redis-py has no other way to hand it over
             self._socket.setblocking(False)
             self._replies = hiredis.Reader(replyError=_parse_error)
 
-    async def _connect(self) -> Any:
-        """Open a session in a thread: names are looked up and hands shaken as a blocking call."""
-        abandoned = False
-
-        def connect() -> Any:
-            opened = self._make()
-            opened.connect()
-            if abandoned:  # nobody is left to close it
-                opened.disconnect()
-            return opened
-
-        try:
-            return await trio.to_thread.run_sync(connect, abandon_on_cancel=True)
-        except trio.Cancelled:
-            abandoned = True
-            raise
+    def _open(self) -> Any:
+        opened = self._make()
+        opened.connect()
+        return opened
 
     async def _send(self, data: bytes) -> None:
         view = memoryview(data)
@@ -126,10 +114,3 @@ class Connection:
         if not data:
             raise ConnectionResetError("it has closed the connection")
         self._replies.feed(data)
-
-
-def _speaks(opened: socket.socket) -> bool:
-    """Whether the server has said something unasked. On an idle connection that is most often its end."""
-    poll = select.poll()
-    poll.register(opened, select.POLLIN)
-    return bool(poll.poll(0))
