@@ -65,7 +65,7 @@ class Recoveries:
             started = trio.current_time()
             cases = [self._case(actor, attempts) for actor, attempts in taken if actor.state.phase is Phase.CLOSED]
             await self._recovery.recover(cases)
-            log.info("recovered together: %s campaigns in %.2f s", len(cases), trio.current_time() - started)
+            log.info("campaigns recovered: %s, in %.2f s", len(cases), trio.current_time() - started)
 
     def _case(self, actor: Actor, attempts: int) -> Case:
         state = actor.state
