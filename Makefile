@@ -56,7 +56,7 @@ faults: setup ## run every fault with SEEDS seeds (20) in JOBS worlds at once (4
 bench: setup locust-setup ## the bench suite in its quick form, audited: JSON, table and page in build/bench (below 10 min)
 	@$(BIN)/headrace-bench run
 
-bench-full: setup locust-setup ## the same with five rounds of longer steps, every fault and a soak (some two hours)
+bench-full: setup locust-setup ## the same with five rounds of longer steps, every fault and a soak (an hour)
 	@$(BIN)/headrace-bench run --full
 
 targets: setup ## the table of targets, each figure in paired, audited runs: an hour; ONLY= names experiments, ROWS= of the full table

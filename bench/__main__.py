@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="headrace-bench", description="Audited measurements of Headrace.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="the suite; leaves JSON, table and page in build/bench")
-    run.add_argument("--full", action="store_true", help="five rounds of longer steps, every fault, a soak: two hours")
+    run.add_argument("--full", action="store_true", help="five rounds of longer steps, every fault, a soak: an hour")
     run.add_argument("--only", default="", metavar="TEXT", help="only experiments whose name contains this")
     run.add_argument("--system", default="", metavar="TEXT", help="only systems whose name contains this")
     run.add_argument("--rounds", type=int, default=0, help="in place of the form's")

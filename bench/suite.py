@@ -95,7 +95,7 @@ class Form:
 
 LOCUST_USERS: Final = 20
 QUICK: Final = Form("quick", 1, 0.7, 1.5, 0.0, ("engine-killed", "redis-killed"), 5.0, 4, 3.0)
-FULL: Final = Form("full", 5, 2.0, 5.0, 180.0, tuple(FAULTS), 15.0, 40, 20.0)
+FULL: Final = Form("full", 5, 1.0, 3.0, 180.0, tuple(FAULTS), 15.0, 40, 20.0)
 FOR_TARGETS: Final = Form(SUITE, 5, 2.0, 5.0, 0.0, (), 0.0, 0, 0.0)
 
 
