@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import tempfile
 import uuid
@@ -16,6 +17,15 @@ from psycopg import sql
 
 from config.settings import Settings
 from engine.embedded import Stores, open_stores
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """pytest-trio takes the clock from a test's own arguments: one that only a fixture asks for is not used."""
+    for item in items:
+        if not isinstance(item, pytest.Function) or "autojump_clock" not in item.fixturenames:
+            continue
+        if "autojump_clock" not in inspect.signature(item.function).parameters:
+            raise pytest.UsageError(f"{item.nodeid} runs in real time: name autojump_clock in its arguments")
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ async def world(autojump_clock: MockClock) -> AsyncGenerator[World, None]:
 
 
 async def test_campaigns_that_redis_does_not_know_are_recovered_together(
-    world: World, raised: list[tuple[list[CampaignId], bool]]
+    autojump_clock: MockClock, world: World, raised: list[tuple[list[CampaignId], bool]]
 ) -> None:
     """Their first events wait for one bulk; when Redis has forgotten all, for another."""
     campaigns = [await world.campaign() for _ in range(200)]
@@ -53,7 +53,10 @@ async def test_campaigns_that_redis_does_not_know_are_recovered_together(
 
 
 async def test_no_bulk_is_larger_than_its_bound(
-    world: World, raised: list[tuple[list[CampaignId], bool]], monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock,
+    world: World,
+    raised: list[tuple[list[CampaignId], bool]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The rest follows."""
     monkeypatch.setattr("engine.recoveries.BULK_MAX", 30)
@@ -63,7 +66,7 @@ async def test_no_bulk_is_larger_than_its_bound(
 
 
 async def test_a_flush_that_hangs_holds_up_its_own_campaign_only(
-    world: World, raised: list[tuple[list[CampaignId], bool]]
+    autojump_clock: MockClock, world: World, raised: list[tuple[list[CampaignId], bool]]
 ) -> None:
     """Its row is waited for alone, while others are recovered; it goes on when the flush has ended."""
     hangs, *others = [await world.campaign() for _ in range(20)]
@@ -86,7 +89,7 @@ async def test_a_flush_that_hangs_holds_up_its_own_campaign_only(
     assert world.spent(hangs) == 3_000
 
 
-async def test_large_campaigns_hold_up_no_small_ones(world: World) -> None:
+async def test_large_campaigns_hold_up_no_small_ones(autojump_clock: MockClock, world: World) -> None:
     """However many there are: they are read alone, two at a time here, and the small ones are open meanwhile."""
     campaigns = [await world.campaign() for _ in range(20)]
     await world.send(*map(shown, campaigns))
@@ -123,7 +126,7 @@ async def test_large_campaigns_hold_up_no_small_ones(world: World) -> None:
     assert [answer.verdicts for answer in answers] == [{}]
 
 
-async def test_who_failed_tries_again_while_others_are_well(world: World) -> None:
+async def test_who_failed_tries_again_while_others_are_well(autojump_clock: MockClock, world: World) -> None:
     """Nobody waits for a store that is away, and all are back soon after it is."""
     campaigns = [await world.campaign() for _ in range(50)]
     await world.send(*map(shown, campaigns))
@@ -141,7 +144,7 @@ async def test_who_failed_tries_again_while_others_are_well(world: World) -> Non
 
 
 async def test_many_unknown_commits_are_recovered_together(
-    world: World, raised: list[tuple[list[CampaignId], bool]]
+    autojump_clock: MockClock, world: World, raised: list[tuple[list[CampaignId], bool]]
 ) -> None:
     """A COMMIT without an answer: one bulk for all of its campaigns, and each event is counted once."""
     campaigns = [await world.campaign() for _ in range(100)]

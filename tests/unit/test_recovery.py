@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock
 
 from engine import recovery as remedy
 from engine.errors import StoreUnavailable
@@ -69,7 +68,7 @@ class World:
 
 
 @pytest.fixture
-def world(autojump_clock: MockClock) -> World:
+def world() -> World:
     """Empty stores."""
     return World()
 
