@@ -7,6 +7,7 @@ their ports.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import trio
 
@@ -38,6 +39,8 @@ from engine.verdicts import OVERLOADED, UNAVAILABLE
 # How often deadlines are looked at: a late answer is late by this much at most.
 _TICK_SECONDS = 0.25
 _PING_SECONDS = 2.0
+
+_NOT_ARRIVED: Final = Invalid("")  # holds an event's place until its entry is made
 
 
 class Engine:
@@ -79,26 +82,34 @@ class Engine:
         self._open[submission] = None
         self._events_open += len(events)
         refusal = self._refusal()
-        by_campaign: dict[CampaignId, list[Entry]] = {}
-        for index, event in enumerate(events):
-            entry = (
-                event if isinstance(event, Invalid) else arrive(event, submission, index, idempotency_key, self._limits)
-            )
-            submission.entries.append(entry)
-            if isinstance(entry, Invalid):
-                submission.verdicts[index] = Verdict(Status.REJECTED, Reason.INVALID, entry.detail)
-                continue
-            submission.open += 1
+        submission.entries = [_NOT_ARRIVED] * len(events)
+        # One campaign after the other: its entries are used together from now on, and lie side by side in memory.
+        for campaign_id, places in _by_campaign(events, submission).items():
+            entries = self._arrive(submission, events, places, idempotency_key)
             if refusal is not None:
-                entry.settle(refusal)
-            elif (waiting := by_campaign.get(entry.campaign_id)) is not None:
-                waiting.append(entry)
-            else:
-                by_campaign[entry.campaign_id] = [entry]
-        for campaign_id, entries in by_campaign.items():
-            self._registry.post(campaign_id, entries)
+                for entry in entries:
+                    entry.settle(refusal)
+            elif entries:
+                self._registry.post(campaign_id, entries)
         submission.handed_on()
         return submission
+
+    def _arrive(
+        self, submission: Submission, events: Sequence[Event | Invalid], places: Sequence[int], key: str | None
+    ) -> list[Entry]:
+        """Make entries of the events at these places; those that are invalid are left out, and have their verdict."""
+        arrived: list[Entry] = []
+        for index in places:
+            event = events[index]
+            assert isinstance(event, Event)
+            entry = arrive(event, submission, index, key, self._limits)
+            if isinstance(entry, Invalid):
+                _reject(submission, index, entry)
+            else:
+                submission.entries[index] = entry
+                arrived.append(entry)
+        submission.open += len(arrived)
+        return arrived
 
     def overloaded(self) -> bool:
         """Whether there is no room for another request, which is then refused before it is decoded; counted."""
@@ -217,3 +228,24 @@ class Engine:
             except StoreUnavailable:
                 return False
         return False
+
+
+def _by_campaign(events: Sequence[Event | Invalid], submission: Submission) -> dict[CampaignId, list[int]]:
+    """Where each campaign's events are, in order; what is no event gets its verdict."""
+    places: dict[CampaignId, list[int]] = {}
+    for index, event in enumerate(events):
+        if isinstance(event, Invalid):
+            _reject(submission, index, event)
+            continue
+        campaign_id = CampaignId(event.campaign_id)
+        of_campaign = places.get(campaign_id)
+        if of_campaign is None:
+            places[campaign_id] = [index]
+        else:
+            of_campaign.append(index)
+    return places
+
+
+def _reject(submission: Submission, index: int, invalid: Invalid) -> None:
+    submission.entries[index] = invalid
+    submission.verdicts[index] = Verdict(Status.REJECTED, Reason.INVALID, invalid.detail)

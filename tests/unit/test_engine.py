@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from config.settings import Settings
 from engine.campaign import CampaignState
 from engine.engine import Engine
-from engine.model import DAY_US, CampaignId, Event, Reason, Status, Verdict, datetime_from_us
+from engine.model import DAY_US, CampaignId, Event, Invalid, Reason, Status, Verdict, datetime_from_us
 from engine.ports import (
     BILLABLE,
     NO_CAP,
@@ -62,12 +62,12 @@ class World:
         """Make a campaign: cpm at 1.00 and plenty of budget, unless told otherwise."""
         return (await self.engine.create_campaign({**FIELDS, **fields})).campaign.id
 
-    async def send(self, *events: Event) -> list[Verdict | None]:
+    async def send(self, *events: Event | Invalid) -> list[Verdict | None]:
         """Send events as one request; None stands for accepted."""
         submission: Submission = await self.engine.record(events)
         return [submission.verdicts.get(index) for index in range(len(events))]
 
-    async def reasons(self, *events: Event) -> list[Status | Reason]:
+    async def reasons(self, *events: Event | Invalid) -> list[Status | Reason]:
         """Send events as one request; the reason of each, or its status if there is none."""
         verdicts = await self.send(*events)
         return [Status.ACCEPTED if each is None else each.reason or each.status for each in verdicts]
@@ -385,6 +385,21 @@ async def test_a_void_that_finds_another_redis_recovers_the_campaign(
     await trio.sleep(1)
     book = world.ledger.books[CampaignId(campaign)]
     assert (book.open, book.image) == (True, world.ledger.image)
+
+
+async def test_a_campaign_with_invalid_events_only_has_no_actor(autojump_clock: MockClock, world: World) -> None:
+    """Nothing of it is ever asked for."""
+    assert await world.reasons(shown(77, ""), shown(77, "")) == ["invalid"] * 2
+    assert len(world.registry) == 0
+
+
+async def test_each_event_of_a_request_has_the_verdict_of_its_place(autojump_clock: MockClock, world: World) -> None:
+    """They are taken campaign by campaign, and answered in the order in which they were sent."""
+    first, second = await world.campaign(), await world.campaign(total_budget="0.001")
+    sent = [shown(second), shown(first), shown(first, ""), shown(77), shown(second), Invalid("no event"), shown(first)]
+    assert await world.reasons(*sent) == [
+        "accepted", "accepted", "invalid", "unknown_campaign", "total_budget", "invalid", "accepted",
+    ]  # fmt: skip
 
 
 async def test_an_idle_actor_is_passivated_and_starts_again_where_it_was(
