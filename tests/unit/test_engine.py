@@ -396,8 +396,9 @@ async def test_a_campaign_with_invalid_events_only_has_no_actor(autojump_clock: 
 async def test_each_event_of_a_request_has_the_verdict_of_its_place(autojump_clock: MockClock, world: World) -> None:
     """They are taken campaign by campaign, and answered in the order in which they were sent."""
     first, second = await world.campaign(), await world.campaign(total_budget="0.001")
-    sent = [shown(second), shown(first), shown(first, ""), shown(77), shown(second), Invalid("no event"), shown(first)]
-    assert await world.reasons(*sent) == [
+    assert await world.reasons(
+        shown(second), shown(first), shown(first, ""), shown(77), shown(second), Invalid("no event"), shown(first)
+    ) == [
         "accepted", "accepted", "invalid", "unknown_campaign", "total_budget", "invalid", "accepted",
     ]  # fmt: skip
 
