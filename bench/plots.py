@@ -35,6 +35,7 @@ PALETTE: Final = ("#3b82d6", "#e0702d", "#1f9e77", "#9b6dd6", "#c99a00", "#d3508
 ROLE_COLOURS: Final = dict(zip(ROLES, ("#3b82d6", "#d3508f", "#1f9e77", "#8a8f98"), strict=True))
 WRAP: Final = 24  # characters of a label beside a bar: a phone has room for no more
 BAR_PIXELS: Final = 26
+FARTHEST: Final = 10  # times the median: what is longer would leave the others no room
 FRAME_PIXELS: Final = 150  # title, axis and legend around bars
 
 
@@ -160,9 +161,8 @@ def _ratio_plot(title: str, kind: str, better: str, found: Sequence[Ratio]) -> P
         values = [getattr(ratio, kind) for ratio in mine]
         name = f"{other} (ceiling)" if mine[0].is_ceiling else other
         data.append({
-            "type": "scatter", "mode": "markers+text", "name": _text(name),
-            "x": values, "y": [_label(ratio.experiment) for ratio in mine],
-            "text": [f"{value:.3g}" for value in values], "textposition": "top center", "cliponaxis": False,
+            "type": "scatter", "mode": "markers", "name": _text(name),
+            "x": values, "y": [_label(ratio.experiment) for ratio in mine], "cliponaxis": False,
             "marker": {"color": colours[other], "size": 11, "symbol": "diamond" if mine[0].is_ceiling else "circle"},
         })  # fmt: skip
     layout = _axes(
@@ -188,8 +188,8 @@ def _ladders(result: Result) -> Iterator[Plot]:
         mine = [row for row in climbed if row.experiment == experiment]
         for row in mine:
             steps = ladder(row.shown)
-            x = [step.events_per_second for step in steps]
-            names = [f"{step.offered_events_per_second or 0:,.0f} offered" for step in steps]
+            x = [step.offered_events_per_second or 0.0 for step in steps]
+            names = [f"{step.events_per_second:,.0f} achieved" for step in steps]
             void = " (VOID)" if row.void else ""
             for part, dash in (("p99", "solid"), ("p50", "dot")):
                 y = [getattr(step.latency, f"{part}_ms") for step in steps]
@@ -200,11 +200,11 @@ def _ladders(result: Result) -> Iterator[Plot]:
             rate = rate_held(row)
             held.append(f"{row.system}{void}: {'none' if rate is None else f'{rate:,.0f} events/s'}")
         layout = _axes(
-            "events/s with a verdict", "ms (logarithmic)", yaxis={"type": "log", "dtick": "D2", "rangemode": "normal"},
+            "events/s offered", "ms (logarithmic)", yaxis={"type": "log", "dtick": "D2", "rangemode": "normal"},
             shapes=[_limit_line()],
         )  # fmt: skip
         caption = (
-            f"Each point is a step at a rising offered rate; latency in milliseconds from the planned time of sending. "
+            f"Each point is a step at an offered rate; latency in milliseconds from the planned time of sending. "
             f"Highest rate held with p99 below {P99_MS_MAX:.0f} ms (dotted line): {'; '.join(held)}. "
             f"{told(mine[0].shown, ladder(mine[0].shown)[0])}"
         )
@@ -258,11 +258,20 @@ def _by_process(title: str, found: Sequence[Row]) -> Plot:
         }
         for role in ROLES
     ]  # fmt: skip
+    totals = [sum(row.cpu_us(role) for role in ROLES) for row in found]
+    widest = max(total for total in totals if total <= FARTHEST * statistics.median(totals))
+    data.append({
+        "type": "scatter", "mode": "text", "showlegend": False, "hoverinfo": "skip", "y": labels,
+        "x": [min(total, widest) for total in totals], "text": [f" {total:,.1f}" for total in totals],
+        "textposition": "middle right",
+    })  # fmt: skip
     caption = (
-        "CPU of all processes of each role, in microseconds an event with a verdict: median of the rounds. Of a peer, "
-        "“engine” is the peer itself. Where events are few, each bears more of what idling costs."
+        "CPU of all processes of each role, in microseconds an event with a verdict: medians, and their sum. "
+        "A bar that is far longer than most is cut off. Of a peer, “engine” is the peer itself. Where events are few, "
+        "each bears more of what idling costs."
     )
-    layout = _axes("us of CPU an event", "", barmode="stack", legend={"traceorder": "normal"})
+    xaxis = {"range": [0, 1.2 * widest]}
+    layout = _axes("us of CPU an event", "", barmode="stack", legend={"traceorder": "normal"}, xaxis=xaxis)
     return Plot(title, caption, data, layout, _bars_height(len(found), 2))
 
 

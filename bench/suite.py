@@ -221,7 +221,7 @@ def _alone(form: Form) -> Iterator[Group]:
     yield [_entry(_experiment(form, LONE, "even", 1, 1))]
     for kind in ("hot", "exhausted", "capped", "duplicates", "bad", "reports", "replay"):
         yield [_entry(_experiment(form, f"scenario {kind}", kind, 100, 32))]
-    burst = [Load(64, form.warm_seconds, rate=5_000), Load(64, max(4.0, form.seconds), rate=20_000)]
+    burst = [Load(64, seconds, rate=20_000) for seconds in (form.warm_seconds, max(4.0, form.seconds))]
     yield [_entry(Experiment("scenario bursts", HEADRACE, scenarios()["bursts"], 100, burst))]
 
 
