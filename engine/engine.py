@@ -81,18 +81,29 @@ class Engine:
         submission = Submission(now_us, deadline, self._done, answer)
         self._open[submission] = None
         self._events_open += len(events)
+        try:
+            self._hand_on(submission, events, idempotency_key)
+        except BaseException:  # no memory is left, say: there will be no answer, and nothing may wait for one
+            del self._open[submission]
+            self._events_open -= len(events)
+            raise
+        submission.handed_on()
+        return submission
+
+    def _hand_on(self, submission: Submission, events: Sequence[Event | Invalid], key: str | None) -> None:
+        """Give each event to its campaign's actor, or its verdict.
+
+        One campaign after the other: its entries are used together from now on, and lie side by side in memory.
+        """
         refusal = self._refusal()
         submission.entries = [_NOT_ARRIVED] * len(events)
-        # One campaign after the other: its entries are used together from now on, and lie side by side in memory.
         for campaign_id, places in _by_campaign(events, submission).items():
-            entries = self._arrive(submission, events, places, idempotency_key)
+            entries = self._arrive(submission, events, places, key)
             if refusal is not None:
                 for entry in entries:
                     entry.settle(refusal)
             elif entries:
                 self._registry.post(campaign_id, entries)
-        submission.handed_on()
-        return submission
 
     def _arrive(
         self, submission: Submission, events: Sequence[Event | Invalid], places: Sequence[int], key: str | None

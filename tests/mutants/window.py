@@ -73,6 +73,14 @@ MUTANTS = [
         "tests/unit/test_clock.py::test_a_clock_that_is_set_while_it_is_compared_is_not_followed",
     ),
     one(
+        "a-request-that-fails-frees-its-room",
+        "Out of memory for a moment is not full for ever.",
+        "engine/engine.py",
+        "            self._events_open -= len(events)\n            raise",
+        "            raise",
+        f"{BOUNDS}::test_a_request_that_can_not_be_taken_leaves_nothing_behind",
+    ),
+    one(
         "who-fails-gives-back",
         "What a failed actor of a living process had reserved is not held for ever.",
         REGISTRY,

@@ -11,10 +11,11 @@ import trio
 from trio.testing import MockClock
 
 from engine.actor import Actor
+from engine.arrival import arrive
 from engine.campaign import Reservation
 from engine.errors import StoreUnavailable
 from engine.flusher import Flusher
-from engine.model import CampaignId, StoredEvent, datetime_from_us
+from engine.model import CampaignId, Event, StoredEvent, datetime_from_us
 from engine.ports import Batch, Committed, EventStore, FlushReply, Wanted
 from engine.registry import TAG_BITS, Engines
 from tests.fakes.store import FakeStore
@@ -145,6 +146,33 @@ async def test_who_fails_gives_back_what_it_had_reserved_without_being_asked(
             assert await first.reasons(event) == ["unavailable"]
         await trio.sleep(1)
         assert await second.reasons(event) == ["accepted"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_request_that_can_not_be_taken_leaves_nothing_behind(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory in its midst: its room is free again, what was taken goes on, and the engine drains."""
+    async with trio.open_nursery() as nursery:
+        world = World(
+            nursery, mailbox_events_max=10, request_events_max=10, engine_events_max=10, reserve_events_max=10
+        )
+        first, second = await world.campaign(), await world.campaign()
+
+        def run_out(event: Event, *rest: Any) -> Any:
+            if event.campaign_id == second:
+                raise MemoryError
+            return arrive(event, *rest)
+
+        with monkeypatch.context() as patched:
+            patched.setattr("engine.engine.arrive", run_out)
+            with pytest.raises(MemoryError):
+                world.engine.submit([shown(first)] * 5 + [shown(second)] * 5, lambda _: pytest.fail("an answer"))
+        assert not world.engine.overloaded()
+        await trio.sleep(1)
+        assert world.spent(first) == 5_000
+        with trio.fail_after(1):
+            await world.engine.drain()
         nursery.cancel_scope.cancel()
 
 
