@@ -6,6 +6,7 @@ their ports.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -40,6 +41,7 @@ from engine.verdicts import OVERLOADED, UNAVAILABLE
 _TICK_SECONDS = 0.25
 _PING_SECONDS = 2.0
 
+_Placed = tuple[int, Event]  # an event, and its place in its request
 _NOT_ARRIVED: Final = Invalid("")  # holds an event's place until its entry is made
 
 
@@ -97,22 +99,18 @@ class Engine:
         """
         refusal = self._refusal()
         submission.entries = [_NOT_ARRIVED] * len(events)
-        for campaign_id, places in _by_campaign(events, submission).items():
-            entries = self._arrive(submission, events, places, key)
+        for campaign_id, placed in _by_campaign(events, submission).items():
+            entries = self._arrive(submission, placed, key)
             if refusal is not None:
                 for entry in entries:
                     entry.settle(refusal)
             elif entries:
-                self._registry.post(campaign_id, entries)
+                self._registry.post(CampaignId(campaign_id), entries)
 
-    def _arrive(
-        self, submission: Submission, events: Sequence[Event | Invalid], places: Sequence[int], key: str | None
-    ) -> list[Entry]:
-        """Make entries of the events at these places; those that are invalid are left out, and have their verdict."""
+    def _arrive(self, submission: Submission, placed: Sequence[_Placed], key: str | None) -> list[Entry]:
+        """Make entries of events; those that are invalid are left out, and have their verdict."""
         arrived: list[Entry] = []
-        for index in places:
-            event = events[index]
-            assert isinstance(event, Event)
+        for index, event in placed:
             entry = arrive(event, submission, index, key, self._limits)
             if isinstance(entry, Invalid):
                 _reject(submission, index, entry)
@@ -241,20 +239,15 @@ class Engine:
         return False
 
 
-def _by_campaign(events: Sequence[Event | Invalid], submission: Submission) -> dict[CampaignId, list[int]]:
-    """Where each campaign's events are, in order; what is no event gets its verdict."""
-    places: dict[CampaignId, list[int]] = {}
+def _by_campaign(events: Sequence[Event | Invalid], submission: Submission) -> Mapping[int, Sequence[_Placed]]:
+    """Each campaign's events, in order; what is no event gets its verdict."""
+    placed: defaultdict[int, list[_Placed]] = defaultdict(list)
     for index, event in enumerate(events):
         if isinstance(event, Invalid):
             _reject(submission, index, event)
-            continue
-        campaign_id = CampaignId(event.campaign_id)
-        of_campaign = places.get(campaign_id)
-        if of_campaign is None:
-            places[campaign_id] = [index]
         else:
-            of_campaign.append(index)
-    return places
+            placed[event.campaign_id].append((index, event))
+    return placed
 
 
 def _reject(submission: Submission, index: int, invalid: Invalid) -> None:
