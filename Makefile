@@ -11,7 +11,7 @@ CODE := config engine api bench tests
 # No byte code of ours is needed, and an alias of the shell must not matter.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test bench-test check sim targets mutants demo rebuild locust locust-setup faults settings lock fmt clean setup
+.PHONY: help run test bench bench-full bench-test check sim targets mutants demo rebuild locust locust-setup faults settings lock fmt clean setup
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -25,8 +25,8 @@ LONG := tests/integration/test_bench_chaos.py tests/integration/test_bench_micro
 test: check ## set up what is missing and run every check and test that a change must pass
 	@$(BIN)/python -m pytest $(addprefix --ignore=,$(LONG))
 
-bench-test: setup ## the long tests of the bench: chaos mode, a broken engine that the audit must catch, micros (3 min)
-	@$(BIN)/python -m pytest $(LONG)
+bench-test: setup locust-setup ## the long tests of the bench: chaos, a broken engine that the audit must catch, micros, locust (3 min)
+	@$(BIN)/python -m pytest $(LONG) tests/integration/test_bench_locust.py
 
 check: setup ## formatting, lint and types
 	@$(BIN)/ruff format --check --quiet $(CODE) || { echo "make fmt puts that right."; exit 1; }
