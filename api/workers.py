@@ -268,9 +268,11 @@ class Workers:
         finally:
             self._bury(process)
         asked = any(event.is_set() for event in (self._stop, worker.given_up, worker.replaced))
-        if process.returncode != 0 or not asked:
+        # One that was replaced hears a stop as long as it drains; our SIGTERM can end it only on its way out.
+        drained = process.returncode == 0 or (worker.replaced.is_set() and process.returncode == -signal.SIGTERM)
+        if not drained or not asked:
             _log.error("worker %d ended with status %d", process.pid, process.returncode)
-        if process.returncode != 0 and self._stop.is_set() and worker.ready:
+        if not drained and self._stop.is_set() and worker.ready:
             self.failed = True  # it was asked to drain, and did not
 
     async def _end_at(self, event: trio.Event, process: trio.Process, number: signal.Signals) -> None:

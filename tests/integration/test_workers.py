@@ -58,6 +58,9 @@ while not asked and sys.stdin not in (ready := select.select(heard, [], [], 0.02
 listener.close()
 if how == "lingers":
     signal.pause()
+if how == "is slow to exit":  # as any Python that ends: its handlers go before it does
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pause()
 """
 
 
@@ -218,6 +221,12 @@ def is_alive(pid: int) -> bool:
     return True
 
 
+def is_on_its_way_out(pid: int) -> bool:
+    """Whether this process would end at once of a SIGTERM."""
+    (caught,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:")]
+    return not int(caught.split()[1], 16) & 1 << signal.SIGTERM - 1
+
+
 async def server_of(address: tuple[str, int]) -> int:
     """The worker that answers a new connection. Fails if it is refused or reset."""
     with trio.fail_after(30):
@@ -359,6 +368,24 @@ async def test_a_stop_during_a_roll_ends_old_and_new(stage: Stage) -> None:
     await stage.ended.wait()
     assert stage.status == 0
     assert not any(is_alive(pid) for pid in old + new)
+
+
+async def test_a_stop_that_meets_a_replaced_worker_on_its_way_out_is_a_clean_one(
+    stage: Stage, log: pytest.LogCaptureFixture
+) -> None:
+    """It had drained: that SIGTERM ends it, before its interpreter does, is no failure."""
+    await stage.play("is slow to exit", replace(two(), workers=1))
+    old, address = await told_address(stage)
+    await stage.announced.wait()
+    stage.change("serves")
+    stage.hang_up.send_nowait(None)
+    (successor,) = await stage.start_of(1)
+    await until(lambda: is_on_its_way_out(old))
+    assert await server_of(address) == successor
+    stage.stop.set()
+    await stage.ended.wait()
+    assert stage.status == 0
+    assert not [record for record in log.records if record.levelno >= logging.ERROR]
 
 
 async def test_an_old_worker_that_does_not_drain_is_killed_and_the_roll_goes_on(
