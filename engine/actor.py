@@ -13,13 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from engine.boundary import FaultBoundary
-from engine.campaign import (
-    CampaignState,
-    Phase,
-    Reservation,
-    ReserveRequest,
-    Signal,
-)
+from engine.campaign import CampaignState, Phase, Reservation, ReserveRequest, Signal
 from engine.mailbox import Mailbox
 from engine.model import Campaign, StoredEvent, Verdict
 from engine.patience import Patience
@@ -130,8 +124,9 @@ class Actor:
             if state.phase is Phase.STOPPED:
                 return
             state.signal(Signal.PLAN)
-            if self.distrusts >= plan.version:
-                # Same plan, and yet Redis had room where Postgres had none: Redis is wrong.
+            if self.distrusts >= plan.version or row.generation < state.generation:
+                # Same plan, and yet Redis had room where Postgres had none; or Redis is ahead of a Postgres that was
+                # restored from a backup, or made anew, where only recoveries raise the generation above it.
                 self.doubt()
             self.distrusts = 0
             self._generation_seen()
@@ -379,6 +374,8 @@ class Actor:
         with self.boundary:
             if self.state.phase is Phase.CLOSED:
                 self.state.recovered(generation)
+                if generation > self.state.generation_seen:
+                    self._read_again()  # somebody has raised it further; or nobody has, which `loaded` sees
                 self.services.run_soon(self)
 
     def stop(self) -> None:

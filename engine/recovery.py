@@ -258,13 +258,14 @@ class _Attempt:
         match reply:
             case Done():
                 return
-            case Stale(generation):  # somebody has raised a newer one: theirs goes on
+            case Stale(generation) if generation > self.rows[campaign_id].generation:
+                # Somebody has raised a newer one: theirs goes on. (Or Redis is ahead of Postgres: see `Actor.loaded`.)
                 self.end(campaign_id, Followed(generation))
             case NotRun(detail):
                 self.end(campaign_id, Failed(detail))
             case _:
-                # LOST, MISMATCH, no answer: Redis forgot or disagreed in the middle. CLOSED in reverse: somebody opened
-                # it under this generation. Raise the generation again.
+                # LOST, MISMATCH, no answer: Redis forgot or disagreed in the middle. CLOSED in reverse, or STALE with this
+                # very generation: Redis had it before Postgres. Raise the generation again.
                 del self.rows[campaign_id]
                 self.again[campaign_id] = self.cases.pop(campaign_id)
 

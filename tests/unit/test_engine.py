@@ -387,6 +387,22 @@ async def test_a_void_that_finds_another_redis_recovers_the_campaign(
     assert (book.open, book.image) == (True, world.ledger.image)
 
 
+async def test_a_redis_that_is_ahead_of_postgres_is_caught_up_with(autojump_clock: MockClock, world: World) -> None:
+    """Postgres was restored from a backup, or is a new one beside an old Redis: an event is taken after some retries."""
+    campaign = await world.campaign()
+    await world.send(shown(campaign))
+    for _ in range(3):
+        await recover_alone(Recovery(world.ledger, world.store, world, 480_000_000), campaign)
+    await trio.sleep(world.settings.actor_idle_seconds + 10)
+    world.store.ledger[CampaignId(campaign)].gen -= 3
+    event = shown(campaign, event_id=uuid.uuid4())
+    for _ in range(5):
+        if await world.reasons(event) != ["in_flight"]:
+            break
+    assert await world.reasons(event) == ["duplicate"]
+    assert world.spent(campaign) == 2_000
+
+
 async def test_a_campaign_with_invalid_events_only_has_no_actor(autojump_clock: MockClock, world: World) -> None:
     """Nothing of it is ever asked for."""
     assert await world.reasons(shown(77, ""), shown(77, "")) == ["invalid"] * 2
