@@ -264,8 +264,8 @@ class _Attempt:
             case NotRun(detail):
                 self.end(campaign_id, Failed(detail))
             case _:
-                # LOST, MISMATCH, no answer: Redis forgot or disagreed in the middle. CLOSED in reverse, or STALE with this
-                # very generation: Redis had it before Postgres. Raise the generation again.
+                # LOST, MISMATCH, no answer: Redis forgot or disagreed in the middle. CLOSED in reverse, or STALE with
+                # this very generation: Redis had it before Postgres. Raise the generation again.
                 del self.rows[campaign_id]
                 self.again[campaign_id] = self.cases.pop(campaign_id)
 
