@@ -22,7 +22,7 @@ from api.codec import JSON, read_events
 from api.errors import Answer, BadRequest, problem
 from api.headers import read_idempotency_key
 from api.intake_connection import Connection, Exchange
-from api.intake_reader import Request
+from api.intake_reader import Heads, Request
 from config.settings import Settings
 from engine import Event, Invalid, Submission
 
@@ -96,6 +96,7 @@ class Intake:
         self.date = formatdate(usegmt=True).encode()
         self.draining = False
         self.body_bytes = 0
+        self.heads: Heads = {}
         self.connections: set[Connection] = set()
         self._lingering: set[Connection] = set()
         self._engine = engine
@@ -272,7 +273,7 @@ class Intake:
 
     def handle(self, exchange: Exchange, request: Request) -> None:
         """One whole request."""
-        method, path = request.method, request.path
+        method, path = request.head.method, request.head.path
         if path in _EVENT_PATHS:
             if method == b"POST":
                 self._submit(exchange, request)
@@ -294,9 +295,9 @@ class Intake:
         if self._engine.overloaded():
             exchange.finish(_OVERLOADED)  # at once and unread: what was taken keeps its share of the machine
             return
-        headers = request.headers
+        headers = request.head.headers
         key_text = headers.get(b"idempotency-key")
-        exchange.batch = _EVENT_PATHS[request.path]
+        exchange.batch = _EVENT_PATHS[request.head.path]
         try:
             key = None if key_text is None else read_idempotency_key(key_text.decode("latin-1"))
             events = read_events(

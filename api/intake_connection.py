@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 from api.codec import batch_answer, event_answer
 from api.errors import Answer, problem
-from api.intake_reader import Request, RequestReader
+from api.intake_reader import Head, Heads, Request, RequestReader
 from config.settings import Settings
 from engine import Submission
 
@@ -35,6 +35,7 @@ LINGER_BODIES_MAX: Final = 16
 
 _CONTINUE: Final = Answer(100, [], b"")
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
+_NO_HEAD: Final = Head(b"", b"", {}, keep_alive=True, asks_keep_alive=False)  # of what is no request
 _log = logging.getLogger("headrace.intake")
 
 
@@ -48,6 +49,7 @@ class Loop(Protocol):
     date: bytes
     draining: bool
     body_bytes: int  # of all requests that are arriving
+    heads: Heads
 
     def handle(self, exchange: Exchange, request: Request) -> None:
         """See that `exchange.finish` is called, now or later."""
@@ -65,15 +67,11 @@ class Loop(Protocol):
 class Exchange:
     """One request and its answer, which waits until those before it are out."""
 
-    __slots__ = ("answer", "batch", "connection", "wishes_keep_alive", "without_body")
+    __slots__ = ("answer", "batch", "connection", "head")
 
-    def __init__(self, connection: Connection, request: Request | None = None) -> None:
+    def __init__(self, connection: Connection, head: Head = _NO_HEAD) -> None:
         self.connection = connection
-        self.without_body = request is not None and request.method == b"HEAD"
-        # HTTP/1.0 keeps a connection only if both sides say so.
-        self.wishes_keep_alive = (
-            request is not None and request.headers.get(b"connection", b"").lower() == b"keep-alive"
-        )
+        self.head = head
         self.batch = False
         self.answer: Answer | None = None
 
@@ -121,7 +119,7 @@ class Connection:
     def __init__(self, peer: socket.socket, loop: Loop) -> None:
         self._socket = peer
         self._loop = loop
-        self._reader = RequestReader(loop.settings)
+        self._reader = RequestReader(loop.settings, loop.heads)
         self._exchanges: deque[Exchange] = deque()  # not written yet, in the order of the requests
         self._out = bytearray()  # written, but the socket has no room for it
         self._phase = Phase.OPEN
@@ -171,10 +169,10 @@ class Connection:
         reader.feed(data)
         requests, reader.requests = reader.requests, []
         for position, request in enumerate(requests, 1):
-            exchange = Exchange(self, request)
+            exchange = Exchange(self, request.head)
             self._exchanges.append(exchange)
             drained = self._loop.draining and position == len(requests) and not reader.partial
-            if not request.keep_alive or drained:
+            if not request.head.keep_alive or drained:
                 self._phase = Phase.LAST
             self._loop.handle(exchange, request)
             if self._phase is not Phase.OPEN:
@@ -361,7 +359,7 @@ def _encode(exchange: Exchange, date: bytes, last: bool) -> bytes:
     connection = b""
     if last:
         connection = b"connection: close\r\n"
-    elif exchange.wishes_keep_alive:
+    elif exchange.head.asks_keep_alive:
         connection = b"connection: keep-alive\r\n"
     return b"HTTP/1.1 %d %b\r\ndate: %b\r\n%bcontent-length: %d\r\n%b\r\n%b" % (
         status,
@@ -370,5 +368,5 @@ def _encode(exchange: Exchange, date: bytes, last: bool) -> bytes:
         b"".join([b"%b: %b\r\n" % header for header in headers]),
         len(body),
         connection,
-        b"" if exchange.without_body else body,
+        b"" if exchange.head.method == b"HEAD" else body,
     )

@@ -2,11 +2,13 @@
 
 Owns what may stand in a request's head and how large head and body may be. Knows no socket, no clock and no
 engine. llhttp (through httptools) does the parsing, strictly: two lengths, a length beside a transfer coding,
-folded headers and the like are errors.
+folded headers and the like are errors. A sender's heads are mostly the same bytes again and again, so what llhttp made
+of one is remembered: parsing it anew would cost more than decoding an event.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import httptools
@@ -15,19 +17,34 @@ from api.codec import too_large
 from api.errors import Answer, problem
 from config.settings import Settings
 
-__all__ = ["Request", "RequestReader"]
+__all__ = ["Head", "Heads", "Request", "RequestReader"]
 
 LINE_BYTES: Final = 4  # ": " and the end of a header's line
+HEAD_END: Final = b"\r\n\r\n"
+# Of a request whose head is remembered: a single event, or a few. What a larger body costs is not its head.
+REMEMBERED_BYTES_MAX: Final = 4_096
+# Some kinds of sender, and for each the lengths that an event may have. At most 4 MB of them; then they start afresh.
+HEADS_MAX: Final = 1_024
 
 
-class Request(NamedTuple):
-    """A whole request. Names of headers are lower case; a header that came twice is joined with ", "."""
+class Head(NamedTuple):
+    """What stands before a body. Names of headers are lower case; a header that came twice is joined with ", "."""
 
     method: bytes
     path: bytes
-    headers: dict[bytes, bytes]
-    body: bytes
+    headers: Mapping[bytes, bytes]
     keep_alive: bool
+    asks_keep_alive: bool  # in so many words: HTTP/1.0 keeps a connection only if both sides say so
+
+
+class Request(NamedTuple):
+    """A whole request."""
+
+    head: Head
+    body: bytes
+
+
+Heads = dict[bytes, tuple[Head, int]]  # the bytes of a head -> what they say, and the bytes of the body behind them
 
 
 class RequestReader:
@@ -35,20 +52,45 @@ class RequestReader:
 
     `refusal`, once set, is the answer to what came after those requests; nothing is read any more.
     `awaits_continue` says that the sender waits for "100 Continue"; who sends it sets it back.
+    `heads` are those of all connections.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, heads: Heads) -> None:
         self.requests: list[Request] = []
         self.refusal: Answer | None = None
         self.awaits_continue = False
         self.partial = False  # a request has begun, and is not whole
         self.body_bytes = 0  # of the request that is arriving
         self._settings = settings
+        self._heads = heads
         self._parser = httptools.HttpRequestParser(self)
         self._begin()
 
     def feed(self, data: bytes | memoryview) -> None:
         """Read on. Whatever the sender may write, this does not raise."""
+        if self.partial or self.refusal is not None or len(data) > REMEMBERED_BYTES_MAX:
+            self._parse(data)
+            return
+        piece = bytes(data)
+        body_at = piece.find(HEAD_END) + len(HEAD_END)
+        head, body_bytes = self._heads.get(piece[:body_at], (None, 0))
+        if head is not None and len(piece) == body_at + body_bytes:
+            self.requests.append(Request(head, piece[body_at:]))
+            return
+        self._parse(piece)
+        self._remember(piece, body_at)
+
+    def _remember(self, piece: bytes, body_at: int) -> None:
+        """Remember the head of what was one whole request, which leaves the connection as it was."""
+        if len(self.requests) != 1 or self.partial or self.refusal is not None:
+            return
+        head, body = self.requests[0]
+        if head.keep_alive and len(piece) == body_at + len(body):  # (chunks are longer than what is in them)
+            if len(self._heads) >= HEADS_MAX:
+                self._heads.clear()
+            self._heads[piece[:body_at]] = head, len(body)
+
+    def _parse(self, data: bytes | memoryview) -> None:
         in_head = self.partial and not self._head_done
         try:
             self._parser.feed_data(data)
@@ -100,7 +142,7 @@ class RequestReader:
         headers = [b"%b: %b\r\n" % pair for pair in self._headers.items() if pair[0] != b"upgrade"]
         head = b"%b %b HTTP/1.1\r\n%b\r\n" % (self._parser.get_method(), self._url, b"".join(headers))
         self._parser = httptools.HttpRequestParser(self)
-        self.feed(head + rest)
+        self._parse(head + rest)
 
     # --- what the parser calls ------------------------------------------------------------------------------
 
@@ -156,6 +198,9 @@ class RequestReader:
         self.partial = self.awaits_continue = False
         path = self._url.partition(b"?")[0]
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        keep_alive = self._parser.should_keep_alive()
-        self.requests.append(Request(self._parser.get_method(), path, self._headers, body, keep_alive))
+        asks_keep_alive = self._headers.get(b"connection", b"").lower() == b"keep-alive"
+        head = Head(
+            self._parser.get_method(), path, self._headers, self._parser.should_keep_alive(), asks_keep_alive
+        )  # fmt: skip
+        self.requests.append(Request(head, body))
         self._drop_body()

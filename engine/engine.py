@@ -158,6 +158,7 @@ class Engine:
                 if submission.deadline > now:
                     break
                 submission.expire(UNAVAILABLE)
+            metrics.publish()
             metrics.events_open.set(self._events_open)
             metrics.flush_queue_events.set(self._registry.flusher.events_waiting)
             metrics.actors.set(len(self._registry))

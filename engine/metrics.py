@@ -1,10 +1,14 @@
 """What the engine counts and times, in Prometheus's terms.
 
-Owns names and buckets. Knows nothing of how they are served. Everything is counted a batch at a time.
+Owns names and buckets. Knows nothing of how they are served. Everything is counted a batch at a time; what is counted
+for each request waits in memory for `publish`, because Prometheus's own counting would cost a single event more than
+its decoding.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -42,16 +46,56 @@ clock_offset_seconds = Gauge(
 )
 
 
+class Tally:
+    """What a histogram is to be told: so many observations in each of its buckets, and their sum."""
+
+    def __init__(self, histogram: Histogram, bounds: Sequence[float]) -> None:
+        self._histogram = histogram
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, amount: float) -> None:
+        """Count one."""
+        self._counts[bisect_left(self._bounds, amount)] += 1
+        self._sum += amount
+
+    def publish(self) -> None:
+        """Tell the histogram, which has no public way to be told of many at once."""
+        counts, self._counts = self._counts, [0] * len(self._counts)
+        for bucket, count in zip(self._histogram._buckets, counts, strict=True):
+            if count:
+                bucket.inc(count)
+        self._histogram._sum.inc(self._sum)
+        self._sum = 0.0
+
+
+class _Requests:
+    """What every finished request adds to."""
+
+    def __init__(self) -> None:
+        self.seconds = Tally(request_seconds, _SECONDS)
+        self.events = Tally(request_events, _EVENTS)
+        self.accepted = 0
+
+
+_requests: Final = _Requests()
+_accepted: Final = events.labels("accepted", "")
+
+
 def count_submission(submission: Submission, now_us: int) -> None:
     """Count one finished request and its events by verdict."""
-    request_seconds.observe((now_us - submission.received_us) / 1_000_000)
     total = len(submission.entries)
-    request_events.observe(total)
-    accepted = total - len(submission.verdicts)
-    if accepted:
-        _accepted.inc(accepted)
+    _requests.seconds.observe((now_us - submission.received_us) / 1_000_000)
+    _requests.events.observe(total)
+    _requests.accepted += total - len(submission.verdicts)
     for verdict in submission.verdicts.values():
         events.labels(verdict.status, verdict.reason or "").inc()
 
 
-_accepted: Final = events.labels("accepted", "")
+def publish() -> None:
+    """Tell Prometheus of the requests that were counted since the last time."""
+    _requests.seconds.publish()
+    _requests.events.publish()
+    _accepted.inc(_requests.accepted)
+    _requests.accepted = 0
