@@ -30,6 +30,7 @@ __all__ = ["EventTaker", "Intake", "serve_intake"]
 
 BUFFER_BYTES: Final = 64 << 10  # of one read: half of a batch of 1,000, so no connection takes the loop for long
 TURN_BYTES_MAX: Final = 256 << 10  # read, then others run: 2,000 events are about a millisecond of decoding
+READ_BYTES_MIN: Final = TURN_BYTES_MAX // 128  # what a read counts for: 128 single events are a millisecond, too
 ACCEPTS_A_TURN_MAX: Final = 64
 SWEEP_SECONDS: Final = 1.0  # the shortest timeout that the settings allow
 REFUSED_MAX: Final = 256  # refused connections that we wait for, so that they hear why; more are just closed
@@ -145,8 +146,8 @@ class Intake:
                 if key.data is not None and key.data.in_body:
                     bulk[key.data] = ready
                     continue
-                bytes_read += self._handle_ready(key.data, ready)
-                if bytes_read > TURN_BYTES_MAX:
+                bytes_read += max(READ_BYTES_MIN, self._handle_ready(key.data, ready))
+                if bytes_read >= TURN_BYTES_MAX:
                     await trio.lowlevel.checkpoint()
                     bytes_read = 0
             while bulk and bytes_read < TURN_BYTES_MAX:

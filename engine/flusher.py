@@ -29,6 +29,7 @@ class Flusher:
         self._queue_events_max = queue_events_max
         self._queue: deque[_Waiting] = deque()
         self._events = 0
+        self._events_under_way = 0
         self._idle = trio.lowlevel.ParkingLot()  # workers without work
         self._room = trio.Event()
         self._room.set()
@@ -38,10 +39,16 @@ class Flusher:
         """Events that wait for a flush."""
         return self._events
 
+    @property
+    def events_under_way(self) -> int:
+        """Events that wait for a flush, or for its outcome."""
+        return self._events_under_way
+
     def put(self, actor: Actor, reservation: Reservation) -> None:
         """Queue one reservation. Never refuses: the ledger round waits for `room` before it reserves more."""
         self._queue.append((actor, reservation))
         self._events += len(reservation.rows)
+        self._events_under_way += len(reservation.rows)
         self._idle.unpark()
         if self._events >= self._queue_events_max and self._room.is_set():
             self._room = trio.Event()
@@ -111,4 +118,5 @@ class Flusher:
 
     def _tell(self, part: Sequence[_Waiting], reply: FlushReply) -> None:
         for actor, reservation in part:
+            self._events_under_way -= len(reservation.rows)
             actor.flushed(reservation, reply)

@@ -1,7 +1,7 @@
 """The ledger round: every actor that has mail, one pipelined round trip to Redis, again and again.
 
-Owns the run queue. Knows of Redis only `Ledger.round`. While a round trip is under way, the next gathers, so
-batches grow with the load and a lone event waits for nobody.
+Owns the run queue. Knows of Redis only `Ledger.round`. While a round trip is under way, the next gathers, and for a
+moment while much is being flushed, too; so batches grow with the load, and a lone event waits for nobody.
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ from engine.ports import Clock, Ledger, Reserve, Resolve
 RESOLVE_LINGER_SECONDS: Final = 0.05
 # Events that every campaign of a round may bring: a call costs Redis as much as ten events.
 SHARE_MIN: Final = 10
+# A round and its flush cost much besides their events. While others are being flushed, a round waits for this part of
+# their number, which the flush's answers will bring; but not for longer than a small flush takes, as one that hangs
+# must not hold up other campaigns; and not for more than what makes an event cheap.
+GATHERED_PART: Final = 1 / 3
+GATHER_SECONDS: Final = 0.005
+GATHERED_EVENTS: Final = 500
 
 
 class Rounds:
@@ -36,9 +42,11 @@ class Rounds:
         self._resolve_later: dict[Actor, None] = {}  # in order, so that a seed of the simulation tells all
         self._resolve_work = trio.Event()
         self._work = trio.Event()
+        self._news = trio.Event()  # there is more mail, or less is being flushed
 
     def run_soon(self, actor: Actor) -> None:
         """Let the next round have this actor, if it has anything to say."""
+        self._news.set()
         if actor.wants_round:
             self._enqueue(actor)
         elif actor.wants_resolve:
@@ -67,6 +75,8 @@ class Rounds:
         while True:
             await self._work.wait()
             await self._flusher.room()
+            if not self._gathered():
+                await self._gather()
             asked = self._ask()
             if not asked:
                 if not self._queue:
@@ -79,6 +89,17 @@ class Rounds:
             for (actor, call), reply in zip(asked, replies, strict=True):
                 with actor.boundary:
                     actor.replied(call, reply, now_us)
+
+    def _gathered(self) -> bool:
+        """Whether there is mail enough for a round."""
+        enough = min(GATHERED_EVENTS, GATHERED_PART * self._flusher.events_under_way)
+        return len(self._queue) >= enough or sum(map(_mail, self._queue)) >= enough
+
+    async def _gather(self) -> None:
+        with trio.move_on_after(GATHER_SECONDS):
+            while not self._gathered():
+                self._news = trio.Event()
+                await self._news.wait()
 
     def _ask(self) -> list[tuple[Actor, Reserve | Resolve]]:
         """The calls of the next round: actors in turn, each with its share of the round.
