@@ -70,7 +70,7 @@ def read_events(
     `content_type` and `content_encoding` are the headers' values, "" when absent; an absent type is JSON, as
     plain HTTP libraries send none. Raises `BadRequest` (400, 413, 415) when the body as a whole can't be taken.
     """
-    media_type = content_type.partition(";")[0].strip().lower() or JSON
+    media_type = _media_type(content_type)
     if media_type != JSON and not (batch and media_type == NDJSON):
         raise _bad(415, "unsupported_content_type", _explain_media_type(media_type, batch))
     if len(body) > limits.request_bytes_max:
@@ -81,6 +81,11 @@ def read_events(
     if media_type == NDJSON:
         return _read_lines(body, limits)
     return _read_array(body, limits)
+
+
+@lru_cache(maxsize=64)  # a sender's is always the same
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower() or JSON
 
 
 def too_large(limits: Settings) -> Answer:

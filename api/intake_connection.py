@@ -98,6 +98,9 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
+OPEN, LAST, LINGERING, CLOSED = Phase  # (asked so often that looking them up in their class would tell)
+
+
 class Waiting(Enum):
     """What a connection waits for; each has its time."""
 
@@ -106,6 +109,9 @@ class Waiting(Enum):
     VERDICT = "verdict"
     IDLE = "idle"
     END = "end"
+
+
+READER, REQUEST, VERDICT, IDLE, END = Waiting
 
 
 class Connection:
@@ -122,8 +128,8 @@ class Connection:
         self._reader = RequestReader(loop.settings, loop.heads)
         self._exchanges: deque[Exchange] = deque()  # not written yet, in the order of the requests
         self._out = bytearray()  # written, but the socket has no room for it
-        self._phase = Phase.OPEN
-        self._waiting = Waiting.IDLE
+        self._phase = OPEN
+        self._waiting = IDLE
         self._deadline = inf
         self._watched = 0
         self._body_bytes = 0  # what we have added to the loop's
@@ -134,7 +140,7 @@ class Connection:
     @property
     def closed(self) -> bool:
         """Whether it is over."""
-        return self._phase is Phase.CLOSED
+        return self._phase is CLOSED
 
     # --- reading --------------------------------------------------------------------------------------------
 
@@ -145,7 +151,7 @@ class Connection:
 
     def on_readable(self) -> int:
         """Take what has arrived, one buffer at most, and hand on whole requests. Returns the bytes taken."""
-        if self._phase in (Phase.LAST, Phase.CLOSED):
+        if self._phase in (LAST, CLOSED):
             return 0  # it was ready, but something else came between
         try:
             size = self._socket.recv_into(self._loop.buffer)
@@ -154,7 +160,7 @@ class Connection:
         except OSError:
             self.close()
             return 0
-        if self._phase is Phase.LINGERING:
+        if self._phase is LINGERING:
             self._linger_bytes -= size
             if size == 0 or self._linger_bytes < 0:
                 self.close()
@@ -173,13 +179,14 @@ class Connection:
             self._exchanges.append(exchange)
             drained = self._loop.draining and position == len(requests) and not reader.partial
             if not request.head.keep_alive or drained:
-                self._phase = Phase.LAST
+                self._phase = LAST
             self._loop.handle(exchange, request)
-            if self._phase is not Phase.OPEN:
+            if self._phase is not OPEN:
                 break
-        if self._phase is Phase.OPEN:
+        if self._phase is OPEN:
             self._read_on(reader)
-        self._count_body()
+        if self._body_bytes != reader.body_bytes:
+            self._count_body()
         self._wait(renew=bool(requests))
 
     def _read_on(self, reader: RequestReader) -> None:
@@ -205,14 +212,14 @@ class Connection:
         if self._reader.partial:
             self.refuse(problem(400, "malformed_http", "the connection ended before the request was whole"))
         else:
-            self._phase = Phase.LAST
+            self._phase = LAST
             self._go_on()
 
     def refuse(self, answer: Answer) -> None:
         """Answer this after all that is under way, and read no further request."""
         self._reader.refuse(answer)
         self._count_body()
-        self._phase = Phase.LAST
+        self._phase = LAST
         self._lingers = True
         exchange = Exchange(self)
         self._exchanges.append(exchange)
@@ -220,8 +227,8 @@ class Connection:
 
     def drain(self, *, patient: bool = False) -> None:
         """Take no new request; one that has begun to arrive may end. `patient`: an idle one may have one more."""
-        if self._phase is Phase.OPEN and not self._reader.partial and (self._exchanges or not patient):
-            self._phase = Phase.LAST
+        if self._phase is OPEN and not self._reader.partial and (self._exchanges or not patient):
+            self._phase = LAST
             self._go_on()
 
     # --- writing --------------------------------------------------------------------------------------------
@@ -233,7 +240,7 @@ class Connection:
         exchanges, parts = self._exchanges, []
         while exchanges and exchanges[0].answer is not None:
             exchange = exchanges.popleft()
-            last = self._phase is Phase.LAST and not exchanges
+            last = self._phase is LAST and not exchanges
             parts.append(_encode(exchange, self._loop.date, last))
         if not parts:
             return
@@ -266,7 +273,7 @@ class Connection:
 
     def _go_on(self, *, renew: bool = False) -> None:
         """Wait for what comes next; or end, if nothing does."""
-        if self._phase is not Phase.LAST or self._exchanges or self._out:
+        if self._phase is not LAST or self._exchanges or self._out:
             self._wait(renew=renew)
         elif self._lingers:
             self._linger()
@@ -279,7 +286,7 @@ class Connection:
         except OSError:
             self.close()
             return
-        self._phase = Phase.LINGERING
+        self._phase = LINGERING
         self._loop.lingers(self)
         self._wait(renew=True)
 
@@ -287,7 +294,7 @@ class Connection:
         """Give up what has waited too long."""
         if now < self._deadline:
             return
-        if self._waiting is Waiting.REQUEST:
+        if self._waiting is REQUEST:
             self.refuse(problem(408, "request_timeout", "the request did not arrive in time"))
         else:
             self.close()
@@ -296,8 +303,9 @@ class Connection:
         """Close it now, whatever is under way. Verdicts that come later are not sent."""
         if self.closed:
             return
-        self._phase = Phase.CLOSED
-        self._watch(0)
+        self._phase = CLOSED
+        if self._watched:
+            self._watch(0)
         self._socket.close()
         self._exchanges.clear()
         self._out.clear()
@@ -309,37 +317,37 @@ class Connection:
     def _wait(self, *, renew: bool) -> None:
         """Find out what is waited for now; its time begins if that is new, or if there was progress (`renew`)."""
         settings, timeout = self._loop.settings, inf
-        if self.closed:
+        if self._phase is CLOSED:
             return
-        if self._phase is Phase.LINGERING:
-            waiting, timeout = Waiting.END, LINGER_SECONDS
+        if self._phase is LINGERING:
+            waiting, timeout = END, LINGER_SECONDS
         elif self._out:
-            waiting, timeout = Waiting.READER, settings.read_timeout_seconds
+            waiting, timeout = READER, settings.read_timeout_seconds
         elif self._reader.partial and self._has_room():
-            waiting, timeout = Waiting.REQUEST, settings.read_timeout_seconds
+            waiting, timeout = REQUEST, settings.read_timeout_seconds
         elif self._exchanges:
-            waiting = Waiting.VERDICT  # the engine has its own deadline
+            waiting = VERDICT  # the engine has its own deadline
         else:
-            waiting, timeout = Waiting.IDLE, settings.idle_timeout_seconds
+            waiting, timeout = IDLE, settings.idle_timeout_seconds
         if renew or waiting is not self._waiting:
             self._waiting = waiting
             self._deadline = self._loop.now + timeout
-        self._watch(self._wanted())
+        wanted = self._wanted()
+        if wanted != self._watched:
+            self._watch(wanted)
 
     def _wanted(self) -> int:
         """The readiness of the socket that matters now: who does not read its answers is not read."""
         if self._out:
             return WRITE
-        if self._phase is Phase.OPEN:
+        if self._phase is OPEN:
             return READ if self._has_room() else 0
-        return READ if self._phase is Phase.LINGERING else 0
+        return READ if self._phase is LINGERING else 0
 
     def _has_room(self) -> bool:
         return len(self._exchanges) < self._loop.settings.pipelined_requests_max
 
     def _watch(self, wanted: int) -> None:
-        if wanted == self._watched:
-            return
         selector = self._loop.selector
         if self._watched == 0:
             selector.register(self._socket, wanted, self)

@@ -7,7 +7,7 @@ their ports.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import trio
@@ -79,12 +79,12 @@ class Engine:
         """
         now_us = self._clock.now_us()
         # (By the clock that never steps: a machine's clock that is set back must not let a request wait longer.)
-        deadline = trio.current_time() + self.settings.request_deadline_seconds
-        submission = Submission(now_us, deadline, self._done, answer)
+        now = trio.current_time()
+        submission = Submission(now_us, now + self.settings.request_deadline_seconds, self._done, answer)
         self._open[submission] = None
         self._events_open += len(events)
         try:
-            self._hand_on(submission, events, idempotency_key)
+            self._hand_on(submission, events, idempotency_key, now)
         except BaseException:  # no memory is left, say: there will be no answer, and nothing may wait for one
             del self._open[submission]
             self._events_open -= len(events)
@@ -92,20 +92,20 @@ class Engine:
         submission.handed_on()
         return submission
 
-    def _hand_on(self, submission: Submission, events: Sequence[Event | Invalid], key: str | None) -> None:
+    def _hand_on(self, submission: Submission, events: Sequence[Event | Invalid], key: str | None, now: float) -> None:
         """Give each event to its campaign's actor, or its verdict.
 
         One campaign after the other: its entries are used together from now on, and lie side by side in memory.
         """
         refusal = self._refusal()
         submission.entries = [_NOT_ARRIVED] * len(events)
-        for campaign_id, placed in _by_campaign(events, submission).items():
+        for placed in _by_campaign(events, submission):
             entries = self._arrive(submission, placed, key)
             if refusal is not None:
                 for entry in entries:
                     entry.settle(refusal)
             elif entries:
-                self._registry.post(CampaignId(campaign_id), entries)
+                self._registry.post(entries[0].campaign_id, entries, now)
 
     def _arrive(self, submission: Submission, placed: Sequence[_Placed], key: str | None) -> list[Entry]:
         """Make entries of events; those that are invalid are left out, and have their verdict."""
@@ -240,15 +240,17 @@ class Engine:
         return False
 
 
-def _by_campaign(events: Sequence[Event | Invalid], submission: Submission) -> Mapping[int, Sequence[_Placed]]:
+def _by_campaign(events: Sequence[Event | Invalid], submission: Submission) -> Iterable[Sequence[_Placed]]:
     """Each campaign's events, in order; what is no event gets its verdict."""
+    if len(events) == 1 and isinstance(events[0], Event):  # as of most requests
+        return (((0, events[0]),),)
     placed: defaultdict[int, list[_Placed]] = defaultdict(list)
     for index, event in enumerate(events):
         if isinstance(event, Invalid):
             _reject(submission, index, event)
         else:
             placed[event.campaign_id].append((index, event))
-    return placed
+    return placed.values()
 
 
 def _reject(submission: Submission, index: int, invalid: Invalid) -> None:

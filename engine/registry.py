@@ -136,8 +136,8 @@ class Registry:
 
     # --- mail -----------------------------------------------------------------------------------------------
 
-    def post(self, campaign_id: CampaignId, entries: Sequence[Entry]) -> None:
-        """Hand entries to their campaign's actor."""
+    def post(self, campaign_id: CampaignId, entries: Sequence[Entry], now: float) -> None:
+        """Hand entries to their campaign's actor, at trio's time `now`."""
         actor = self._actors.get(campaign_id)
         if actor is None:
             refusal = self._refuse_new(campaign_id)
@@ -147,7 +147,7 @@ class Registry:
                 return
             actor = self._actors[campaign_id] = self._new_actor(campaign_id)
         with actor.boundary:
-            actor.post(entries, trio.current_time())
+            actor.post(entries, now)
 
     def _refuse_new(self, campaign_id: CampaignId) -> Verdict | None:
         if self.halts.refuses(campaign_id):

@@ -47,6 +47,8 @@ class Rounds:
     def run_soon(self, actor: Actor) -> None:
         """Let the next round have this actor, if it has anything to say."""
         self._news.set()
+        if actor in self._queued:
+            return
         if actor.wants_round:
             self._enqueue(actor)
         elif actor.wants_resolve:
@@ -54,10 +56,9 @@ class Rounds:
             self._resolve_work.set()
 
     def _enqueue(self, actor: Actor) -> None:
-        if actor not in self._queued:
-            self._queued.add(actor)
-            self._queue.append(actor)
-            self._work.set()
+        self._queued.add(actor)
+        self._queue.append(actor)
+        self._work.set()
 
     async def resolve(self) -> None:
         """Tell Redis, for ever, what is committed and did not travel with a reserve; nobody waits for that."""
@@ -66,7 +67,7 @@ class Rounds:
             await trio.sleep(RESOLVE_LINGER_SECONDS)
             self._resolve_work = trio.Event()
             for actor in self._resolve_later:
-                if actor.wants_resolve:
+                if actor.wants_resolve and actor not in self._queued:
                     self._enqueue(actor)
             self._resolve_later.clear()
 
