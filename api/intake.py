@@ -30,6 +30,7 @@ __all__ = ["EventTaker", "Intake", "serve_intake"]
 
 BUFFER_BYTES: Final = 64 << 10  # of one read: half of a batch of 1,000, so no connection takes the loop for long
 TURN_BYTES_MAX: Final = 256 << 10  # read, then others run: 2,000 events are about a millisecond of decoding
+FULL_TURN_BYTES_MAX: Final = 4 << 20  # while all is refused, unread: about a millisecond of copying
 READ_BYTES_MIN: Final = TURN_BYTES_MAX // 128  # what a read counts for: 128 single events are a millisecond, too
 ACCEPTS_A_TURN_MAX: Final = 64
 SWEEP_SECONDS: Final = 1.0  # the shortest timeout that the settings allow
@@ -59,8 +60,13 @@ class EventTaker(Protocol):
         """Take the events of one request; `answer` is called once, maybe before this returns."""
         ...
 
-    def overloaded(self) -> bool:
+    @property
+    def full(self) -> bool:
         """Whether there is no room for another request."""
+        ...
+
+    def overloaded(self) -> bool:
+        """The same, of a request that is here, and refused if so."""
         ...
 
     async def problems(self) -> list[str]:
@@ -150,7 +156,8 @@ class Intake:
                 if bytes_read >= TURN_BYTES_MAX:
                     await trio.lowlevel.checkpoint()
                     bytes_read = 0
-            while bulk and bytes_read < TURN_BYTES_MAX:
+            turn_bytes_max = FULL_TURN_BYTES_MAX if self._engine.full else TURN_BYTES_MAX
+            while bulk and bytes_read < turn_bytes_max:
                 connection = next(iter(bulk))
                 bytes_read += self._handle_ready(connection, bulk.pop(connection))
 

@@ -120,12 +120,17 @@ class Engine:
         submission.open += len(arrived)
         return arrived
 
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another request."""
+        return self._events_open >= self.settings.engine_events_max
+
     def overloaded(self) -> bool:
-        """Whether there is no room for another request, which is then refused before it is decoded; counted."""
-        full = self._events_open >= self.settings.engine_events_max
-        if full:
-            metrics.requests_shed.inc()
-        return full
+        """Whether a request must be refused, before it is decoded, because there is no room for it; counted."""
+        if not self.full:
+            return False
+        metrics.requests_shed.inc()
+        return True
 
     async def record(self, events: Sequence[Event | Invalid], *, idempotency_key: str | None = None) -> Submission:
         """`submit`, and wait for the verdicts."""

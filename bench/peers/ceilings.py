@@ -201,6 +201,8 @@ class Nobody:
         answer(submission)
         return submission
 
+    full = False
+
     def overloaded(self) -> bool:
         """Never."""
         return False

@@ -26,8 +26,8 @@ MUTANTS = [
         "found-a-deadline-by-a-clock-that-steps",
         "A clock that is set back lets no request wait longer.",
         [
-            Edit(ENGINE, "deadline = trio.current_time() + self", "deadline = now_us / SECOND_US + self"),
-            Edit(ENGINE, "now = trio.current_time()\n", "now = self._clock.now_us() / SECOND_US\n"),
+            Edit(ENGINE, "now = trio.current_time()\n        sub", "now = now_us / SECOND_US\n        sub"),
+            Edit(ENGINE, "now = trio.current_time()\n         ", "now = self._clock.now_us() / SECOND_US\n         "),
         ],
         [f"{TEST}[a_clock_is_set_back]"],
         own=True,

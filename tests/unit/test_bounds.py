@@ -18,6 +18,7 @@ from engine.flusher import Flusher
 from engine.model import CampaignId, Event, StoredEvent, datetime_from_us
 from engine.ports import Batch, Committed, EventStore, FlushReply, Wanted
 from engine.registry import TAG_BITS, Engines
+from engine.rounds import GATHER_SECONDS
 from tests.fakes.store import FakeStore
 from tests.unit.test_engine import World, shown
 from tests.unit.test_window import Second
@@ -69,6 +70,31 @@ async def test_flush_workers_that_end_together_are_both_found_again(autojump_clo
             put(2)
             await trio.sleep(5)
             assert store.most == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_round_gathers_while_much_is_being_flushed(autojump_clock: MockClock) -> None:
+    """Until a third as much waits; but for a moment only, as a flush that hangs holds up no other campaign."""
+    async with trio.open_nursery() as nursery:
+        world = World(nursery)
+        flooded, other = [await world.campaign() for _ in range(2)]
+        await world.send(shown(flooded), shown(other))
+        world.store.hold = trio.sleep_forever
+
+        async def rounds_after(campaign: int, count: int) -> int:
+            """Rounds that begin at once when so many events come."""
+            trips = world.ledger.round_trips
+            world.engine.submit([shown(campaign) for _ in range(count)], lambda _: None)
+            await trio.testing.wait_all_tasks_blocked()
+            return world.ledger.round_trips - trips
+
+        assert await rounds_after(flooded, 30) == 1
+        assert await rounds_after(other, 9) == 0
+        trips = world.ledger.round_trips
+        await trio.sleep(GATHER_SECONDS)
+        await trio.testing.wait_all_tasks_blocked()
+        assert world.ledger.round_trips == trips + 1
+        assert await rounds_after(other, 13) == 1
         nursery.cancel_scope.cancel()
 
 

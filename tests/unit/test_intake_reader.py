@@ -1,0 +1,92 @@
+"""What is remembered of heads: it changes nothing that is read."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from api.intake_reader import HEADS_MAX, Heads, Request, RequestReader
+from config.settings import Settings
+
+SETTINGS = Settings()
+READS = 60
+
+
+def request_of(chance: random.Random) -> bytes:
+    """A request of some sender, seldom a wrong one; heads come again and again, with bodies that fit them or not."""
+    body = b"x" * chance.choice([0, 5, 5, 7, 4_090])
+    length = chance.choice([len(body)] * 9 + [5])
+    lines = [chance.choice([b"POST /events/ HTTP/1.1", b"POST /events/?a=b HTTP/1.1", b"HEAD /healthz HTTP/1.1"])]
+    lines.append(b"Content-Length: %d" % length)
+    if chance.random() < 0.2:
+        lines.append(chance.choice([
+            b"Connection: keep-alive", b"Connection: close", b"Expect: 100-continue", b"Upgrade: h2c",
+            b"Content-Length: 5", b"Folded: a\r\n b",
+        ]))  # fmt: skip
+    if chance.random() < 0.2:
+        lines[1:2], body = (
+            [b"Transfer-Encoding: chunked"],
+            b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"",
+        )
+    return b"\r\n".join([*lines, b"", body])
+
+
+def reads_of(chance: random.Random) -> list[bytes]:
+    """What a connection reads: whole requests, pieces of one, or several at once."""
+    reads: list[bytes] = []
+    for _ in range(READS):
+        request = request_of(chance)
+        how = chance.random()
+        if how < 0.7:
+            reads.append(request)
+        elif how < 0.85:
+            at = chance.randrange(len(request))
+            reads += [request[:at], request[at:]]
+        else:
+            reads.append(request + request_of(chance))
+    return [read for read in reads if read]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_what_is_remembered_changes_nothing(seed: int) -> None:
+    """Two readers get the same reads; one knows the heads that others have read, the other starts afresh each time."""
+    chance = random.Random(seed)
+    heads: Heads = {}
+    for _ in range(4):  # connections, one after the other
+        knowing, plain = RequestReader(SETTINGS, heads), RequestReader(SETTINGS, {})
+        for read in reads_of(chance):
+            plain._heads.clear()
+            for reader in (knowing, plain):
+                reader.feed(read)
+            assert knowing.requests == plain.requests
+            assert (knowing.refusal, knowing.partial, knowing.body_bytes, knowing.awaits_continue) == (
+                plain.refusal, plain.partial, plain.body_bytes, plain.awaits_continue
+            )  # fmt: skip
+            last = knowing.requests[-1:]
+            knowing.requests, plain.requests = [], []
+            if knowing.refusal is not None or not all(request.head.keep_alive for request in last):
+                break  # as a connection does
+            knowing.awaits_continue = plain.awaits_continue = False
+
+
+def test_a_head_that_was_read_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever connection it comes on."""
+    heads: Heads = {}
+    request = b"POST /events/ HTTP/1.1\r\nContent-Length: 2\r\n\r\n"
+    RequestReader(SETTINGS, heads).feed(request + b"{}")
+    reader = RequestReader(SETTINGS, heads)
+    monkeypatch.setattr(reader, "_parse", None)
+    reader.feed(request + b"[]")
+    head, body_bytes = heads[request]
+    assert (reader.requests, body_bytes) == ([Request(head, b"[]")], 2)
+
+
+def test_no_more_heads_are_remembered_than_may_be() -> None:
+    """Senders that never send the same head twice don't fill the memory."""
+    heads: Heads = {}
+    reader = RequestReader(SETTINGS, heads)
+    for number in range(2 * HEADS_MAX):
+        reader.feed(b"GET /readyz?%d HTTP/1.1\r\n\r\n" % number)
+        assert len(heads) <= HEADS_MAX
+        reader.requests.clear()
