@@ -41,7 +41,7 @@ def reads_of(chance: random.Random) -> list[bytes]:
         if how < 0.7:
             reads.append(request)
         elif how < 0.85:
-            at = chance.randrange(len(request))
+            at = chance.choice([chance.randrange(len(request)), request.find(b"\r\n\r\n") + 4 + 5])
             reads += [request[:at], request[at:]]
         else:
             reads.append(request + request_of(chance))
