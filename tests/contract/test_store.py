@@ -107,7 +107,8 @@ async def test_budgets_hold_to_the_last_micro(store: Store, budget: str) -> None
     refused = await store.flush([bunch(campaign, [impression(now(), cost_micros=2)])])
     assert refused == Refused({campaign: RefusalCause.BUDGET})
     assert await store.flush([bunch(campaign, [impression(now(), cost_micros=1)])]) == Committed()
-    assert (await ledger_of(store, campaign)).spend.spent_micros == 2 * COST + 1
+    spend = (await ledger_of(store, campaign)).spend
+    assert (spend.spent_micros, spend.today_micros) == (2 * COST + 1, 2 * COST + 1)
 
 
 @pytest.mark.parametrize("budget", ["total_budget_micros", "daily_budget_micros"])
