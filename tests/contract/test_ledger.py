@@ -323,10 +323,10 @@ async def test_a_cap_that_is_new_on_a_new_day_needs_nothing(ledger: Ledger) -> N
 
 
 async def test_ids_live_for_two_turns(ledger: Ledger) -> None:
-    """The dedup window: an id is known in its turn and in the next, and then no more."""
+    """The dedup window: an id is known in its turn and in the next, to its end, and then no more."""
     first = reserve()
     await ledger.round([first, commit(first)])
-    for turn, expected in ((TURN, b"D"), (TURN + 1, b"D"), (TURN + 2, b"A"), (TURN + 3, b"P")):
+    for turn, expected in ((TURN, b"D"), (TURN + 1, b"D"), (TURN + 1, b"D"), (TURN + 2, b"A"), (TURN + 3, b"P")):
         assert await letters(ledger, reserve(ids=first.ids, turn=turn)) == expected
 
 
@@ -335,6 +335,7 @@ async def test_a_new_turn_reuses_the_older_bucket_only(ledger: Ledger) -> None:
     first, second = reserve(), reserve(turn=TURN + 1)
     await ledger.round([first, second, commit(first), commit(second)])
     assert await letters(ledger, reserve(ids=first.ids + second.ids, turn=TURN + 2)) == b"AD"
+    assert await letters(ledger, reserve(ids=second.ids, turn=TURN + 2)) == b"D"
 
 
 @pytest.mark.parametrize("skipped", [3, 4])
