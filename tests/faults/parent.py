@@ -44,8 +44,9 @@ def own_folder() -> Iterator[Path]:
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     folder.chmod(0o711)
-    with open(folder / _ALIVE, "w") as alive:
+    with open(folder / "made", "w") as alive:
         fcntl.flock(alive, fcntl.LOCK_EX)
+        (folder / "made").rename(folder / _ALIVE)  # not before it is locked: others would sweep it
         try:
             yield folder
         finally:
