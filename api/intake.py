@@ -30,7 +30,7 @@ __all__ = ["EventTaker", "Intake", "serve_intake"]
 
 BUFFER_BYTES: Final = 64 << 10  # of one read: half of a batch of 1,000, so no connection takes the loop for long
 TURN_BYTES_MAX: Final = 256 << 10  # read, then others run: 2,000 events are about a millisecond of decoding
-FULL_TURN_BYTES_MAX: Final = 4 << 20  # while all is refused, unread: about a millisecond of copying
+FULL_TURN_BYTES_MAX: Final = 1 << 20  # while all is refused, unread: less than a millisecond of copying
 READ_BYTES_MIN: Final = TURN_BYTES_MAX // 128  # what a read counts for: 128 single events are a millisecond, too
 ACCEPTS_A_TURN_MAX: Final = 64
 SWEEP_SECONDS: Final = 1.0  # the shortest timeout that the settings allow

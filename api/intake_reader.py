@@ -23,8 +23,9 @@ LINE_BYTES: Final = 4  # ": " and the end of a header's line
 HEAD_END: Final = b"\r\n\r\n"
 # Of a request whose head is remembered: a single event, or a few. What a larger body costs is not its head.
 REMEMBERED_BYTES_MAX: Final = 4_096
-# Some kinds of sender, and for each the lengths that an event may have. At most 4 MB of them; then they start afresh.
+# Some kinds of sender, and for each the lengths that an event may have. 10 MB at most; then they start afresh.
 HEADS_MAX: Final = 1_024
+REMEMBERED_HEADERS_MAX: Final = 32
 
 
 class Head(NamedTuple):
@@ -85,7 +86,8 @@ class RequestReader:
         if len(self.requests) != 1 or self.partial or self.refusal is not None:
             return
         head, body = self.requests[0]
-        if head.keep_alive and len(piece) == body_at + len(body):  # (chunks are longer than what is in them)
+        alone = len(piece) == body_at + len(body)  # (chunks are longer than what is in them)
+        if alone and head.keep_alive and len(head.headers) <= REMEMBERED_HEADERS_MAX:
             if len(self._heads) >= HEADS_MAX:
                 self._heads.clear()
             self._heads[piece[:body_at]] = head, len(body)

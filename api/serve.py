@@ -71,7 +71,8 @@ def run(settings: Settings) -> int:
 def work(api: int, intake: int) -> int:
     """One of several workers, with the descriptors of its listening sockets.
 
-    Settings and stores come by the environment, and standard input is the lifeline. Says "ready" on standard output.
+    Settings and stores come by the environment, and standard input is the lifeline. Says "ready" and "drained" on
+    standard output.
     Yields on SIGHUP. Drains on SIGTERM, and when the lifeline ends because the supervisor died.
     """
     logging.basicConfig(
@@ -228,6 +229,8 @@ async def _serve_as_worker(
         nursery.start_soon(_yield_on_hangup, hangups, settings, yielding, stop)
         nursery.start_soon(_yield_at_stop, stop, yielding)
         await serve(settings, stores, listeners, stop, lambda: _say("ready"), yielding)
+        with suppress(OSError):  # the supervisor may be gone
+            _say("drained")
         nursery.cancel_scope.cancel()
     return 0
 

@@ -86,6 +86,7 @@ class Worker:
     def __init__(self) -> None:
         self.pid: int | None = None  # None: it could not even be made
         self.ready = False
+        self.drained = False  # it has said so; what is left is to exit
         self.settled = trio.Event()  # it is ready, or has ended
         self.ended = trio.Event()
         self.replaced = trio.Event()  # set to ask for its end: another one serves its slot
@@ -263,13 +264,14 @@ class Workers:
                 worker.ready = bool(await process.stdout.receive_some(16))
                 if worker.ready:
                     worker.settled.set()
+                worker.drained = bool(await process.stdout.receive_some(16))
                 await process.wait()
                 nursery.cancel_scope.cancel()
         finally:
             self._bury(process)
         asked = any(event.is_set() for event in (self._stop, worker.given_up, worker.replaced))
-        # One that was replaced hears a stop as long as it drains; our SIGTERM can end it only on its way out.
-        drained = process.returncode == 0 or (worker.replaced.is_set() and process.returncode == -signal.SIGTERM)
+        # (A Python that ends hears no signals any more: a stop that meets a replaced worker then is no failure.)
+        drained = process.returncode == 0 or (worker.drained and process.returncode == -signal.SIGTERM)
         if not drained or not asked:
             _log.error("worker %d ended with status %d", process.pid, process.returncode)
         if not drained and self._stop.is_set() and worker.ready:

@@ -54,7 +54,7 @@ class Actor:
     """The actor of one campaign. Made by the registry, on first use."""
 
     __slots__ = (
-        "_patience", "_request", "_unknown", "boundary", "distrusts", "flushing", "loading",
+        "_known_generation", "_patience", "_request", "_unknown", "boundary", "distrusts", "flushing", "loading",
         "mailbox", "reserve_events_max", "resting", "services", "state", "used_at",
     )  # fmt: skip
 
@@ -74,6 +74,7 @@ class Actor:
         self._request: ReserveRequest | None = None
         self._unknown: list[Reservation] = []  # their COMMIT got no answer
         self._patience = Patience()
+        self._known_generation = 0  # when the loader was asked
 
     # --- mail -----------------------------------------------------------------------------------------------
 
@@ -112,6 +113,7 @@ class Actor:
         """Ask for the plan and the ledger row, once."""
         if not self.loading:
             self.loading = True
+            self._known_generation = self.state.generation
             self.services.load(self)
 
     def loaded(self, plan: Campaign, row: LedgerRow, now_us: int) -> None:
@@ -124,9 +126,9 @@ class Actor:
             if state.phase is Phase.STOPPED:
                 return
             state.signal(Signal.PLAN)
-            if self.distrusts >= plan.version or row.generation < state.generation:
-                # Same plan, and yet Redis had room where Postgres had none; or Redis is ahead of a Postgres that was
-                # restored from a backup, or made anew, where only recoveries raise the generation above it.
+            # Same plan, and yet Redis had room where Postgres had none; or a generation that Redis knew before Postgres
+            # was asked, and Postgres does not (it was restored from a backup, or is new): Redis is wrong.
+            if self.distrusts >= plan.version or row.generation < self._known_generation:
                 self.doubt()
             self.distrusts = 0
             self._generation_seen()
@@ -375,7 +377,7 @@ class Actor:
             if self.state.phase is Phase.CLOSED:
                 self.state.recovered(generation)
                 if generation > self.state.generation_seen:
-                    self._read_again()  # somebody has raised it further; or nobody has, which `loaded` sees
+                    self._read_again()  # is it Postgres's, or only Redis's? `loaded` will see
                 self.services.run_soon(self)
 
     def stop(self) -> None:

@@ -156,18 +156,23 @@ class Engine:
 
     async def tick(self) -> None:
         """End what waits too long, for ever; the work behind it goes on."""
-        while True:
-            await trio.sleep(_TICK_SECONDS)
-            now = trio.current_time()
-            for submission in list(self._open):
-                if submission.deadline > now:
-                    break
-                submission.expire(UNAVAILABLE)
-            metrics.publish()
-            metrics.events_open.set(self._events_open)
-            metrics.flush_queue_events.set(self._registry.flusher.events_waiting)
-            metrics.actors.set(len(self._registry))
-            metrics.campaigns_halted.set(len(self._registry.halts))
+        try:
+            while True:
+                await trio.sleep(_TICK_SECONDS)
+                self._expire(trio.current_time())
+                metrics.publish()
+                metrics.events_open.set(self._events_open)
+                metrics.flush_queue_events.set(self._registry.flusher.events_waiting)
+                metrics.actors.set(len(self._registry))
+                metrics.campaigns_halted.set(len(self._registry.halts))
+        finally:
+            metrics.publish()  # (another worker may tell it when we have ended)
+
+    def _expire(self, now: float) -> None:
+        for submission in list(self._open):
+            if submission.deadline > now:
+                break
+            submission.expire(UNAVAILABLE)
 
     async def drain(self) -> None:
         """Take nothing more; wait until every request has its answer and Redis knows every outcome."""

@@ -259,13 +259,13 @@ class _Attempt:
             case Done():
                 return
             case Stale(generation) if generation > self.rows[campaign_id].generation:
-                # Somebody has raised a newer one: theirs goes on. (Or Redis is ahead of Postgres: see `Actor.loaded`.)
+                # Somebody has raised a newer one, and goes on in our place. (If nobody has, the actor finds out.)
                 self.end(campaign_id, Followed(generation))
             case NotRun(detail):
                 self.end(campaign_id, Failed(detail))
             case _:
-                # LOST, MISMATCH, no answer: Redis forgot or disagreed in the middle. CLOSED in reverse, or STALE with
-                # this very generation: Redis had it before Postgres. Raise the generation again.
+                # LOST, MISMATCH, no answer: Redis forgot or disagreed in the middle. CLOSED in reverse: somebody opened
+                # it under this generation. STALE with this very one: Redis had it before us. Raise it again.
                 del self.rows[campaign_id]
                 self.again[campaign_id] = self.cases.pop(campaign_id)
 

@@ -42,7 +42,7 @@ class Rounds:
         self._resolve_later: dict[Actor, None] = {}  # in order, so that a seed of the simulation tells all
         self._resolve_work = trio.Event()
         self._work = trio.Event()
-        self._news = trio.Event()  # there is more mail, or less is being flushed
+        self._news = trio.Event()  # of an actor: it has more mail, or less at the flusher
 
     def run_soon(self, actor: Actor) -> None:
         """Let the next round have this actor, if it has anything to say."""

@@ -27,7 +27,7 @@ MUTANTS = [
         "A clock that is set back lets no request wait longer.",
         [
             Edit(ENGINE, "now = trio.current_time()\n        sub", "now = now_us / SECOND_US\n        sub"),
-            Edit(ENGINE, "now = trio.current_time()\n         ", "now = self._clock.now_us() / SECOND_US\n         "),
+            Edit(ENGINE, "self._expire(trio.current_time())", "self._expire(self._clock.now_us() / SECOND_US)"),
         ],
         [f"{TEST}[a_clock_is_set_back]"],
         own=True,

@@ -400,6 +400,30 @@ async def test_a_redis_that_is_ahead_of_postgres_is_caught_up_with(autojump_cloc
     assert world.spent(campaign) == 2_000
 
 
+async def test_a_row_that_was_read_before_a_raise_is_no_reason_to_recover(
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another engine has raised the generation meanwhile, and NOTIFY was faster than the row."""
+    campaign = await world.campaign()
+    await world.send(shown(campaign))
+    plans = world.store.plans
+
+    async def slow_plans(campaign_ids: Sequence[CampaignId]) -> Any:
+        read = await plans(campaign_ids)
+        await trio.sleep(1)
+        return read
+
+    monkeypatch.setattr(world.store, "plans", slow_plans)
+    world.registry._actors[CampaignId(campaign)].load()
+    await trio.sleep(0.5)
+    await recover_alone(Recovery(world.ledger, world.store, world, 480_000_000), campaign)
+    raised = world.store.ledger[CampaignId(campaign)].gen
+    world.registry.generation_raised(CampaignId(campaign), raised)
+    await trio.sleep(5)
+    assert world.store.ledger[CampaignId(campaign)].gen == raised
+    assert await world.reasons(shown(campaign)) == ["accepted"]
+
+
 async def test_a_campaign_with_invalid_events_only_has_no_actor(autojump_clock: MockClock, world: World) -> None:
     """Nothing of it is ever asked for."""
     assert await world.reasons(shown(77, ""), shown(77, "")) == ["invalid"] * 2

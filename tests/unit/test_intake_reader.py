@@ -90,3 +90,10 @@ def test_no_more_heads_are_remembered_than_may_be() -> None:
         reader.feed(b"GET /readyz?%d HTTP/1.1\r\n\r\n" % number)
         assert len(heads) <= HEADS_MAX
         reader.requests.clear()
+
+
+def test_a_bare_line_feed_ends_no_line() -> None:
+    """What is remembered ends at the first empty line: no other end of a head may be one."""
+    reader = RequestReader(SETTINGS, {})
+    reader.feed(b"POST /events/ HTTP/1.1\nContent-Length: 4\n\n\r\n\r\n")
+    assert (reader.requests, reader.refusal is None) == ([], False)
