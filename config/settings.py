@@ -72,12 +72,12 @@ class Settings:
         1_000, "Events of one reserve call: 3 ms of Redis; Lua's unpack ends at 8,000.", 1, 1_000
     )
     round_events_max: int = _number(
-        2_500, "Events of one ledger round, all campaigns: 7 ms of Redis, so a lone event waits no longer.", 1, 100_000
+        5_000, "Events of one ledger round, all campaigns: 15 ms of Redis, so a lone event waits no longer.", 1, 100_000
     )
-    flush_events_max: int = _number(5_000, "Events of one flush: 12 ms of COPY; larger gains nothing.", 1, 100_000)
+    flush_events_max: int = _number(10_000, "Events of one flush: 25 ms of COPY; larger gains nothing.", 1, 100_000)
     flush_connections: int = _number(2, "Flushes in flight: while one commits, the next is sent.", 1, 16)
     flush_queue_events_max: int = _number(
-        20_000,
+        40_000,
         "Events reserved and waiting for a flush: two full flushes a connection; then rounds pause.",
         1,
         1_000_000,
