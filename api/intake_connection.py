@@ -98,7 +98,8 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
-OPEN, LAST, LINGERING, CLOSED = Phase  # (asked so often that looking them up in their class would tell)
+# Names of their own, here and below: they are asked so often that looking them up in their class would tell.
+OPEN, LAST, LINGERING, CLOSED = Phase.OPEN, Phase.LAST, Phase.LINGERING, Phase.CLOSED
 
 
 class Waiting(Enum):
@@ -111,7 +112,8 @@ class Waiting(Enum):
     END = "end"
 
 
-READER, REQUEST, VERDICT, IDLE, END = Waiting
+READER, REQUEST, VERDICT = Waiting.READER, Waiting.REQUEST, Waiting.VERDICT
+IDLE, END = Waiting.IDLE, Waiting.END
 
 
 class Connection:

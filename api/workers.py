@@ -261,10 +261,13 @@ class Workers:
                 nursery.start_soon(self._end_at, self._stop, process, signal.SIGTERM)
                 nursery.start_soon(self._end_at, worker.given_up, process, signal.SIGTERM)
                 nursery.start_soon(self._end_at, worker.replaced, process, signal.SIGHUP)
-                worker.ready = bool(await process.stdout.receive_some(16))
+                said = await process.stdout.receive_some(16)
+                worker.ready = bool(said)
                 if worker.ready:
                     worker.settled.set()
-                worker.drained = bool(await process.stdout.receive_some(16))
+                async for part in process.stdout:
+                    said = (said + part)[-16:]
+                worker.drained = said.endswith(b"drained\n")
                 await process.wait()
                 nursery.cancel_scope.cancel()
         finally:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
-from prometheus_client import CollectorRegistry, Histogram
+import trio
+from prometheus_client import REGISTRY, CollectorRegistry, Histogram
+from trio.testing import MockClock
 
 from engine.metrics import Tally
+from tests.unit.test_engine import World, shown
 
 BOUNDS = (0.001, 0.5, 1, 10)
 
@@ -31,3 +34,18 @@ def test_a_tally_tells_what_observing_each_would_have_told(seed: int) -> None:
     for bound in ("0.001", "0.5", "1.0", "10.0", "+Inf"):
         told, expected = [each.get_sample_value("waits_bucket", {"le": bound}) for each in reversed(registries)]
         assert told == expected
+
+
+async def test_what_was_counted_last_is_told_at_the_end(autojump_clock: MockClock) -> None:
+    """Also what has come since the last tick: of a worker that ends, others tell it."""
+    accepted = "headrace_events_total", {"status": "accepted", "reason": ""}
+    async with trio.open_nursery() as nursery:
+        world = World(nursery)
+        campaign = await world.campaign()
+        await world.send(shown(campaign))
+        await trio.sleep(1)
+        before = REGISTRY.get_sample_value(*accepted)
+        assert before is not None
+        await world.send(shown(campaign), shown(campaign))
+        nursery.cancel_scope.cancel()
+    assert REGISTRY.get_sample_value(*accepted) == before + 2
