@@ -22,7 +22,7 @@ import orjson
 from api.encodings import BodyTooLarge, UnknownEncoding, decode_body
 from api.errors import STATUS_OF, Answer, BadRequest, problem
 from config.settings import Settings
-from engine import Event, Invalid, Status, StoredEvent, Submission
+from engine import Entry, Event, Invalid, Status, StoredEvent, Submission, Verdict
 from engine.model import EVENT_TYPE_NAMES, SECOND_US, EventId, decimal_text
 
 __all__ = ["JSON", "batch_answer", "event_answer", "read_events"]
@@ -266,7 +266,7 @@ def event_answer(submission: Submission) -> Answer:
     """The answer to a single event: the event as it is stored, or a problem whose code is the reason."""
     entry, verdict = submission.entries[0], submission.verdicts.get(0)
     if verdict is None:
-        assert not isinstance(entry, Invalid)
+        assert isinstance(entry, Entry)
         return _stored_answer(entry.as_stored(0), Status.ACCEPTED)
     if verdict.status is Status.DUPLICATE:
         assert verdict.event is not None, "the stored event comes with a single duplicate"
@@ -281,40 +281,49 @@ def event_answer(submission: Submission) -> Answer:
         verdict.reason,
         verdict.detail or verdict.reason,
         retry_after_seconds=retry_after_seconds,
-        event_id=_uuid_text(entry.event_id),
+        event_id=_told_id(entry),
     )
 
 
 def batch_answer(submission: Submission) -> Answer:
     """The answer to a batch: counts, and one result for every event that is not accepted."""
-    received = len(submission.entries)
-    if not submission.verdicts:
-        return Answer(
-            200,
-            _JSON_HEADERS,
-            b'{"received":%d,"accepted":%d,"duplicate":0,"rejected":0,"retry":0,"results":[]}' % (received, received),
-        )
-    counts = {Status.DUPLICATE.value: 0, Status.REJECTED.value: 0, Status.RETRY.value: 0}
-    results: list[dict[str, object]] = []
+    received, entries = len(submission.entries), submission.entries
+    counts = {Status.DUPLICATE: 0, Status.REJECTED: 0, Status.RETRY: 0}
+    said: dict[int, bytes] = {}  # of a verdict, by its identity: a thousand results may say the same
     retry_after_seconds = 0
-    for index, verdict in sorted(submission.verdicts.items()):
-        counts[verdict.status.value] += 1
-        result: dict[str, object] = {
-            "index": index,
-            "event_id": _uuid_text(submission.entries[index].event_id),
-            "status": verdict.status,
-            "reason": verdict.reason,
-        }
-        if verdict.detail is not None:
-            result["detail"] = verdict.detail
-        results.append(result)
+    for verdict, count in submission.verdict_counts():
+        counts[verdict.status] += count
+        said[id(verdict)] = _result_of(verdict)
         if verdict.status is Status.RETRY:
             retry_after_seconds = max(retry_after_seconds, verdict.retry_after_seconds or RETRY_AFTER_SECONDS)
-    body = {"received": received, "accepted": received - len(results), **counts, "results": results}
+    results = [
+        b'{"index":%d,"event_id":%b,%b' % (index, orjson.dumps(_told_id(entries[index])), said[id(verdict)])
+        for index, verdict in sorted(submission.verdicts.items())
+    ]
     headers = _JSON_HEADERS
     if retry_after_seconds:
         headers = [*_JSON_HEADERS, (b"retry-after", b"%d" % retry_after_seconds)]
-    return Answer(200, headers, orjson.dumps(body))
+    body = b'{"received":%d,"accepted":%d,"duplicate":%d,"rejected":%d,"retry":%d,"results":[%b]}' % (
+        received,
+        received - len(results),
+        counts[Status.DUPLICATE],
+        counts[Status.REJECTED],
+        counts[Status.RETRY],
+        b",".join(results),
+    )
+    return Answer(200, headers, body)
+
+
+def _result_of(verdict: Verdict) -> bytes:
+    """The end of a result, from its status on."""
+    result: dict[str, str | None] = {"status": verdict.status, "reason": verdict.reason}
+    if verdict.detail is not None:
+        result["detail"] = verdict.detail
+    return orjson.dumps(result)[1:]
+
+
+def _told_id(entry: Entry | Event | Invalid) -> str | uuid.UUID | None:
+    return entry.event_id if isinstance(entry, Event) else _uuid_text(entry.event_id)
 
 
 def _stored_answer(event: StoredEvent, status: Status) -> Answer:

@@ -6,6 +6,7 @@ framework and no socket: both listeners send an `Answer` as it is.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final, NamedTuple
@@ -82,7 +83,7 @@ def problem(
     *,
     retry_after_seconds: int | None = None,
     errors: Sequence[Fault] | None = None,
-    event_id: str | None = None,
+    event_id: str | uuid.UUID | None = None,
 ) -> Answer:
     """A problem in the terms of RFC 9457: `code` is for programs and stable, `detail` is for people.
 

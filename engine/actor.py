@@ -40,7 +40,7 @@ from engine.ports import (
 )
 from engine.services import Absent, LookUp, Services
 from engine.submission import Entry
-from engine.verdicts import IN_FLIGHT, OVERLOADED, UNAVAILABLE, UNKNOWN_CAMPAIGN
+from engine.verdicts import IN_FLIGHT, UNAVAILABLE, UNKNOWN_CAMPAIGN
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +79,10 @@ class Actor:
     # --- mail -----------------------------------------------------------------------------------------------
 
     def post(self, entries: Sequence[Entry], now: float) -> None:
-        """Take mail, or refuse it at once when the mailbox is full."""
+        """Take mail, for which there is room."""
         self.used_at = now
-        if not self.mailbox.put(entries):
-            for entry in entries:
-                entry.settle(OVERLOADED)
-        elif self.state.phase is Phase.LOADING:
+        self.mailbox.put(entries)
+        if self.state.phase is Phase.LOADING:
             self.load()
         else:
             self.services.run_soon(self)

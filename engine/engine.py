@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
 
 import trio
 
@@ -42,7 +41,6 @@ _TICK_SECONDS = 0.25
 _PING_SECONDS = 2.0
 
 _Placed = tuple[int, Event]  # an event, and its place in its request
-_NOT_ARRIVED: Final = Invalid("")  # holds an event's place until its entry is made
 
 
 class Engine:
@@ -95,17 +93,18 @@ class Engine:
     def _hand_on(self, submission: Submission, events: Sequence[Event | Invalid], key: str | None, now: float) -> None:
         """Give each event to its campaign's actor, or its verdict.
 
-        One campaign after the other: its entries are used together from now on, and lie side by side in memory.
+        One campaign after the other: its entries are used together from now on, and lie side by side in memory. What
+        can't be taken is refused as it came: who sends too much must not cost more than who is served.
         """
         refusal = self._refusal()
-        submission.entries = [_NOT_ARRIVED] * len(events)
+        submission.entries = list(events)
         for placed in _by_campaign(events, submission):
-            entries = self._arrive(submission, placed, key)
-            if refusal is not None:
-                for entry in entries:
-                    entry.settle(refusal)
-            elif entries:
-                self._registry.post(entries[0].campaign_id, entries, now)
+            campaign_id = CampaignId(placed[0][1].campaign_id)
+            verdict = refusal or self._registry.refusal(campaign_id, len(placed))
+            if verdict is not None:
+                submission.verdicts.update(dict.fromkeys([index for index, _ in placed], verdict))
+            elif entries := self._arrive(submission, placed, key):
+                self._registry.post(campaign_id, entries, now)
 
     def _arrive(self, submission: Submission, placed: Sequence[_Placed], key: str | None) -> list[Entry]:
         """Make entries of events; those that are invalid are left out, and have their verdict."""

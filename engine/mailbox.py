@@ -22,12 +22,14 @@ class Mailbox:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def put(self, entries: Sequence[Entry]) -> bool:
-        """Take all of them, or none and return False when they don't fit."""
-        if len(self._entries) + len(entries) > self._events_max:
-            return False
+    def has_room(self, events: int) -> bool:
+        """Whether so many more may be put in."""
+        return len(self._entries) + events <= self._events_max
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        """Take entries that it has room for."""
+        assert self.has_room(len(entries)), "more mail than was asked for"
         self._entries.extend(entries)
-        return True
 
     def put_back(self, entries: Sequence[Entry]) -> None:
         """Return entries to the front, in their order. They had their place before, so this never refuses."""

@@ -8,11 +8,13 @@ its decoding.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter as Counts
 from collections.abc import Sequence
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from engine.model import Reason, Status
 from engine.submission import Submission
 
 _SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -77,6 +79,7 @@ class _Requests:
         self.seconds = Tally(request_seconds, _SECONDS)
         self.events = Tally(request_events, _EVENTS)
         self.accepted = 0
+        self.others: Counts[tuple[Status, Reason | None]] = Counts()
 
 
 _requests: Final = _Requests()
@@ -89,8 +92,8 @@ def count_submission(submission: Submission, now_us: int) -> None:
     _requests.seconds.observe((now_us - submission.received_us) / 1_000_000)
     _requests.events.observe(total)
     _requests.accepted += total - len(submission.verdicts)
-    for verdict in submission.verdicts.values():
-        events.labels(verdict.status, verdict.reason or "").inc()
+    for verdict, count in submission.verdict_counts():
+        _requests.others[verdict.status, verdict.reason] += count
 
 
 def publish() -> None:
@@ -98,4 +101,7 @@ def publish() -> None:
     _requests.seconds.publish()
     _requests.events.publish()
     _accepted.inc(_requests.accepted)
+    for (status, reason), count in _requests.others.items():
+        events.labels(status, reason or "").inc(count)
     _requests.accepted = 0
+    _requests.others.clear()

@@ -136,15 +136,17 @@ class Registry:
 
     # --- mail -----------------------------------------------------------------------------------------------
 
-    def post(self, campaign_id: CampaignId, entries: Sequence[Entry], now: float) -> None:
-        """Hand entries to their campaign's actor, at trio's time `now`."""
+    def refusal(self, campaign_id: CampaignId, events: int) -> Verdict | None:
+        """Why so many events of a campaign can't be taken now, if so: to be asked right before `post`."""
         actor = self._actors.get(campaign_id)
         if actor is None:
-            refusal = self._refuse_new(campaign_id)
-            if refusal is not None:
-                for entry in entries:
-                    entry.settle(refusal)
-                return
+            return self._refuse_new(campaign_id)
+        return None if actor.mailbox.has_room(events) else OVERLOADED
+
+    def post(self, campaign_id: CampaignId, entries: Sequence[Entry], now: float) -> None:
+        """Hand entries that were not refused to their campaign's actor, at trio's time `now`."""
+        actor = self._actors.get(campaign_id)
+        if actor is None:
             actor = self._actors[campaign_id] = self._new_actor(campaign_id)
         with actor.boundary:
             actor.post(entries, now)

@@ -5,11 +5,12 @@ Owns the count of what is still open and the single call back to the listener. K
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import msgspec
 
-from engine.model import CampaignId, EventId, EventType, Invalid, Micros, StoredEvent, Verdict
+from engine.model import CampaignId, Event, EventId, EventType, Invalid, Micros, StoredEvent, Verdict
 
 
 class Entry(msgspec.Struct, eq=False, gc=False):
@@ -83,8 +84,9 @@ class Entry(msgspec.Struct, eq=False, gc=False):
 class Submission:
     """The events of one request.
 
-    `entries[i]` is event i, or an `Invalid` that says what is wrong with it. `verdicts` holds every
-    event that was not accepted. `answer` is the listener's: it is called exactly once, when all have a verdict.
+    `entries[i]` is event i: an `Entry` if it was taken, an `Invalid` that says what is wrong with it, or the event as
+    it was sent if it was refused before anybody looked at it. `verdicts` holds every event that was not accepted.
+    `answer` is the listener's: it is called exactly once, when all have a verdict.
     """
 
     __slots__ = ("answer", "deadline", "done", "entries", "open", "received_us", "verdicts")
@@ -100,7 +102,7 @@ class Submission:
         self.deadline = deadline  # in trio's time
         self.done = done  # the engine's, which ends in `answer`
         self.answer = answer
-        self.entries: list[Entry | Invalid] = []
+        self.entries: list[Entry | Event | Invalid] = []
         self.verdicts: dict[int, Verdict] = {}
         self.open = 1  # events without a verdict, and one more until all of them have been handed on
 
@@ -109,6 +111,11 @@ class Submission:
         self.open -= 1
         if self.open == 0:
             self.done(self)
+
+    def verdict_counts(self) -> list[tuple[Verdict, int]]:
+        """Every verdict but "accepted", and how many events have it: of one request, many have the very same one."""
+        verdicts = {id(verdict): verdict for verdict in self.verdicts.values()}
+        return [(verdicts[key], count) for key, count in Counter(map(id, self.verdicts.values())).items()]
 
     def expire(self, verdict: Verdict) -> None:
         """Give every event that has no verdict yet this one."""

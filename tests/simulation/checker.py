@@ -15,7 +15,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Final, NamedTuple
 from zoneinfo import ZoneInfo
 
-from engine.model import Campaign, CampaignId, EventType, Invalid, Pacing, PricingModel, Reason, Status, Verdict
+from engine.model import Campaign, CampaignId, Event, EventType, Invalid, Pacing, PricingModel, Reason, Status, Verdict
 from engine.ports import BILLABLE, Batch, Reserve, Reserved
 from engine.submission import Entry, Submission
 from tests.fakes.ledger import Book, FakeLedger
@@ -275,6 +275,10 @@ class Checker(logging.Handler):
             if isinstance(entry, Invalid):
                 if verdict is None or verdict.reason is not Reason.INVALID:
                     self.violated(f"an invalid event is answered {verdict}")
+                continue
+            if isinstance(entry, Event):
+                if status is not Status.RETRY:
+                    self.violated(f"an event that was never taken is answered {verdict}")
                 continue
             key = entry.campaign_id, entry.event_id
             name = f"c{key[0]} {key[1].hex()}"

@@ -115,15 +115,15 @@ class Clients:
         process.unanswered += 1
         submission = engine.submit(events, answer, idempotency_key=key)
         checker.asked(submission)
-        ids = [getattr(entry, "event_id", b"") or b"" for entry in submission.entries]
-        self.world.note(process.name, f"request {[each.hex()[:6] for each in ids]}")
+        names = [_name(entry.event_id) for entry in submission.entries]
+        self.world.note(process.name, f"request {names}")
         await self._in_time(process, done)
         if len(answers) != 1:
             checker.violated(f"{process.name}: a request was answered {len(answers)} times")
             return None
         told = [_told(submission.verdicts.get(index)) for index in range(len(events))]
         self.world.counts.update(f"verdict {each}" for each in told)
-        self.world.note(process.name, f"answer {[each.hex()[:6] for each in ids]}: {told}")
+        self.world.note(process.name, f"answer {names}: {told}")
         return submission
 
     async def _in_time(self, process: Process, done: trio.Event) -> None:
@@ -137,6 +137,10 @@ class Clients:
                 return
             await process.awake()
             since = process.thawed_at
+
+
+def _name(event_id: bytes | uuid.UUID | None) -> str:
+    return (event_id.bytes if isinstance(event_id, uuid.UUID) else event_id or b"").hex()[:6]
 
 
 def _told(verdict: Any) -> str:
