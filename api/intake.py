@@ -29,8 +29,9 @@ from engine import Event, Invalid, Submission
 __all__ = ["EventTaker", "Intake", "serve_intake"]
 
 BUFFER_BYTES: Final = 64 << 10  # of one read: half of a batch of 1,000, so no connection takes the loop for long
-TURN_BYTES_MAX: Final = 256 << 10  # read, then others run: 2,000 events are about a millisecond of decoding
-FULL_TURN_BYTES_MAX: Final = 1 << 20  # while all is refused, unread: less than a millisecond of copying
+TURN_BYTES_MAX: Final = 256 << 10  # of what is small or new, then others run
+BULK_BYTES_MAX: Final = 64 << 10  # of large bodies in a turn: a batch of 1,000, or half of one, is a millisecond or two
+FULL_BULK_BYTES_MAX: Final = 1 << 20  # the same, while all is refused, unread: less than a millisecond of copying
 READ_BYTES_MIN: Final = TURN_BYTES_MAX // 128  # what a read counts for: 128 single events are a millisecond, too
 ACCEPTS_A_TURN_MAX: Final = 64
 SWEEP_SECONDS: Final = 1.0  # the shortest timeout that the settings allow
@@ -156,10 +157,10 @@ class Intake:
                 if bytes_read >= TURN_BYTES_MAX:
                     await trio.lowlevel.checkpoint()
                     bytes_read = 0
-            turn_bytes_max = FULL_TURN_BYTES_MAX if self._engine.full else TURN_BYTES_MAX
-            while bulk and bytes_read < turn_bytes_max:
+            room = FULL_BULK_BYTES_MAX if self._engine.full else BULK_BYTES_MAX
+            while bulk and room > 0:
                 connection = next(iter(bulk))
-                bytes_read += self._handle_ready(connection, bulk.pop(connection))
+                room -= self._handle_ready(connection, bulk.pop(connection))
 
     def _handle_ready(self, connection: Connection | None, ready: int) -> int:
         if connection is None:

@@ -21,6 +21,10 @@ from engine.ports import Clock, Ledger, Reserve, Resolve
 RESOLVE_LINGER_SECONDS: Final = 0.05
 # Events that every campaign of a round may bring: a call costs Redis as much as ten events.
 SHARE_MIN: Final = 10
+# A campaign floods if it has more than so many times the mail of all those with less. Beside them it brings no more
+# than that, or what is worth a round: else they would all wait for its thousands, in Redis and again in Postgres.
+FLOOD_TIMES: Final = 10
+FLOOD_EVENTS_MIN: Final = 250
 # A round and its flush cost much besides their events. While others are being flushed, a round waits for this part of
 # their number, which the flush's answers will bring; but not for longer than a small flush takes, as one that hangs
 # must not hold up other campaigns; and not for more than what makes an event cheap.
@@ -106,19 +110,21 @@ class Rounds:
         """The calls of the next round: actors in turn, each with its share of the round.
 
         Who has less mail than its share leaves the rest to those with more. So a round carries the oldest mail of all
-        campaigns, not all mail of some: requests over many campaigns end one after the other, and no flood of one
-        campaign holds up another.
+        campaigns, not all mail of some: requests over many campaigns end one after the other. What a flood may bring
+        is bounded by what the others do.
         """
         now_us = self._clock.now_us()
         asked: list[tuple[Actor, Reserve | Resolve]] = []
         riders = [self._queue.popleft() for _ in range(min(len(self._queue), 1 + self._events_max // SHARE_MIN))]
         self._queued.difference_update(riders)
         riders.sort(key=_mail)
-        events = 0
+        events, share_max = 0, self._events_max
         for at, actor in enumerate(riders):
             if not (actor.wants_round or actor.wants_resolve):
                 continue
-            share = max(SHARE_MIN, (self._events_max - events) // (len(riders) - at))
+            if 0 < FLOOD_TIMES * events < _mail(actor):
+                share_max = min(share_max, max(FLOOD_EVENTS_MIN, FLOOD_TIMES * events))
+            share = min(share_max, max(SHARE_MIN, (self._events_max - events) // (len(riders) - at)))
             with actor.boundary:
                 calls = actor.calls(now_us, share)
                 if not calls:

@@ -89,6 +89,22 @@ MUTANTS = [
         f"{BOUNDS}::test_a_round_gathers_while_much_is_being_flushed",
     ),
     one(
+        "a-flood-brings-what-it-may",
+        "Nobody waits in Redis and in Postgres for the thousands of another campaign.",
+        "engine/rounds.py",
+        "share = min(share_max, ",
+        "share = min(self._events_max, ",
+        f"{BOUNDS}::test_a_flood_brings_no_more_than_it_may_while_others_wait",
+    ),
+    one(
+        "what-is-refused-as-it-came-has-a-verdict",
+        "An event that was never taken is not accepted.",
+        "engine/engine.py",
+        "submission.verdicts.update(dict.fromkeys([index for index, _ in placed], verdict))",
+        "pass",
+        "tests/unit/test_engine.py::test_a_full_mailbox_refuses_at_once",
+    ),
+    one(
         "a-remembered-head-fits-its-body",
         "Who sends the head of an earlier request sends its own body with it.",
         "api/intake_reader.py",

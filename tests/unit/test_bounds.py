@@ -16,9 +16,9 @@ from engine.campaign import Reservation
 from engine.errors import StoreUnavailable
 from engine.flusher import Flusher
 from engine.model import CampaignId, Event, StoredEvent, datetime_from_us
-from engine.ports import Batch, Committed, EventStore, FlushReply, Wanted
+from engine.ports import Batch, Committed, EventStore, FlushReply, Reserve, Resolve, Wanted
 from engine.registry import TAG_BITS, Engines
-from engine.rounds import GATHER_SECONDS
+from engine.rounds import FLOOD_EVENTS_MIN, GATHER_SECONDS
 from tests.fakes.store import FakeStore
 from tests.unit.test_engine import World, shown
 from tests.unit.test_window import Second
@@ -95,6 +95,41 @@ async def test_a_round_gathers_while_much_is_being_flushed(autojump_clock: MockC
         await trio.testing.wait_all_tasks_blocked()
         assert world.ledger.round_trips == trips + 1
         assert await rounds_after(other, 13) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_flood_brings_no_more_than_it_may_while_others_wait(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten times what the others bring, or what is worth a round; all of it as soon as nobody else waits."""
+    async with trio.open_nursery() as nursery:
+        world = World(nursery)
+        flooded, few, many = [await world.campaign() for _ in range(3)]
+        await world.send(shown(flooded), shown(few), shown(many))
+        rounds: list[dict[int, int]] = []
+        real = world.ledger.round
+
+        async def slow(calls: Sequence[Reserve | Resolve]) -> Any:
+            rounds.append({call.campaign_id: len(call.kinds) for call in calls if isinstance(call, Reserve)})
+            await trio.sleep(0.01)
+            return await real(calls)
+
+        async def rounds_with(**mail: int) -> list[dict[int, int]]:
+            """Those that carry this mail; the first began before it came."""
+            await trio.sleep(1)  # until Redis has been told of all that is committed
+            rounds.clear()
+            async with trio.open_nursery() as requests:
+                requests.start_soon(world.send, shown(many))
+                await trio.testing.wait_all_tasks_blocked()
+                for campaign, count in ((flooded, mail["flooded"]), (few, mail.get("few", 0))):
+                    requests.start_soon(world.send, *[shown(campaign) for _ in range(count)])
+            return [each for each in rounds if each][1:]
+
+        monkeypatch.setattr(world.ledger, "round", slow)
+        assert await rounds_with(flooded=900) == [{flooded: 900}]
+        assert await rounds_with(flooded=900, few=3) == [{few: 3, flooded: FLOOD_EVENTS_MIN}, {flooded: 650}]
+        assert await rounds_with(flooded=900, few=40) == [{few: 40, flooded: 400}, {flooded: 500}]
+        assert await rounds_with(flooded=900, few=100) == [{few: 100, flooded: 900}]
         nursery.cancel_scope.cancel()
 
 

@@ -485,6 +485,15 @@ def test_a_batch_lists_every_event_that_is_not_accepted() -> None:
     }  # fmt: skip
 
 
+def test_an_event_that_was_refused_as_it_came_is_named_by_its_own_id() -> None:
+    """If it has one: it was never given another."""
+    full = Verdict(Status.RETRY, Reason.OVERLOADED, "full")
+    made = submission(full, full)
+    made.entries = [Event(7, "ü", "click", event_id=ID), Event(7, "ü", "click")]
+    assert [result["event_id"] for result in content(batch_answer(made))["results"]] == [str(ID), None]
+    assert content(event_answer(made))["event_id"] == str(ID)
+
+
 def test_a_batch_with_events_to_retry_says_when() -> None:
     """The longest wait of those; what is rejected does not count."""
     answer = batch_answer(

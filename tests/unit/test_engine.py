@@ -276,6 +276,7 @@ async def test_a_full_mailbox_refuses_at_once(autojump_clock: MockClock) -> None
             world.engine.submit([shown(campaign)] * 8, answers.append)
         assert [set(answer.verdicts) for answer in answers] == [set(range(8))]
         assert answers[0].verdicts[0].reason is Reason.OVERLOADED
+        assert answers[0].entries == [shown(campaign)] * 8, "what is refused is not worth a look"
         nursery.cancel_scope.cancel()
 
 
