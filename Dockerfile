@@ -1,5 +1,5 @@
 # Two images: `engine` (the default) serves, `tests` runs `make test`. Both install from requirements.lock.
-FROM python:3.11-slim AS base
+FROM python:3.13-slim AS base
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN useradd --system --create-home --uid 10001 headrace
 WORKDIR /app

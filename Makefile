@@ -84,8 +84,8 @@ clean: ## remove what make made; the data in .data stays
 setup: $(INSTALLED)
 
 $(INSTALLED): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Headrace needs Python 3.11 or newer, and \
-	$(PYTHON) is $$($(PYTHON) --version 2>&1). With a newer one beside it: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "Headrace needs Python \
+	3.11 to 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1). With another beside it: make PYTHON=python3.13" >&2; exit 1; }
 	@echo "Setting up .venv: a minute, once." >&2
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
