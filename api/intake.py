@@ -29,10 +29,9 @@ from engine import Event, Invalid, Submission
 __all__ = ["EventTaker", "Intake", "serve_intake"]
 
 BUFFER_BYTES: Final = 64 << 10  # of one read: half of a batch of 1,000, so no connection takes the loop for long
-TURN_BYTES_MAX: Final = 256 << 10  # of what is small or new, then others run
-BULK_BYTES_MAX: Final = 64 << 10  # of large bodies in a turn: a batch of 1,000, or half of one, is a millisecond or two
-FULL_BULK_BYTES_MAX: Final = 1 << 20  # the same, while all is refused, unread: less than a millisecond of copying
-READ_BYTES_MIN: Final = TURN_BYTES_MAX // 128  # what a read counts for: 128 single events are a millisecond, too
+TURN_BYTES_MAX: Final = 64 << 10  # of what is small or new, and as much of large bodies: 500 events each
+FULL_TURN_BYTES_MAX: Final = 1 << 20  # of large bodies while all is refused, unread: less than a millisecond of copying
+READ_BYTES_MIN: Final = TURN_BYTES_MAX // 128  # what a read counts for: so 128 single events are a turn, too
 ACCEPTS_A_TURN_MAX: Final = 64
 SWEEP_SECONDS: Final = 1.0  # the shortest timeout that the settings allow
 REFUSED_MAX: Final = 256  # refused connections that we wait for, so that they hear why; more are just closed
@@ -137,9 +136,9 @@ class Intake:
     # --- the loop -------------------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        """Handle what is ready, turn by turn: what is small or new first, then some of the large bodies, in their turn.
+        """Handle what is ready, turn by turn: in each, some of what is small or new, then some of the large bodies.
 
-        So a flood of large batches holds up nobody's single event for longer than a turn.
+        So a flood of large batches holds up nobody's single event for longer than a turn, nor the other way round.
         """
         bulk: dict[Connection, int] = {}  # in the middle of a body, and ready: first in, first out
         while True:
@@ -155,12 +154,16 @@ class Intake:
                     continue
                 bytes_read += max(READ_BYTES_MIN, self._handle_ready(key.data, ready))
                 if bytes_read >= TURN_BYTES_MAX:
+                    self._handle_bulk(bulk)
                     await trio.lowlevel.checkpoint()
                     bytes_read = 0
-            room = FULL_BULK_BYTES_MAX if self._engine.full else BULK_BYTES_MAX
-            while bulk and room > 0:
-                connection = next(iter(bulk))
-                room -= self._handle_ready(connection, bulk.pop(connection))
+            self._handle_bulk(bulk)
+
+    def _handle_bulk(self, bulk: dict[Connection, int]) -> None:
+        room = FULL_TURN_BYTES_MAX if self._engine.full else TURN_BYTES_MAX
+        while bulk and room > 0:
+            connection = next(iter(bulk))
+            room -= self._handle_ready(connection, bulk.pop(connection))
 
     def _handle_ready(self, connection: Connection | None, ready: int) -> int:
         if connection is None:

@@ -136,7 +136,7 @@ class Actor:
         """The plan can't be read now (or there is none): answer what waits; the next mail asks again."""
         self.loading = False
         self.refuse_mail(verdict)
-        if verdict is UNKNOWN_CAMPAIGN:
+        if verdict is UNKNOWN_CAMPAIGN and self.state.phase is not Phase.STOPPED:
             self.state.signal(Signal.STOP)
 
     def refuse_mail(self, verdict: Verdict) -> None:

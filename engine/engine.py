@@ -6,14 +6,16 @@ their ports.
 
 from __future__ import annotations
 
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import msgspec
 import trio
 
 from config.settings import Settings
 from engine import metrics
-from engine.arrival import ArrivalLimits, arrive
+from engine.arrival import ArrivalLimits, arrive, derived_event_id
 from engine.errors import CampaignNotFound, StoreUnavailable
 from engine.model import (
     SECOND_US,
@@ -93,8 +95,7 @@ class Engine:
     def _hand_on(self, submission: Submission, events: Sequence[Event | Invalid], key: str | None, now: float) -> None:
         """Give each event to its campaign's actor, or its verdict.
 
-        One campaign after the other: its entries are used together from now on, and lie side by side in memory. What
-        can't be taken is refused as it came: who sends too much must not cost more than who is served.
+        One campaign after the other: its entries are used together from now on, and lie side by side in memory.
         """
         refusal = self._refusal()
         submission.entries = list(events)
@@ -102,7 +103,7 @@ class Engine:
             campaign_id = CampaignId(placed[0][1].campaign_id)
             verdict = refusal or self._registry.refusal(campaign_id, len(placed))
             if verdict is not None:
-                submission.verdicts.update(dict.fromkeys([index for index, _ in placed], verdict))
+                _refuse(submission, placed, key, verdict)
             elif entries := self._arrive(submission, placed, key):
                 self._registry.post(campaign_id, entries, now)
 
@@ -260,6 +261,16 @@ def _by_campaign(events: Sequence[Event | Invalid], submission: Submission) -> I
         else:
             placed[event.campaign_id].append((index, event))
     return placed.values()
+
+
+def _refuse(submission: Submission, placed: Sequence[_Placed], key: str | None, verdict: Verdict) -> None:
+    """Give events their verdict as they came: who sends too much must not cost more than who is served."""
+    for index, event in placed:
+        submission.verdicts[index] = verdict
+        if key is not None and event.event_id is None:
+            # The id that it would have had, so that its sender may send it again in another place.
+            own_id = uuid.UUID(bytes=derived_event_id(key, index))
+            submission.entries[index] = msgspec.structs.replace(event, event_id=own_id)
 
 
 def _reject(submission: Submission, index: int, invalid: Invalid) -> None:

@@ -100,8 +100,8 @@ def publish() -> None:
     """Tell Prometheus of the requests that were counted since the last time."""
     _requests.seconds.publish()
     _requests.events.publish()
-    _accepted.inc(_requests.accepted)
-    for (status, reason), count in _requests.others.items():
+    accepted, _requests.accepted = _requests.accepted, 0
+    others, _requests.others = _requests.others, Counts()
+    _accepted.inc(accepted)
+    for (status, reason), count in others.items():
         events.labels(status, reason or "").inc(count)
-    _requests.accepted = 0
-    _requests.others.clear()

@@ -22,9 +22,11 @@ RESOLVE_LINGER_SECONDS: Final = 0.05
 # Events that every campaign of a round may bring: a call costs Redis as much as ten events.
 SHARE_MIN: Final = 10
 # A campaign floods if it has more than so many times the mail of all those with less. Beside them it brings no more
-# than that, or what is worth a round: else they would all wait for its thousands, in Redis and again in Postgres.
+# than that, or what is worth a round: else they would all wait for its thousands, in Redis and again in Postgres. Where
+# the way to Redis is long, a round is worth more: a flood may have so many a second in any case.
 FLOOD_TIMES: Final = 10
 FLOOD_EVENTS_MIN: Final = 250
+FLOOD_EVENTS_A_SECOND: Final = 30_000
 # A round and its flush cost much besides their events. While others are being flushed, a round waits for this part of
 # their number, which the flush's answers will bring; but not for longer than a small flush takes, as one that hangs
 # must not hold up other campaigns; and not for more than what makes an event cheap.
@@ -43,6 +45,7 @@ class Rounds:
         self._events_max = events_max
         self._queue: deque[Actor] = deque()
         self._queued: set[Actor] = set()
+        self._round_seconds = 0.0  # of the latest, there and back
         self._resolve_later: dict[Actor, None] = {}  # in order, so that a seed of the simulation tells all
         self._resolve_work = trio.Event()
         self._work = trio.Event()
@@ -89,7 +92,8 @@ class Rounds:
                 continue
             started = trio.current_time()
             replies = await self._ledger.round([call for _, call in asked])
-            metrics.reserve_seconds.observe(trio.current_time() - started)
+            self._round_seconds = trio.current_time() - started
+            metrics.reserve_seconds.observe(self._round_seconds)
             now_us = self._clock.now_us()
             for (actor, call), reply in zip(asked, replies, strict=True):
                 with actor.boundary:
@@ -123,7 +127,8 @@ class Rounds:
             if not (actor.wants_round or actor.wants_resolve):
                 continue
             if 0 < FLOOD_TIMES * events < _mail(actor):
-                share_max = min(share_max, max(FLOOD_EVENTS_MIN, FLOOD_TIMES * events))
+                worth = max(FLOOD_EVENTS_MIN, round(FLOOD_EVENTS_A_SECOND * self._round_seconds))
+                share_max = min(share_max, max(worth, FLOOD_TIMES * events))
             share = min(share_max, max(SHARE_MIN, (self._events_max - events) // (len(riders) - at)))
             with actor.boundary:
                 calls = actor.calls(now_us, share)

@@ -280,6 +280,23 @@ async def test_a_full_mailbox_refuses_at_once(autojump_clock: MockClock) -> None
         nursery.cancel_scope.cancel()
 
 
+async def test_what_is_refused_is_told_the_id_that_its_key_gives_it(autojump_clock: MockClock) -> None:
+    """Sent again under that id, alone and without the key, it is the event that was stored before."""
+    async with trio.open_nursery() as nursery:
+        world = World(nursery, mailbox_events_max=3, request_events_max=3, reserve_events_max=3, engine_events_max=100)
+        campaign = await world.campaign()
+        events = [shown(campaign), shown(campaign, "bob")]
+        await world.engine.record(events, idempotency_key="hour-12")
+        answers: list[Submission] = []
+        for key in (None, "hour-12"):
+            world.engine.submit(events, answers.append, idempotency_key=key)
+        assert answers[0].verdicts[1].reason is Reason.OVERLOADED
+        told = [event for event in answers[0].entries if isinstance(event, Event)]
+        await trio.sleep(1)
+        assert await world.reasons(*told) == ["duplicate"] * 2
+        nursery.cancel_scope.cancel()
+
+
 async def test_an_engine_is_full_until_its_events_have_their_verdicts(autojump_clock: MockClock) -> None:
     """What was taken before is finished; then there is room again."""
     async with trio.open_nursery() as nursery:

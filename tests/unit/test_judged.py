@@ -12,12 +12,14 @@ import trio
 from trio.testing import MockClock
 
 from engine import runtime
+from engine.actor import Actor
 from engine.campaign import CampaignState
 from engine.clock import SteadyClock
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
 from engine.model import DAY_US, SECOND_US, CampaignId, Event, HeartbeatReply, Status, datetime_from_us
 from engine.ports import BILLABLE, FREE, NO_CAP, Batch, Committed, FlushReply, Reserve, Reserved, Unknown
 from engine.registry import Engines
+from engine.submission import Entry
 from tests.contract.flushes import bunch, impression, raise_generation
 from tests.fakes.ledger import LOADED
 from tests.fakes.ledger import Trouble as RedisTrouble
@@ -301,6 +303,24 @@ async def test_a_living_actor_gives_back_what_a_dead_engine_held(autojump_clock:
     await world.send(shown(campaign))
     await held(world, campaign, DEAD, [fresh(world, campaign)], 1_000)
     await world.registry.recover_orphans()
+    assert await world.reasons(shown(campaign)) == ["accepted"]
+
+
+async def test_a_failed_actor_of_an_unknown_campaign_ends_nobody_else(
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no more when the answer comes that there is no such campaign."""
+    campaign = await world.campaign()
+    post = Actor.post
+
+    def failing(actor: Actor, entries: Sequence[Entry], now: float) -> None:
+        post(actor, entries, now)
+        if actor.state.campaign_id == 77:
+            raise RuntimeError("a fault in one actor")
+
+    monkeypatch.setattr(Actor, "post", failing)
+    assert await world.reasons(shown(77)) == ["unavailable"]
+    await trio.sleep(1)
     assert await world.reasons(shown(campaign)) == ["accepted"]
 
 
