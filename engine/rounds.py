@@ -26,7 +26,7 @@ SHARE_MIN: Final = 10
 # the way to Redis is long, a round is worth more: a flood may have so many a second in any case.
 FLOOD_TIMES: Final = 10
 FLOOD_EVENTS_MIN: Final = 250
-FLOOD_EVENTS_A_SECOND: Final = 30_000
+FLOOD_EVENTS_A_SECOND: Final = 20_000
 # A round and its flush cost much besides their events. While others are being flushed, a round waits for this part of
 # their number, which the flush's answers will bring; but not for longer than a small flush takes, as one that hangs
 # must not hold up other campaigns; and not for more than what makes an event cheap.
