@@ -77,6 +77,8 @@ class World:
             reserve_events_max=2 if small else 1_000,
             round_events_max=3 if small else 5_000,
             flush_events_max=4 if small else 10_000,
+            request_events_max=12 if small else 5_000,
+            mailbox_events_max=12 if small else 20_000,
         )
         self.store = FakeStore(self.now_us)
         self.store.hold = self._hold
