@@ -29,9 +29,10 @@ from engine import Event, Invalid, Submission
 __all__ = ["EventTaker", "Intake", "serve_intake"]
 
 BUFFER_BYTES: Final = 64 << 10  # of one read: half of a batch of 1,000, so no connection takes the loop for long
-TURN_BYTES_MAX: Final = 64 << 10  # of what is small or new, and as much of large bodies: 500 events each
-FULL_TURN_BYTES_MAX: Final = 1 << 20  # of large bodies while all is refused, unread: less than a millisecond of copying
-READ_BYTES_MIN: Final = TURN_BYTES_MAX // 128  # what a read counts for: so 128 single events are a turn, too
+TURN_BYTES_MAX: Final = 256 << 10  # of what is small or new; a turn has some of the large bodies, too, then others run
+READ_BYTES_MIN: Final = TURN_BYTES_MAX // 128  # what a read counts for: 128 single events are some milliseconds
+BULK_BYTES_MAX: Final = 64 << 10  # of large bodies: a batch of 1,000 is a millisecond or two
+FULL_BULK_BYTES_MAX: Final = 1 << 20  # the same, while all is refused, unread: less than a millisecond of copying
 ACCEPTS_A_TURN_MAX: Final = 64
 SWEEP_SECONDS: Final = 1.0  # the shortest timeout that the settings allow
 REFUSED_MAX: Final = 256  # refused connections that we wait for, so that they hear why; more are just closed
@@ -160,7 +161,7 @@ class Intake:
             self._handle_bulk(bulk)
 
     def _handle_bulk(self, bulk: dict[Connection, int]) -> None:
-        room = FULL_TURN_BYTES_MAX if self._engine.full else TURN_BYTES_MAX
+        room = FULL_BULK_BYTES_MAX if self._engine.full else BULK_BYTES_MAX
         while bulk and room > 0:
             connection = next(iter(bulk))
             room -= self._handle_ready(connection, bulk.pop(connection))
