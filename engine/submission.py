@@ -114,6 +114,8 @@ class Submission:
 
     def verdict_counts(self) -> list[tuple[Verdict, int]]:
         """Every verdict but "accepted", and how many events have it: of one request, many have the very same one."""
+        if not self.verdicts:  # as of most requests
+            return []
         verdicts = {id(verdict): verdict for verdict in self.verdicts.values()}
         return [(verdicts[key], count) for key, count in Counter(map(id, self.verdicts.values())).items()]
 
