@@ -21,6 +21,10 @@ from engine.ports import Clock, Ledger, Reserve, Resolve
 RESOLVE_LINGER_SECONDS: Final = 0.05
 # Events that every campaign of a round may bring: a call costs Redis as much as ten events.
 SHARE_MIN: Final = 10
+# Part of a round's places for those whose mail did not all find room in the one before. What is left of it is older
+# than what others wait with, and every request that has an event of theirs waits for it. More would leave no place to
+# those who have not been served at all.
+OVERDUE_PART: Final = 1 / 10
 # A campaign floods if it has more than so many times the mail of all those with less. Beside them it brings no more
 # than that, or what is worth a round: else they would all wait for its thousands, in Redis and again in Postgres. Where
 # the way to Redis is long, a round is worth more: a flood may have so many a second in any case.
@@ -43,8 +47,10 @@ class Rounds:
         self._flusher = flusher
         self._clock = clock
         self._events_max = events_max
+        self._riders_max = 1 + events_max // SHARE_MIN
         self._queue: deque[Actor] = deque()
         self._queued: set[Actor] = set()
+        self._overdue: set[Actor] = set()  # rode in the latest round, and are the first in the next
         self._round_seconds = 0.0  # of the latest, there and back
         self._resolve_later: dict[Actor, None] = {}  # in order, so that a seed of the simulation tells all
         self._resolve_work = trio.Event()
@@ -64,7 +70,10 @@ class Rounds:
 
     def _enqueue(self, actor: Actor) -> None:
         self._queued.add(actor)
-        self._queue.append(actor)
+        if actor in self._overdue:
+            self._queue.appendleft(actor)
+        else:
+            self._queue.append(actor)
         self._work.set()
 
     async def resolve(self) -> None:
@@ -114,14 +123,15 @@ class Rounds:
         """The calls of the next round: actors in turn, each with its share of the round.
 
         Who has less mail than its share leaves the rest to those with more. So a round carries the oldest mail of all
-        campaigns, not all mail of some: requests over many campaigns end one after the other. What a flood may bring
-        is bounded by what the others do.
+        campaigns, not all mail of some: requests over many campaigns end one after the other. Who did not find room
+        for all of it is first in the next one. What a flood may bring is bounded by what the others do.
         """
         now_us = self._clock.now_us()
         asked: list[tuple[Actor, Reserve | Resolve]] = []
-        riders = [self._queue.popleft() for _ in range(min(len(self._queue), 1 + self._events_max // SHARE_MIN))]
+        riders = [self._queue.popleft() for _ in range(min(len(self._queue), self._riders_max))]
         self._queued.difference_update(riders)
         riders.sort(key=_mail)
+        overdue: list[Actor] = []
         events, share_max = 0, self._events_max
         for at, actor in enumerate(riders):
             if not (actor.wants_round or actor.wants_resolve):
@@ -132,12 +142,15 @@ class Rounds:
             share = min(share_max, max(SHARE_MIN, (self._events_max - events) // (len(riders) - at)))
             with actor.boundary:
                 calls = actor.calls(now_us, share)
+                if actor.mailbox:
+                    overdue.append(actor)
                 if not calls:
                     self.run_soon(actor)  # all of its mail is looked up first; there may be more
                 for call in calls:
                     asked.append((actor, call))
                     if isinstance(call, Reserve):
                         events += len(call.kinds)
+        self._overdue = set(overdue[-1 - int(OVERDUE_PART * self._riders_max) :])  # those with the most
         if events:
             metrics.reserve_events.observe(events)
         return asked

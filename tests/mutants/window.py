@@ -97,6 +97,22 @@ MUTANTS = [
         f"{BOUNDS}::test_a_flood_brings_no_more_than_it_may_while_others_wait",
     ),
     one(
+        "who-is-overdue-goes-first",
+        "A large campaign does not hold up each request that has an event of it.",
+        "engine/rounds.py",
+        "        if actor in self._overdue:\n",
+        "        if False:\n",
+        f"{BOUNDS}::test_who_had_more_mail_than_room_is_first_in_the_next_round",
+    ),
+    one(
+        "few-places-are-for-the-overdue",
+        "Those who wait get their turn, however many have more mail than room.",
+        "engine/rounds.py",
+        "set(overdue[-1 - int(OVERDUE_PART * self._riders_max) :])",
+        "set(overdue)",
+        f"{BOUNDS}::test_who_had_more_mail_than_room_is_first_in_the_next_round",
+    ),
+    one(
         "what-is-refused-as-it-came-has-a-verdict",
         "An event that was never taken is not accepted.",
         "engine/engine.py",

@@ -98,6 +98,33 @@ async def test_a_round_gathers_while_much_is_being_flushed(autojump_clock: MockC
         nursery.cancel_scope.cancel()
 
 
+class SlowRounds:
+    """Which events of which campaigns each round to Redis carries."""
+
+    trip_seconds = 0.001
+
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._world = world
+        self._carried: list[dict[int, int]] = []
+        self._real = world.ledger.round
+        monkeypatch.setattr(world.ledger, "round", self._round)
+
+    async def _round(self, calls: Sequence[Reserve | Resolve]) -> Any:
+        self._carried.append({call.campaign_id: len(call.kinds) for call in calls if isinstance(call, Reserve)})
+        await trio.sleep(self.trip_seconds)
+        return await self._real(calls)
+
+    async def with_mail(self, mail: Mapping[int, int], *, busy_with: int) -> list[dict[int, int]]:
+        """Those that carry so many events of each campaign, which come in this order while a round is under way."""
+        await trio.sleep(1)  # until Redis has been told of all that is committed
+        self._carried.clear()
+        async with trio.open_nursery() as requests:
+            for campaign, count in [(busy_with, 1), *mail.items()]:
+                requests.start_soon(self._world.send, *[shown(campaign) for _ in range(count)])
+                await trio.testing.wait_all_tasks_blocked()
+        return [each for each in self._carried if each][1:]
+
+
 async def test_a_flood_brings_no_more_than_it_may_while_others_wait(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,33 +136,38 @@ async def test_a_flood_brings_no_more_than_it_may_while_others_wait(
         world = World(nursery)
         flooded, few, many = [await world.campaign() for _ in range(3)]
         await world.send(shown(flooded), shown(few), shown(many))
-        rounds: list[dict[int, int]] = []
-        trip_seconds = 0.001
-        real = world.ledger.round
+        rounds = SlowRounds(world, monkeypatch)
 
-        async def slow(calls: Sequence[Reserve | Resolve]) -> Any:
-            rounds.append({call.campaign_id: len(call.kinds) for call in calls if isinstance(call, Reserve)})
-            await trio.sleep(trip_seconds)
-            return await real(calls)
+        async def rounds_beside(count: int) -> list[dict[int, int]]:
+            return await rounds.with_mail({flooded: 900, few: count}, busy_with=many)
 
-        async def rounds_with(**mail: int) -> list[dict[int, int]]:
-            """Those that carry this mail; the first began before it came."""
-            await trio.sleep(1)  # until Redis has been told of all that is committed
-            rounds.clear()
-            async with trio.open_nursery() as requests:
-                requests.start_soon(world.send, shown(many))
-                await trio.testing.wait_all_tasks_blocked()
-                for campaign, count in ((flooded, mail["flooded"]), (few, mail.get("few", 0))):
-                    requests.start_soon(world.send, *[shown(campaign) for _ in range(count)])
-            return [each for each in rounds if each][1:]
+        assert await rounds_beside(0) == [{flooded: 900}]
+        assert await rounds_beside(3) == [{few: 3, flooded: FLOOD_EVENTS_MIN}, {flooded: 650}]
+        assert await rounds_beside(40) == [{few: 40, flooded: 400}, {flooded: 500}]
+        assert await rounds_beside(100) == [{few: 100, flooded: 900}]
+        rounds.trip_seconds = 0.02
+        assert await rounds_beside(3) == [{few: 3, flooded: 400}, {flooded: 500}]
+        nursery.cancel_scope.cancel()
 
-        monkeypatch.setattr(world.ledger, "round", slow)
-        assert await rounds_with(flooded=900) == [{flooded: 900}]
-        assert await rounds_with(flooded=900, few=3) == [{few: 3, flooded: FLOOD_EVENTS_MIN}, {flooded: 650}]
-        assert await rounds_with(flooded=900, few=40) == [{few: 40, flooded: 400}, {flooded: 500}]
-        assert await rounds_with(flooded=900, few=100) == [{few: 100, flooded: 900}]
-        trip_seconds = 0.02
-        assert await rounds_with(flooded=900, few=3) == [{few: 3, flooded: 400}, {flooded: 500}]
+
+async def test_who_had_more_mail_than_room_is_first_in_the_next_round(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each request that has an event of a large campaign waits until all others have been served, and again.
+
+    But for a tenth of the places only: however many have more, those who wait get their turn.
+    """
+    async with trio.open_nursery() as nursery:
+        world = World(nursery, round_events_max=90, reserve_events_max=90)  # so ten places, and two of them for these
+        first, large, *small = [await world.campaign() for _ in range(21)]
+        await world.send(*map(shown, [first, large, *small]))
+        rounds = SlowRounds(world, monkeypatch)
+        assert await rounds.with_mail({large: 90} | dict.fromkeys(small[:18], 1), busy_with=first) == [
+            {large: 81} | dict.fromkeys(small[:9], 1),
+            {large: 9} | dict.fromkeys(small[9:18], 1),
+        ]
+        begun = await rounds.with_mail(dict.fromkeys(small, 30), busy_with=first)
+        assert [len(set(begun[0]) & set(begun[1])), len(begun[1])] == [2, 10]
         nursery.cancel_scope.cancel()
 
 
