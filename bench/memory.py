@@ -32,7 +32,7 @@ from config.settings import Settings
 from engine.embedded import Stores, open_stores
 from engine.engine import Engine
 from engine.model import CampaignId, CampaignSpend, EventId, Micros, new_event_id
-from engine.ports import COUNTS_FOR_CAP, FREE, NO_CAP, Done, Reserve, Reserved, Resolve
+from engine.ports import COUNTS_FOR_CAP, FREE, NO_CAP, Done, Reserve, Reserved, ReserveReply, Resolve, ResolveReply
 from engine.redis.ledger import RedisLedger, open_ledger
 from engine.runtime import open_engine
 from engine.steps import Begin, LoadIds, Ready
@@ -160,13 +160,18 @@ class Scales:
         users = [str(uuid.uuid4()) for _ in range(events)] if capped else [""] * events
         cap = 1 if capped else NO_CAP
         call = Reserve(campaign_id, 1, tag, 1, 1, 0, 0, 0, 0, 0, cap, 0, kinds, ids, users)
-        (reply,) = await self.ledger.round([call])
+        reply = await self._answer(call)
         assert isinstance(reply, Reserved), reply
         assert reply.letters == b"A" * events
 
     async def commit(self, tag: int, campaign_id: CampaignId = CAMPAIGN) -> None:
         """Settle a reservation."""
-        assert await self.ledger.round([Resolve(campaign_id, 1, tag, commit=True)]) == [Done()]
+        assert await self._answer(Resolve(campaign_id, 1, tag, commit=True)) == Done()
+
+    async def _answer(self, call: Reserve | Resolve) -> ReserveReply | ResolveReply:
+        replies: list[ReserveReply | ResolveReply] = []
+        await self.ledger.round([[call]], replies.extend)
+        return replies[0]
 
     async def ids(self, size: int) -> float:
         """Bytes of an id in the window, of an event without a cap."""

@@ -10,7 +10,7 @@ answer is exactly one of them: it *certainly* had no effect, or nobody knows.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
@@ -164,8 +164,16 @@ ReadyReply = Done | Mismatch | Lost | Stale | Closed | NotRun | Unknown
 class Ledger(Protocol):
     """Fast reservations. Nothing here raises but `Cancelled`."""
 
-    async def round(self, calls: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:
-        """All calls in one pipelined round trip, in order; one reply a call."""
+    async def round(
+        self,
+        parts: Iterable[Sequence[Reserve | Resolve]],
+        heard: Callable[[Sequence[ReserveReply | ResolveReply]], None],
+    ) -> None:
+        """All calls in one pipelined round trip, in order; one reply a call.
+
+        Redis works on a part while the next one is made: each is asked for when the one before is sent, and all of
+        them are. `heard` gets the replies of each part, in order, as soon as all of them are there.
+        """
         ...
 
     async def begin(self, calls: Sequence[Begin]) -> list[BeginReply]:

@@ -7,6 +7,7 @@ moment while much is being flushed, too; so batches grow with the load, and a lo
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import trio
@@ -14,13 +15,17 @@ import trio
 from engine import metrics
 from engine.actor import Actor
 from engine.flusher import Flusher
-from engine.ports import Clock, Ledger, Reserve, Resolve
+from engine.ports import Clock, Ledger, Reserve, ReserveReply, Resolve, ResolveReply
 
 # A committed tag travels with the campaign's next reserve, which costs nothing. If none comes for so long, it is told
 # in a round of its own: until then, other engines ask Postgres about its ids.
 RESOLVE_LINGER_SECONDS: Final = 0.05
 # Events that every campaign of a round may bring: a call costs Redis as much as ten events.
 SHARE_MIN: Final = 10
+# A round travels in parts of so many calls, or events: Redis works on one while the engine makes the next and applies
+# the one before. Smaller ones would bring smaller flushes.
+PART_CALLS: Final = 100
+PART_EVENTS: Final = 1_000
 # Part of a round's places for those whose mail did not all find room in the one before. What is left of it is older
 # than what others wait with, and every request that has an event of theirs waits for it. More would leave no place to
 # those who have not been served at all.
@@ -48,6 +53,8 @@ class Rounds:
         self._clock = clock
         self._events_max = events_max
         self._riders_max = 1 + events_max // SHARE_MIN
+        self._overdue_max = 1 + int(OVERDUE_PART * self._riders_max)
+        self._asked: deque[tuple[Actor, Reserve | Resolve]] = deque()  # in the round under way, without a reply
         self._queue: deque[Actor] = deque()
         self._queued: set[Actor] = set()
         self._overdue: set[Actor] = set()  # rode in the latest round, and are the first in the next
@@ -94,19 +101,21 @@ class Rounds:
             await self._flusher.room()
             if not self._gathered():
                 await self._gather()
-            asked = self._ask()
-            if not asked:
-                if not self._queue:
-                    self._work = trio.Event()
+            riders = [self._queue.popleft() for _ in range(min(len(self._queue), self._riders_max))]
+            if not riders:
+                self._work = trio.Event()
                 continue
             started = trio.current_time()
-            replies = await self._ledger.round([call for _, call in asked])
+            await self._ledger.round(self._parts(riders), self._heard)
             self._round_seconds = trio.current_time() - started
             metrics.reserve_seconds.observe(self._round_seconds)
-            now_us = self._clock.now_us()
-            for (actor, call), reply in zip(asked, replies, strict=True):
-                with actor.boundary:
-                    actor.replied(call, reply, now_us)
+
+    def _heard(self, replies: Sequence[ReserveReply | ResolveReply]) -> None:
+        now_us = self._clock.now_us()
+        for reply in replies:
+            actor, call = self._asked.popleft()
+            with actor.boundary:
+                actor.replied(call, reply, now_us)
 
     def _gathered(self) -> bool:
         """Whether there is mail enough for a round."""
@@ -119,41 +128,44 @@ class Rounds:
                 self._news = trio.Event()
                 await self._news.wait()
 
-    def _ask(self) -> list[tuple[Actor, Reserve | Resolve]]:
-        """The calls of the next round: actors in turn, each with its share of the round.
+    def _parts(self, riders: list[Actor]) -> Iterator[list[Reserve | Resolve]]:
+        """The calls of a round: actors in turn, each with its share of the round.
 
         Who has less mail than its share leaves the rest to those with more. So a round carries the oldest mail of all
         campaigns, not all mail of some: requests over many campaigns end one after the other. Who did not find room
         for all of it is first in the next one. What a flood may bring is bounded by what the others do.
         """
+        self._overdue.clear()
         now_us = self._clock.now_us()
-        asked: list[tuple[Actor, Reserve | Resolve]] = []
-        riders = [self._queue.popleft() for _ in range(min(len(self._queue), self._riders_max))]
-        self._queued.difference_update(riders)
         riders.sort(key=_mail)
-        overdue: list[Actor] = []
-        events, share_max = 0, self._events_max
-        for at, actor in enumerate(riders):
+        part: list[Reserve | Resolve] = []
+        events, events_before, share_max = 0, 0, self._events_max
+        for left, actor in zip(range(len(riders), 0, -1), riders, strict=True):
+            self._queued.discard(actor)
             if not (actor.wants_round or actor.wants_resolve):
                 continue
             if 0 < FLOOD_TIMES * events < _mail(actor):
                 worth = max(FLOOD_EVENTS_MIN, round(FLOOD_EVENTS_A_SECOND * self._round_seconds))
                 share_max = min(share_max, max(worth, FLOOD_TIMES * events))
-            share = min(share_max, max(SHARE_MIN, (self._events_max - events) // (len(riders) - at)))
+            share = min(share_max, max(SHARE_MIN, (self._events_max - events) // left))
             with actor.boundary:
                 calls = actor.calls(now_us, share)
-                if actor.mailbox:
-                    overdue.append(actor)
                 if not calls:
                     self.run_soon(actor)  # all of its mail is looked up first; there may be more
                 for call in calls:
-                    asked.append((actor, call))
+                    self._asked.append((actor, call))
+                    part.append(call)
                     if isinstance(call, Reserve):
                         events += len(call.kinds)
-        self._overdue = set(overdue[-1 - int(OVERDUE_PART * self._riders_max) :])  # those with the most
+            if actor.mailbox and left <= self._overdue_max:
+                self._overdue.add(actor)
+            if len(part) >= PART_CALLS or events - events_before >= PART_EVENTS:
+                yield part
+                part, events_before, now_us = [], events, self._clock.now_us()
+        if part:
+            yield part
         if events:
             metrics.reserve_events.observe(events)
-        return asked
 
 
 def _mail(actor: Actor) -> int:

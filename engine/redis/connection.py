@@ -1,4 +1,4 @@
-"""One connection to Redis on a socket of its own, awaited by trio: commands in one write, replies in their order.
+"""One connection to Redis on a socket of its own, awaited by trio: commands part by part, replies in their order.
 
 Owns the socket and the certainty of each answer: what failed before a byte was sent did not run; after that only a
 reply is certain. Knows nothing of what the commands mean. redis-py opens the connection, in a thread (it knows TLS,
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import hiredis
@@ -41,33 +43,39 @@ class Connection:
         self._socket: socket.socket
         self._replies: Any
 
-    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """Send all; a reply a command: what Redis said, be it an error; or `NotRun`, or `Unknown`.
+    async def exchange(self, parts: Iterable[Sequence[Command]], heard: Callable[[list[Any]], None]) -> None:
+        """Send part after part, and hand on what came back of each, in order, as soon as it is whole.
 
-        Raises nothing but `Cancelled`, which closes the connection.
+        A reply a command: what Redis said, be it an error; or `NotRun`, or `Unknown`. A part is asked for when the one
+        before is sent; all of them are, whatever happens. Raises nothing but `Cancelled`, which closes the connection.
         """
-        replies: list[Any] = []
-        begun = whole = False
+        parts = iter(parts)
+        owed: deque[int] = deque()  # replies, of each part that was sent
+        replies: list[Any] = []  # of the first of them
+        whole = False
         try:
             with trio.fail_after(self.timeout_seconds):
                 await self._ready()
-                begun = True
-                await self._send(b"".join(map(_pack, commands)))
-                while True:
-                    while len(replies) < len(commands) and (reply := self._replies.gets()) is not False:
-                        replies.append(reply)
-                    if len(replies) == len(commands):
-                        break
+                for part in parts:
+                    owed.append(len(part))
+                    await self._send(b"".join(map(_pack, part)))
+                    self._receive_at_once()
+                    self._hand_on(owed, replies, heard)
+                while owed:
                     await self._receive()
+                    self._hand_on(owed, replies, heard)
             whole = True
         except (trio.TooSlowError, RedisError, hiredis.HiredisError, OSError) as error:
-            detail = str(error) or ("it answers too slowly" if begun else "it does not answer")
-            lost = Unknown(f"Redis gave no answer: {detail}") if begun else NotRun(f"Redis can't be reached: {detail}")
-            replies += [lost] * (len(commands) - len(replies))
+            detail = str(error) or ("it answers too slowly" if owed else "it does not answer")
+            replies += [Unknown(f"Redis gave no answer: {detail}")] * (sum(owed) - len(replies))
+            for count in owed:
+                heard(replies[:count])
+                del replies[:count]
+            for part in parts:
+                heard([NotRun(f"Redis can't be reached: {detail}")] * len(part))
         finally:
             if not whole:
                 self.close()  # it may owe an answer, and nobody may read that as one of the next call
-        return replies
 
     def close(self) -> None:
         """Close it; the next exchange opens another."""
@@ -101,16 +109,34 @@ class Connection:
             except ssl.SSLWantReadError:
                 await trio.lowlevel.wait_readable(self._socket)
 
+    def _hand_on(self, owed: deque[int], replies: list[Any], heard: Callable[[list[Any]], None]) -> None:
+        """Tell the replies of every part that has all of them."""
+        while owed:
+            while len(replies) < owed[0] and (reply := self._replies.gets()) is not False:
+                replies.append(reply)
+            if len(replies) < owed[0]:
+                return
+            owed.popleft()
+            heard(replies[:])
+            replies.clear()
+
     async def _receive(self) -> None:
         """Some bytes more. Raises `OSError` at the end."""
         while True:
             try:
-                data = self._socket.recv(_READ_BYTES)
-                break
+                return self._receive_some()
             except (BlockingIOError, ssl.SSLWantReadError):
                 await trio.lowlevel.wait_readable(self._socket)
             except ssl.SSLWantWriteError:
                 await trio.lowlevel.wait_writable(self._socket)
+
+    def _receive_at_once(self) -> None:
+        """The bytes that are here, if any."""
+        with suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            self._receive_some()
+
+    def _receive_some(self) -> None:
+        data = self._socket.recv(_READ_BYTES)
         if not data:
             raise ConnectionResetError("it has closed the connection")
         self._replies.feed(data)

@@ -7,7 +7,8 @@ certain an answer is.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
@@ -52,14 +53,30 @@ class RedisLedger:
         self._free = trio.Semaphore(connections)
         self._library = files("engine.redis").joinpath("functions.lua").read_text()
 
-    async def round(self, calls_: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:
-        """All calls in one pipelined round trip."""
-        replies = await self._send([calls.round_command(call) for call in calls_])
-        refused = [call for call, reply in zip(calls_, replies, strict=True) if calls.is_out_of_memory(reply)]
+    async def round(
+        self,
+        parts: Iterable[Sequence[Reserve | Resolve]],
+        heard: Callable[[Sequence[ReserveReply | ResolveReply]], None],
+    ) -> None:
+        """One pipelined round trip, part by part."""
+        sent: deque[Sequence[Reserve | Resolve]] = deque()
+        refused: list[Reserve] = []
+
+        def commands() -> Iterator[list[Command]]:
+            for part in parts:
+                sent.append(part)
+                yield [calls.round_command(call) for call in part]
+
+        def hear(replies: list[Any]) -> None:
+            for call, reply in zip(sent.popleft(), replies, strict=True):
+                if calls.is_out_of_memory(reply) and isinstance(call, Reserve):
+                    refused.append(call)
+            heard([calls.read_reply(reply) for reply in replies])
+
+        await self._exchange(commands(), hear)
         if refused:
             # Room comes from days and turns that are over, and those end with a reserve, which Redis now refuses.
-            await self._send([calls.turn_command(call) for call in refused if isinstance(call, Reserve)])
-        return [calls.read_reply(reply) for reply in replies]
+            await self._send([calls.turn_command(call) for call in refused])
 
     async def begin(self, calls_: Sequence[Begin]) -> list[BeginReply]:
         """Close campaigns under new generations."""
@@ -131,21 +148,41 @@ class RedisLedger:
         return (await self._send([command]))[0]
 
     async def _send(self, commands: Sequence[Command]) -> list[Any]:
+        replies: list[Any] = []
+        await self._exchange([commands], replies.extend)
+        return replies
+
+    async def _exchange(self, parts: Iterable[Sequence[Command]], heard: Callable[[list[Any]], None]) -> None:
         """One round trip. A lost library is loaded, and what did not run for it is sent once more."""
+        sent: deque[Sequence[Command]] = deque()
+        held: list[tuple[Sequence[Command], list[Any]]] = []  # and replies: from the part on that found no library
+
+        def kept() -> Iterator[Sequence[Command]]:
+            for part in parts:
+                sent.append(part)
+                yield part
+
+        def hear(replies: list[Any]) -> None:
+            part = sent.popleft()
+            if held or any(map(calls.function_is_missing, replies)):
+                held.append((part, replies))
+            else:
+                heard(replies)
+
         async with self._free:
             connection = self._idle.pop()  # the one that was used last, so that few are kept open
             try:
-                replies = await connection.exchange(commands)
-                missing = [at for at, reply in enumerate(replies) if calls.function_is_missing(reply)]
-                if missing:
-                    await connection.exchange([(b"FUNCTION", b"LOAD", b"REPLACE", self._library)])
-                    for at, reply in zip(
-                        missing, await connection.exchange([commands[at] for at in missing]), strict=True
-                    ):
-                        replies[at] = reply
+                await connection.exchange(kept(), hear)
+                if held:
+                    pairs = [pair for part, replies in held for pair in zip(part, replies, strict=True)]
+                    missing = [command for command, reply in pairs if calls.function_is_missing(reply)]
+                    again: deque[Any] = deque()
+                    await connection.exchange([[(b"FUNCTION", b"LOAD", b"REPLACE", self._library)]], lambda _: None)
+                    await connection.exchange([missing], again.extend)
+                    for _, replies in held:
+                        heard([again.popleft() if calls.function_is_missing(reply) else reply for reply in replies])
             finally:
                 self._idle.append(connection)
-        return replies
 
     def _close(self) -> None:
         """Close every connection. Exchanges under way must have ended."""

@@ -186,9 +186,16 @@ async def ready(
     return (await ledger.ready([Ready(campaign_id, generation, sums, turn, plan_version)]))[0]
 
 
+async def ask_all(ledger: Ledger, calls: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:
+    """A round of one part."""
+    replies: list[ReserveReply | ResolveReply] = []
+    await ledger.round([calls], replies.extend)
+    return replies
+
+
 async def ask(ledger: Ledger, call: Reserve | Resolve) -> ReserveReply | ResolveReply:
     """A round of one call."""
-    return (await ledger.round([call]))[0]
+    return (await ask_all(ledger, [call]))[0]
 
 
 async def letters(ledger: Ledger, call: Reserve) -> bytes:

@@ -33,6 +33,7 @@ from tests.contract.reservations import (
     FakeRig,
     Rig,
     ask,
+    ask_all,
     begin,
     commit,
     ids_of,
@@ -107,7 +108,7 @@ async def test_a_pending_id_is_in_flight(ledger: Ledger) -> None:
 async def test_a_committed_id_is_a_duplicate(ledger: Ledger) -> None:
     """D: its tag is no longer pending."""
     first = reserve()
-    assert await ledger.round([first, commit(first), reserve(ids=first.ids)]) == [
+    assert await ask_all(ledger, [first, commit(first), reserve(ids=first.ids)]) == [
         Reserved(b"A", COST, COST),
         Done(),
         Reserved(b"D", COST, COST),
@@ -117,7 +118,7 @@ async def test_a_committed_id_is_a_duplicate(ledger: Ledger) -> None:
 async def test_a_tag_committed_by_the_same_call_is_committed(ledger: Ledger) -> None:
     """D: the committed tags count before the letters, and their money stays spent."""
     first, other = reserve(), reserve()
-    await ledger.round([first, other])
+    await ask_all(ledger, [first, other])
     again = reserve(ids=first.ids + other.ids, committed=[first.tag])
     assert await ask(ledger, again) == Reserved(b"DP", 2 * COST, 2 * COST)
     assert await ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: [other.tag]}
@@ -191,7 +192,7 @@ async def test_a_free_event_is_still_told_from_a_duplicate(ledger: Ledger) -> No
 async def test_an_inactive_campaign_accepts_nothing(ledger: Ledger) -> None:
     """A budget of -1 refuses events of no cost with T, while P and D are still told."""
     first, second = reserve(), reserve()
-    await ledger.round([first, second, commit(first)])
+    await ask_all(ledger, [first, second, commit(first)])
     none = {"total_budget_micros": -1, "cost_micros": 0}
     assert await letters(ledger, reserve(ids=first.ids + second.ids + new_ids(1), **none)) == b"DPT"
 
@@ -306,7 +307,7 @@ async def test_days_only_move_forward(ledger: Ledger) -> None:
 async def test_a_cap_that_is_new_today_has_the_campaign_rebuilt(ledger: Ledger) -> None:
     """Impressions accepted without a cap were not counted: the ledger disowns its state, and Postgres tells them."""
     call = reserve(users=["ada"])
-    await ledger.round([call, commit(call)])
+    await ask_all(ledger, [call, commit(call)])
     capped = {"kinds": CAPPED, "users": ["ada"], "cap": 1, "plan_version": 2}
     assert await ask(ledger, reserve(**capped)) == Lost()
     assert await ask(ledger, reserve()) == Lost()
@@ -325,7 +326,7 @@ async def test_a_cap_that_is_new_on_a_new_day_needs_nothing(ledger: Ledger) -> N
 async def test_ids_live_for_two_turns(ledger: Ledger) -> None:
     """The dedup window: an id is known in its turn and in the next, to its end, and then no more."""
     first = reserve()
-    await ledger.round([first, commit(first)])
+    await ask_all(ledger, [first, commit(first)])
     for turn, expected in ((TURN, b"D"), (TURN + 1, b"D"), (TURN + 1, b"D"), (TURN + 2, b"A"), (TURN + 3, b"P")):
         assert await letters(ledger, reserve(ids=first.ids, turn=turn)) == expected
 
@@ -333,7 +334,7 @@ async def test_ids_live_for_two_turns(ledger: Ledger) -> None:
 async def test_a_new_turn_reuses_the_older_bucket_only(ledger: Ledger) -> None:
     """Ids of the turn before stay."""
     first, second = reserve(), reserve(turn=TURN + 1)
-    await ledger.round([first, second, commit(first), commit(second)])
+    await ask_all(ledger, [first, second, commit(first), commit(second)])
     assert await letters(ledger, reserve(ids=first.ids + second.ids, turn=TURN + 2)) == b"AD"
     assert await letters(ledger, reserve(ids=second.ids, turn=TURN + 2)) == b"D"
 
@@ -342,7 +343,7 @@ async def test_a_new_turn_reuses_the_older_bucket_only(ledger: Ledger) -> None:
 async def test_skipped_turns_empty_the_window(ledger: Ledger, skipped: int) -> None:
     """After a pause of two turns nothing is known, in neither bucket."""
     first, second = reserve(), reserve(turn=TURN + 1)
-    await ledger.round([first, second, commit(first), commit(second)])
+    await ask_all(ledger, [first, second, commit(first), commit(second)])
     assert await letters(ledger, reserve(turn=TURN + skipped)) == b"A"
     assert await letters(ledger, reserve(ids=first.ids + second.ids, turn=TURN + skipped)) == b"AA"
 
@@ -351,14 +352,14 @@ async def test_turns_only_move_forward(ledger: Ledger) -> None:
     """A lower turn is taken as the one that is reached."""
     first = reserve(turn=TURN + 1)
     second = reserve(turn=TURN)
-    await ledger.round([first, second, commit(first), commit(second)])
+    await ask_all(ledger, [first, second, commit(first), commit(second)])
     assert await letters(ledger, reserve(ids=first.ids + second.ids, turn=TURN + 2)) == b"DD"
 
 
 async def test_a_turn_moves_though_nothing_was_accepted(ledger: Ledger) -> None:
     """A refused call moves it on, too: whoever lags behind then writes into the new turn."""
     call = reserve(turn=TURN + 1)
-    await ledger.round([reserve(turn=TURN + 2, total_budget_micros=0), call])
+    await ask_all(ledger, [reserve(turn=TURN + 2, total_budget_micros=0), call])
     assert await letters(ledger, reserve(ids=call.ids, turn=TURN + 3)) == b"P"
 
 
@@ -387,7 +388,7 @@ async def test_a_void_leaves_what_others_reserved(ledger: Ledger) -> None:
     """Only its own part of a sum and of a user's count is taken back."""
     capped = {"kinds": CAPPED, "users": ["ada"], "cap": 2}
     first, second = reserve(**capped), reserve(**capped)
-    await ledger.round([first, second, void(first)])
+    await ask_all(ledger, [first, second, void(first)])
     assert await ask(ledger, reserve(2, kinds=CAPPED * 2, users=["ada"] * 2, cap=2)) == Reserved(
         b"AC", 2 * COST, 2 * COST
     )
@@ -397,11 +398,11 @@ async def test_a_void_leaves_what_others_reserved(ledger: Ledger) -> None:
 async def test_settling_twice_is_settling_once(ledger: Ledger) -> None:
     """Resolve may be repeated at will, and the first one counts."""
     voided, committed = reserve(), reserve()
-    assert await ledger.round([voided, void(voided), void(voided), commit(voided)]) == [
+    assert await ask_all(ledger, [voided, void(voided), void(voided), commit(voided)]) == [
         Reserved(b"A", COST, COST),
         *[Done()] * 3,
     ]
-    assert await ledger.round([committed, commit(committed), commit(committed), void(committed)]) == [
+    assert await ask_all(ledger, [committed, commit(committed), commit(committed), void(committed)]) == [
         Reserved(b"A", COST, COST),
         *[Done()] * 3,
     ]
@@ -412,7 +413,7 @@ async def test_a_void_after_midnight_leaves_the_new_day_alone(ledger: Ledger) ->
     """Today and the users' counts are the new day's; the total is given back."""
     capped = {"kinds": CAPPED, "users": ["ada"], "cap": 1}
     old, new = reserve(**capped), reserve(**capped, day=DAY + 1)
-    await ledger.round([old, new, void(old)])
+    await ask_all(ledger, [old, new, void(old)])
     assert await ask(ledger, reserve(**capped, day=DAY + 1)) == Reserved(b"C", COST, COST)
 
 
@@ -428,14 +429,14 @@ async def test_the_window_does_not_outrun_a_reservation_that_nobody_has_settled(
 async def test_the_window_moves_on_over_what_is_settled(ledger: Ledger) -> None:
     """Also if the call that moves it on is the first to say so."""
     first, second = reserve(), reserve(turn=TURN + 1)
-    await ledger.round([first, second, commit(first)])
+    await ask_all(ledger, [first, second, commit(first)])
     assert await letters(ledger, reserve(turn=TURN + 3, committed=[second.tag])) == b"A"
 
 
 async def test_a_void_in_the_next_turn_still_undoes_ids(ledger: Ledger) -> None:
     """An id left behind would turn a retry into a false duplicate."""
     old = reserve()
-    await ledger.round([old, reserve(turn=TURN + 1), void(old)])
+    await ask_all(ledger, [old, reserve(turn=TURN + 1), void(old)])
     assert await letters(ledger, reserve(ids=old.ids, turn=TURN + 1)) == b"A"
 
 
@@ -445,7 +446,7 @@ async def test_a_void_in_the_next_turn_still_undoes_ids(ledger: Ledger) -> None:
 async def test_a_campaign_never_seen_is_lost(rig: Rig) -> None:
     """Redis knows nothing of it."""
     call = reserve()
-    assert await rig.ledger.round([call, void(call)]) == [Lost(), Lost()]
+    assert await ask_all(rig.ledger, [call, void(call)]) == [Lost(), Lost()]
     assert await settle(rig.ledger, CAMPAIGN, 1, call.tag, commit=True) == Lost()
     assert await load_users(rig.ledger, CAMPAIGN, 1, [("ada", 1)]) == Lost()
     assert await load_ids(rig.ledger, CAMPAIGN, 1, TURN, ids_of(call)) == Lost()
@@ -470,7 +471,7 @@ async def test_another_generation_is_told(ledger: Ledger) -> None:
     await ask(ledger, call)
     for generation in (0, 2):
         stranger = replace(call, generation=generation)
-        assert await ledger.round([stranger, void(stranger)]) == [Stale(1), Stale(1)]
+        assert await ask_all(ledger, [stranger, void(stranger)]) == [Stale(1), Stale(1)]
         assert await settle(ledger, CAMPAIGN, generation, call.tag, commit=False) == Stale(1)
         assert await load_users(ledger, CAMPAIGN, generation, [("ada", 1)]) == Stale(1)
         assert await ready(ledger, CAMPAIGN, generation, spend(), TURN, 1) == Stale(1)
@@ -483,7 +484,7 @@ async def test_a_closed_campaign_takes_no_reservations(ledger: Ledger) -> None:
     await ask(ledger, call)
     await begin(ledger, CAMPAIGN, 2)
     again = replace(call, generation=2)
-    assert await ledger.round([again, void(again)]) == [Closed(), Closed()]
+    assert await ask_all(ledger, [again, void(again)]) == [Closed(), Closed()]
     assert await settle(ledger, CAMPAIGN, 2, call.tag, commit=False) == Done()
     assert await ready(ledger, CAMPAIGN, 2, spend(), TURN, 1) == Done()
     assert await ask(ledger, again) == Reserved(b"A", COST, COST)
@@ -500,7 +501,7 @@ async def test_an_open_campaign_takes_no_rebuild(ledger: Ledger) -> None:
 async def test_begin_keeps_the_direct_predecessor(ledger: Ledger) -> None:
     """KEPT: pending reservations are told by tag and first id, and can be settled one by one."""
     first, second, third = reserve(2), reserve(), reserve()
-    await ledger.round([first, second, third, commit(second)])
+    await ask_all(ledger, [first, second, third, commit(second)])
     begun = await begin(ledger, CAMPAIGN, 2)
     assert isinstance(begun, Kept)
     assert {each.tag: each for each in begun.pending} == {
@@ -576,7 +577,7 @@ async def test_a_rebuild_takes_chunks_of_a_thousand(rig: Rig) -> None:
 async def test_ready_refuses_other_sums_than_the_ledgers(ledger: Ledger, wrong: CampaignSpend) -> None:
     """MISMATCH: the caller starts over, which rebuilds."""
     call = reserve()
-    await ledger.round([call, commit(call)])
+    await ask_all(ledger, [call, commit(call)])
     await begin(ledger, CAMPAIGN, 2)
     assert await ready(ledger, CAMPAIGN, 2, wrong, TURN, 1) == Mismatch()
     assert await ask(ledger, reserve(generation=2)) == Closed()
@@ -611,7 +612,7 @@ async def test_ready_refuses_a_turn_that_no_clock_has_reached(ledger: Ledger) ->
 async def test_ready_allows_a_day_that_the_ledger_has_not_reached(ledger: Ledger) -> None:
     """Redis moved on at midnight, and nothing of the new day is committed yet."""
     call, late = reserve(), reserve(day=DAY + 1)
-    await ledger.round([call, commit(call), late])
+    await ask_all(ledger, [call, commit(call), late])
     await begin(ledger, CAMPAIGN, 2)
     await settle(ledger, CAMPAIGN, 2, late.tag, commit=False)
     assert await ready(ledger, CAMPAIGN, 2, spend(COST), TURN, 1) == Done()
@@ -668,7 +669,7 @@ async def test_reservations_of_many_campaigns_are_settled_at_once(rig: Rig) -> N
     for campaign in campaigns:
         await opened(rig.ledger, campaign)
         calls_ += [reserve(campaign_id=campaign), reserve(campaign_id=campaign)]
-    await rig.ledger.round(calls_)
+    await ask_all(rig.ledger, calls_)
     await rig.ledger.begin([Begin(each, 2) for each in campaigns[1:]])
     asked = [Resolve(call.campaign_id, 2, call.tag, commit=at % 2 == 0) for at, call in enumerate(calls_)]
     assert await rig.ledger.settle(asked) == [Stale(1), Stale(1)] + [Done()] * 8
@@ -697,7 +698,7 @@ async def test_a_round_carries_many_campaigns_in_order(rig: Rig) -> None:
     calls: list[Reserve | Resolve] = [
         call for each in asked for call in (each, commit(each), replace(each, tag=each.tag + 1))
     ]
-    replies = await rig.ledger.round(calls)
+    replies = await ask_all(rig.ledger, calls)
     assert replies == [
         reply for cost in campaigns for reply in (Reserved(b"A", cost, cost), Done(), Reserved(b"D", cost, cost))
     ]
@@ -705,13 +706,30 @@ async def test_a_round_carries_many_campaigns_in_order(rig: Rig) -> None:
 
 async def test_an_empty_round_is_answered(ledger: Ledger) -> None:
     """No calls, no replies."""
-    assert await ledger.round([]) == []
+    assert await ask_all(ledger, []) == []
+
+
+async def test_a_round_is_answered_part_by_part_in_order(ledger: Ledger) -> None:
+    """Each call sees those before it, in its own part or an earlier one."""
+    first, second = reserve(), reserve()
+    again = reserve(ids=first.ids)
+    parts: list[list[Reserve | Resolve]] = [[first], [again, second], [commit(first)], [again, commit(second)]]
+    heard: list[object] = []
+    await ledger.round(iter(parts), heard.append)
+    assert heard == [
+        [Reserved(b"A", COST, COST)],
+        [Reserved(b"P", COST, COST), Reserved(b"A", 2 * COST, 2 * COST)],
+        [Done()],
+        [Reserved(b"D", 2 * COST, 2 * COST), Done()],
+    ]
+    await ledger.round([], heard.append)
+    assert len(heard) == 4
 
 
 async def test_one_bad_call_does_not_touch_the_others(ledger: Ledger) -> None:
     """Refusals stand alone in their round."""
     good, stranger = reserve(), CampaignId(404)
-    replies = await ledger.round([reserve(kinds=b""), good, Resolve(stranger, 1, 1, commit=True), commit(good)])
+    replies = await ask_all(ledger, [reserve(kinds=b""), good, Resolve(stranger, 1, 1, commit=True), commit(good)])
     assert isinstance(replies[0], NotRun)
     assert replies[1:] == [Reserved(b"A", COST, COST), Lost(), Done()]
 
@@ -727,10 +745,10 @@ async def test_a_ledger_that_answers_says_so(ledger: Ledger) -> None:
 async def test_a_full_ledger_refuses_and_gives_back(rig: Rig, ledger: Ledger) -> None:
     """Out of memory: reserve did not run; what only frees goes on."""
     pending, settled = reserve(), reserve()
-    await ledger.round([pending, settled])
+    await ask_all(ledger, [pending, settled])
     with rig.full():
         assert isinstance(await ask(ledger, reserve()), NotRun)
-        assert await ledger.round([void(pending), commit(settled)]) == [Done(), Done()]
+        assert await ask_all(ledger, [void(pending), commit(settled)]) == [Done(), Done()]
         assert isinstance(await load_users(ledger, CAMPAIGN, 1, [("ada", 1)]), NotRun)
         assert await begin(ledger, CAMPAIGN, 2) == Kept([])
         assert await ready(ledger, CAMPAIGN, 2, spend(COST), TURN, 1) == Done()
@@ -740,7 +758,7 @@ async def test_a_full_ledger_refuses_and_gives_back(rig: Rig, ledger: Ledger) ->
 async def test_a_full_ledger_moves_on_with_day_and_window(rig: Rig, ledger: Ledger) -> None:
     """What it refused to reserve has told it the time: it forgets the turn that is over, and a day that is."""
     call = reserve()
-    await ledger.round([call, commit(call)])
+    await ask_all(ledger, [call, commit(call)])
     with rig.full():
         assert isinstance(await ask(ledger, reserve(turn=TURN + 2, day=DAY + 1)), NotRun)
     assert await ask(ledger, reserve()) == DayBehind(DAY + 1)

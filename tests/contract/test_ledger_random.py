@@ -12,7 +12,7 @@ import pytest
 from engine.model import CampaignId, CampaignSpend, EventId, Micros
 from engine.ports import BILLABLE, COUNTS_FOR_CAP, NO_CAP, Ledger, NotRun, Reserve, Resolve
 from engine.steps import Begin, Kept, LoadIds, LoadUsers, Ready
-from tests.contract.reservations import DAY, TURN, FakeRig, RedisRig, redis_rig
+from tests.contract.reservations import DAY, TURN, FakeRig, RedisRig, ask_all, redis_rig
 
 STEPS: Final = 600
 CAMPAIGNS: Final = [CampaignId(number) for number in (1, 2, 3)]
@@ -99,7 +99,7 @@ class Script:
             else:
                 commit = self.draw.random() < 0.5
                 calls.append(Resolve(other, self.generation(other), self.some_tag(), commit=commit))
-        return lambda ledger: ledger.round(calls)
+        return lambda ledger: ask_all(ledger, calls)
 
     def some(self, campaign_id: CampaignId) -> list[CampaignId]:
         """That campaign, and up to three more steps of any."""

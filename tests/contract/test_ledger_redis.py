@@ -27,6 +27,7 @@ from tests.contract.reservations import (
     TURN,
     RedisRig,
     ask,
+    ask_all,
     begin,
     commit,
     letters,
@@ -82,7 +83,7 @@ async def test_a_lost_library_is_loaded_again(rig: RedisRig) -> None:
     """The calls of the round did not run; they are sent once more, in order, and all are answered."""
     rig.client.function_flush("SYNC")
     call = reserve()
-    replies = await rig.ledger.round([call, commit(call), reserve(ids=call.ids)])
+    replies = await ask_all(rig.ledger, [call, commit(call), reserve(ids=call.ids)])
     assert replies == [Reserved(b"A", COST, COST), Done(), Reserved(b"D", COST, COST)]
 
 
@@ -97,7 +98,7 @@ async def test_a_connection_that_redis_closed_is_replaced(rig: RedisRig) -> None
 async def test_a_full_redis_moves_on_with_the_window(rig: RedisRig) -> None:
     """Though it refuses reserve, it drops the ids of turns that are over: it does not stay full for ever."""
     call = reserve(100)
-    await rig.ledger.round([call, commit(call)])
+    await ask_all(rig.ledger, [call, commit(call)])
     assert rig.client.hlen(f"{{{CAMPAIGN}}}:i{TURN % 2}") == 100
     with rig.full():
         assert isinstance(await ask(rig.ledger, reserve(turn=TURN + 1)), NotRun)
@@ -111,7 +112,7 @@ async def test_a_full_redis_moves_on_with_the_window(rig: RedisRig) -> None:
 async def test_a_full_redis_moves_forward_only(rig: RedisRig) -> None:
     """The refused reserve of an engine that lags behind takes neither day nor window back."""
     call = reserve(day=DAY + 1, turn=TURN + 2)
-    await rig.ledger.round([call, commit(call)])
+    await ask_all(rig.ledger, [call, commit(call)])
     rig.client.config_set("maxmemory", 1)
     try:
         assert isinstance(await ask(rig.ledger, reserve(day=DAY, turn=TURN)), NotRun)
@@ -144,7 +145,7 @@ async def test_a_user_without_rights_does_nothing(rig: RedisRig, redis_url: str)
 async def test_the_keys_are_those_that_are_declared(rig: RedisRig) -> None:
     """Five keys of one hash tag, and none of them expires."""
     capped = reserve(kinds=b"\3", users=["ada"], cap=1)
-    await rig.ledger.round([capped, reserve(kinds=b"\3", users=["bob"], cap=1, turn=TURN + 1)])
+    await ask_all(rig.ledger, [capped, reserve(kinds=b"\3", users=["bob"], cap=1, turn=TURN + 1)])
     keys = rig.client.keys("*")
     assert sorted(keys) == [b"{7}:i0", b"{7}:i1", b"{7}:p", b"{7}:s", b"{7}:u"]
     assert {rig.client.ttl(key) for key in keys} == {-1}
@@ -154,7 +155,7 @@ async def test_the_keys_are_those_that_are_declared(rig: RedisRig) -> None:
 async def test_what_is_undone_leaves_nothing_behind(rig: RedisRig) -> None:
     """A void takes back the room, too: users and ids are gone, not zero."""
     call = reserve(kinds=b"\3", users=["ada"], cap=1)
-    await rig.ledger.round([call, void(call)])
+    await ask_all(rig.ledger, [call, void(call)])
     assert rig.client.keys("*") == [b"{7}:s"]
 
 
@@ -223,12 +224,27 @@ async def test_an_unreachable_redis_does_nothing(scripted: ScriptedRedis, talkin
     scripted.answers.append(HANG_UP)
     await ask(talking, reserve())  # the connection that was open is gone, too
     call = reserve()
-    assert [type(reply) for reply in await talking.round([call, commit(call)])] == [NotRun, NotRun]
+    assert [type(reply) for reply in await ask_all(talking, [call, commit(call)])] == [NotRun, NotRun]
     assert isinstance(await begin(talking, CAMPAIGN, 1), NotRun)
     assert isinstance(await settle(talking, CAMPAIGN, 1, 1, commit=True), NotRun)
     assert isinstance(await ready(talking, CAMPAIGN, 1, spend(), TURN, 1), NotRun)
     assert isinstance(await talking.pending_tags([CAMPAIGN]), NotRun)
     assert not await talking.ping()
+
+
+async def test_of_a_round_that_breaks_the_parts_that_were_not_sent_did_nothing(
+    scripted: ScriptedRedis, talking: RedisLedger
+) -> None:
+    """What was sent is unknown, the rest is certain; and every part is told."""
+    scripted.answers.append(HANG_UP)
+    large = [reserve(kinds=b"\0" * 1_000) for _ in range(300)]  # more than the kernel holds
+    heard: list[set[type]] = []
+    parts = [[reserve()], large, [reserve()], [reserve()]]
+    await talking.round(parts, lambda replies: heard.append(set(map(type, replies))))
+    assert heard == [{Unknown}, {Unknown}, {NotRun}, {NotRun}]
+    assert scripted.heard == [b"headrace_reserve"]
+    scripted.answers.append(ACCEPTED)
+    assert await ask(talking, reserve()) == Reserved(b"A", COST, COST)
 
 
 async def test_a_redis_that_was_away_for_long_is_used_again(scripted: ScriptedRedis, talking: RedisLedger) -> None:
@@ -262,7 +278,7 @@ async def test_a_call_without_an_answer_is_unknown(
     """It may have run, and may still run; it is not sent again."""
     scripted.answers.append(end)
     call = reserve()
-    assert [type(reply) for reply in await talking.round([call, commit(call)])] == [Unknown, Unknown]
+    assert [type(reply) for reply in await ask_all(talking, [call, commit(call)])] == [Unknown, Unknown]
     assert scripted.heard.count(b"headrace_reserve") == 1
     scripted.answers.append(ACCEPTED)
     assert await ask(talking, reserve()) == Reserved(b"A", COST, COST)
@@ -274,7 +290,7 @@ async def test_answers_before_the_silence_are_certain(
 ) -> None:
     """What was answered counts; only the rest is unknown, and no later call reads a late answer."""
     scripted.answers.extend([ACCEPTED, end])
-    replies = await talking.round([reserve(), reserve()])
+    replies = await ask_all(talking, [reserve(), reserve()])
     assert replies[0] == Reserved(b"A", COST, COST)
     assert isinstance(replies[1], Unknown)
     scripted.answers.append(b"*1\r\n$4\r\nLOST\r\n")
@@ -304,7 +320,7 @@ async def test_a_refusal_of_redis_did_nothing(scripted: ScriptedRedis, talking: 
     """Redis says no before it runs a function: certain, for each call of the round, and the connection goes on."""
     error = f"-{told}\r\n".encode()
     scripted.answers.extend([error, ACCEPTED, error])
-    replies = await talking.round([reserve(), reserve(), reserve()])
+    replies = await ask_all(talking, [reserve(), reserve(), reserve()])
     assert [type(reply) for reply in replies] == [NotRun, Reserved, NotRun]
 
 
@@ -335,10 +351,21 @@ async def test_a_library_that_cannot_be_loaded_did_nothing(scripted: ScriptedRed
 async def test_only_the_calls_that_did_not_run_are_sent_again(scripted: ScriptedRedis, talking: RedisLedger) -> None:
     """The library came back in the middle of a round: what was answered is left alone."""
     scripted.answers.extend([b"-ERR Function not found\r\n", ACCEPTED, b"*1\r\n$4\r\nLOST\r\n"])
-    assert await talking.round([reserve(campaign_id=CampaignId(1)), reserve()]) == [
+    assert await ask_all(talking, [reserve(campaign_id=CampaignId(1)), reserve()]) == [
         Lost(),
         Reserved(b"A", COST, COST),
     ]
+    assert scripted.heard == [b"headrace_reserve", b"headrace_reserve", b"FUNCTION", b"headrace_reserve"]
+
+
+async def test_parts_after_a_lost_library_keep_their_order(scripted: ScriptedRedis, talking: RedisLedger) -> None:
+    """They are told after the part that was sent again."""
+    lost = b"*1\r\n$4\r\nLOST\r\n"
+    scripted.answers.extend([lost, ACCEPTED, b"-ERR Function not found\r\n", lost, ACCEPTED])
+    heard: list[object] = []
+    await talking.round([[reserve()], [reserve(), reserve()], [reserve()]], heard.append)
+    accepted = Reserved(b"A", COST, COST)
+    assert heard == [[Lost()], [accepted, accepted], [Lost()]]
 
 
 async def test_an_answer_that_trickles_is_bounded(scripted: ScriptedRedis, talking: RedisLedger) -> None:

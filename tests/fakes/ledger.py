@@ -8,7 +8,7 @@ out of memory. `books` is plain data: a deep copy of it, put back, is a Redis th
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
@@ -127,8 +127,17 @@ class FakeLedger:
 
     # --- the port ---
 
-    async def round(self, calls: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:
-        """All calls in order."""
+    async def round(
+        self,
+        parts: Iterable[Sequence[Reserve | Resolve]],
+        heard: Callable[[Sequence[ReserveReply | ResolveReply]], None],
+    ) -> None:
+        """All calls in order, each part a trip of its own."""
+        for part in parts:
+            heard(await self.answer(part))
+
+    async def answer(self, calls: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:
+        """One part of a round (of its own, so that a test can hold it up)."""
         return await self._trip([self._run_of(call) for call in calls])
 
     async def begin(self, calls: Sequence[Begin]) -> list[BeginReply]:

@@ -22,7 +22,7 @@ from engine.postgres.store import PostgresStore, open_store
 from engine.redis.ledger import RedisLedger, open_ledger
 from engine.steps import Emptied
 from tests.contract.flushes import COST, Line, bunch, click, impression, ledger_of, new_campaign, raise_generation
-from tests.contract.reservations import begin, ready
+from tests.contract.reservations import ask_all, begin, ready
 
 pytestmark = pytest.mark.stores
 
@@ -55,7 +55,7 @@ class World:
             bytes(BILLABLE | COUNTS_FOR_CAP if row.cost_micros else 0 for row in rows),
             b"".join(row.event_id for row in rows), [row.user.decode() for row in rows],
         )  # fmt: skip
-        (reply,) = await self.ledger.round([reserve])
+        (reply,) = await ask_all(self.ledger, [reserve])
         assert isinstance(reply, Reserved)
         assert reply.letters == b"A" * len(rows)
         return tag
@@ -66,7 +66,7 @@ class World:
 
     async def settle(self, campaign: CampaignId, tag: int) -> None:
         """Tell Redis of a commit."""
-        assert isinstance((await self.ledger.round([Resolve(campaign, 1, tag, commit=True)]))[0], Done)
+        assert isinstance((await ask_all(self.ledger, [Resolve(campaign, 1, tag, commit=True)]))[0], Done)
 
     async def deliver(self, campaign: CampaignId, rows: list[Line]) -> None:
         """All of it."""

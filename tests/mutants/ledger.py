@@ -363,13 +363,31 @@ CERTAINTY = [
         [f"{REAL}::test_a_connection_that_owes_an_answer_is_not_used_again"],
     ),
     Mutant(
+        "what-was-not-sent-did-nothing",
+        "Of a round that breaks, parts that were not sent are told, and certain.",
+        [
+            Edit(
+                CONNECTION,
+                "            for part in parts:\n                heard(",
+                "            for part in ():\n                heard(",
+            )
+        ],
+        [f"{REAL}::test_of_a_round_that_breaks_the_parts_that_were_not_sent_did_nothing"],
+    ),
+    Mutant(
+        "parts-keep-their-order",
+        "A reply is not taken for that of another part while the library is loaded.",
+        [Edit(ADAPTER, "if held or any(map(", "if any(map(")],
+        [f"{REAL}::test_parts_after_a_lost_library_keep_their_order"],
+    ),
+    Mutant(
         "only-what-did-not-run-is-sent-again",
         "A reserve that was answered is not sent twice.",
         [
             Edit(
                 ADAPTER,
-                "missing = [at for at, reply in enumerate(replies) if calls.function_is_missing(reply)]",
-                "missing = list(range(len(replies))) if any(map(calls.function_is_missing, replies)) else []",
+                "missing = [command for command, reply in pairs if calls.function_is_missing(reply)]",
+                "missing = [command for command, _ in pairs]",
             )
         ],
         [f"{REAL}::test_only_the_calls_that_did_not_run_are_sent_again"],

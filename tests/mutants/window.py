@@ -108,8 +108,8 @@ MUTANTS = [
         "few-places-are-for-the-overdue",
         "Those who wait get their turn, however many have more mail than room.",
         "engine/rounds.py",
-        "set(overdue[-1 - int(OVERDUE_PART * self._riders_max) :])",
-        "set(overdue)",
+        "if actor.mailbox and left <= self._overdue_max:",
+        "if actor.mailbox:",
         f"{BOUNDS}::test_who_had_more_mail_than_room_is_first_in_the_next_round",
     ),
     one(

@@ -7,8 +7,9 @@ and when, is another matter. Knows no engine code.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, Final, Protocol, TypeVar
 
 import trio
@@ -204,19 +205,27 @@ class LedgerLink:
         self._wire = wire
         self._timeout_seconds = wire.world.settings.ledger_timeout_seconds
 
-    async def round(self, calls: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:
-        """All calls."""
+    async def round(
+        self,
+        parts: Iterable[Sequence[Reserve | Resolve]],
+        heard: Callable[[Sequence[ReserveReply | ResolveReply]], None],
+    ) -> None:
+        """All calls: one part travels alone, or a few of them, before the first is answered."""
         checker = self._wire.world.checker
 
         async def run(part: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:
-            replies = await self._wire.server().round(part)
+            replies = await self._wire.server().answer(part)
             for call, reply in zip(part, replies, strict=True):
                 if isinstance(call, Reserve) and isinstance(reply, Reserved):
                     checker.reserved(call, reply)
                 checker.agree(call.campaign_id)
             return replies
 
-        return await self._pipeline("round", calls, run)
+        parts = iter(parts)
+        while together := list(islice(parts, self._wire.world.source.randint(1, 3))):
+            replies = iter(await self._pipeline("round", list(chain.from_iterable(together)), run))
+            for part in together:
+                heard(list(islice(replies, len(part))))
 
     async def begin(self, calls: Sequence[Begin]) -> list[BeginReply]:
         """Close campaigns."""

@@ -106,8 +106,8 @@ class SlowRounds:
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         self._world = world
         self._carried: list[dict[int, int]] = []
-        self._real = world.ledger.round
-        monkeypatch.setattr(world.ledger, "round", self._round)
+        self._real = world.ledger.answer
+        monkeypatch.setattr(world.ledger, "answer", self._round)
 
     async def _round(self, calls: Sequence[Reserve | Resolve]) -> Any:
         self._carried.append({call.campaign_id: len(call.kinds) for call in calls if isinstance(call, Reserve)})

@@ -200,7 +200,7 @@ async def test_what_is_reserved_while_an_older_batch_is_refused_is_not_forgotten
     campaign = CampaignId(await world.campaign())
     await world.send(shown(campaign))
     release_flush, release_round = trio.Event(), trio.Event()
-    flush, round_ = world.store.flush, world.ledger.round
+    flush, round_ = world.store.flush, world.ledger.answer
 
     async def late_flush(batches: Any) -> Any:
         await release_flush.wait()
@@ -217,7 +217,7 @@ async def test_what_is_reserved_while_an_older_batch_is_refused_is_not_forgotten
         await trio.sleep(1)
         await recover_alone(Recovery(world.ledger, world.store, world, 480_000_000), campaign)
         world.registry.generation_raised(campaign, world.store.ledger[campaign].gen)
-        world.ledger.round = late_round  # type: ignore[method-assign]
+        world.ledger.answer = late_round  # type: ignore[method-assign]
         nursery.start_soon(world.send, shown(campaign, "new"))
         await trio.sleep(1)
         release_flush.set()
@@ -359,7 +359,7 @@ async def test_a_reply_that_is_thrown_away_holds_nothing(
     """A refused flush sends the actor back to its plan while a reserve is under way: what that reserved is undone."""
     campaign = await world.campaign()
     await world.send(shown(campaign))
-    flush, round_ = world.store.flush, world.ledger.round
+    flush, round_ = world.store.flush, world.ledger.answer
     flushes, rounds = trio.Event(), trio.Event()
 
     async def late_flush(batches: Sequence[Batch]) -> FlushReply:
@@ -375,7 +375,7 @@ async def test_a_reply_that_is_thrown_away_holds_nothing(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.send, shown(campaign))
         await trio.sleep(0.2)  # its flush is under way
-        monkeypatch.setattr(world.ledger, "round", late_round)
+        monkeypatch.setattr(world.ledger, "answer", late_round)
         nursery.start_soon(world.send, shown(campaign, "bob"))
         await trio.sleep(0.2)  # its reserve has no answer yet
         await world.store.update_campaign(CampaignId(campaign), {"total_budget_micros": 1})
@@ -481,7 +481,7 @@ async def test_reservations_of_a_dead_engine_are_given_back(autojump_clock: Mock
         CampaignId(campaign), book.generation, tag, 1, NOON_US // DAY_US, turn, turn,
         2_000, 2_000, 2_000, NO_CAP, 1_000, bytes([BILLABLE]), uuid.uuid4().bytes, ["eve"],
     )  # fmt: skip
-    assert isinstance((await world.ledger.round([held]))[0], Reserved)
+    assert isinstance((await world.ledger.answer([held]))[0], Reserved)
     assert await world.reasons(shown(campaign)) == ["accepted"]
 
 

@@ -59,7 +59,7 @@ async def held(world: World, campaign: int, tag: int, events: Sequence[Event], c
         2_000, 2_000, 2_000, NO_CAP, cost_micros, bytes([BILLABLE if cost_micros else FREE]) * len(events),
         b"".join(map(id_of, events)), ["eve"] * len(events),
     )  # fmt: skip
-    assert await world.ledger.round([call]) == [Reserved(b"A" * len(events), *[book_total(world, campaign)] * 2)]
+    assert await world.ledger.answer([call]) == [Reserved(b"A" * len(events), *[book_total(world, campaign)] * 2)]
 
 
 def book_total(world: World, campaign: int) -> int:
@@ -145,15 +145,15 @@ async def test_a_refusal_of_a_redis_that_was_left_behind_is_not_told(
     campaign = await world.campaign()
     await world.send(shown(campaign))
     await trio.sleep(1)
-    left_behind = world.ledger.round
+    left_behind = world.ledger.answer
 
     async def refuse(calls: Sequence[Any]) -> list[Any]:
-        monkeypatch.setattr(world.ledger, "round", left_behind)
+        monkeypatch.setattr(world.ledger, "answer", left_behind)
         row = await raise_generation(world.store, CampaignId(campaign))
         world.registry.generation_raised(row.campaign_id, row.generation)
         return [Reserved(b"T", 1_000, 1_000) for _ in calls]
 
-    monkeypatch.setattr(world.ledger, "round", refuse)
+    monkeypatch.setattr(world.ledger, "answer", refuse)
     assert await world.reasons(shown(campaign)) == ["accepted"]
 
 

@@ -29,11 +29,11 @@ class SleepyLedger(FakeLedger):
         self.books = other.books
         self.sleep_before_seconds = self.sleep_after_seconds = 0.0
 
-    async def round(self, calls: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:
+    async def answer(self, calls: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:
         """Sleep as told, once."""
         before, self.sleep_before_seconds = self.sleep_before_seconds, 0.0
         await trio.sleep(before)
-        replies = await super().round(calls)
+        replies = await super().answer(calls)
         after, self.sleep_after_seconds = self.sleep_after_seconds, 0.0
         await trio.sleep(after)
         return replies
