@@ -45,13 +45,21 @@ class Flusher:
         return self._events_under_way
 
     def put(self, actor: Actor, reservation: Reservation) -> None:
-        """Queue one reservation. Never refuses: the ledger round waits for `room` before it reserves more."""
+        """Queue one reservation. Never refuses: the ledger round waits for `room` before it reserves more.
+
+        If nothing is being flushed, it goes at once; else with the rest of its round.
+        """
+        if self._events_under_way == self._events:
+            self._idle.unpark()
         self._queue.append((actor, reservation))
         self._events += len(reservation.rows)
         self._events_under_way += len(reservation.rows)
-        self._idle.unpark()
         if self._events >= self._queue_events_max and self._room.is_set():
             self._room = trio.Event()
+
+    def round_over(self) -> None:
+        """Flush what is here: for a moment, nothing will be put to it."""
+        self._idle.unpark_all()
 
     async def room(self) -> None:
         """Wait until the queue is below its bound."""

@@ -107,6 +107,7 @@ class Rounds:
                 continue
             started = trio.current_time()
             await self._ledger.round(self._parts(riders), self._heard)
+            self._flusher.round_over()
             self._round_seconds = trio.current_time() - started
             metrics.reserve_seconds.observe(self._round_seconds)
 

@@ -60,6 +60,7 @@ async def test_flush_workers_that_end_together_are_both_found_again(autojump_clo
         for campaign in range(count):
             told = Told(campaign)
             flusher.put(cast(Actor, told), cast(Reservation, told))
+        flusher.round_over()
 
     async with trio.open_nursery() as nursery:
         for _ in range(2):
