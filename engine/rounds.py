@@ -20,12 +20,15 @@ from engine.ports import Clock, Ledger, Reserve, ReserveReply, Resolve, ResolveR
 # A committed tag travels with the campaign's next reserve, which costs nothing. If none comes for so long, it is told
 # in a round of its own: until then, other engines ask Postgres about its ids.
 RESOLVE_LINGER_SECONDS: Final = 0.05
+# While rounds are full, such a call takes a place from mail that somebody waits for. So it waits again, in the hope of
+# a reserve, but for a second in all, since meanwhile a repeat on another engine costs Postgres a look.
+LINGERS_MAX: Final = 20
 # Events that every campaign of a round may bring: a call costs Redis as much as ten events.
 SHARE_MIN: Final = 10
 # A round travels in parts of so many calls, or events: Redis works on one while the engine makes the next and applies
-# the one before. Smaller ones would bring smaller flushes.
-PART_CALLS: Final = 100
-PART_EVENTS: Final = 1_000
+# the one before. Smaller ones gain nothing more, and each costs a write.
+PART_CALLS: Final = 30
+PART_EVENTS: Final = 500
 # Part of a round's places for those whose mail did not all find room in the one before. What is left of it is older
 # than what others wait with, and every request that has an event of theirs waits for it. More would leave no place to
 # those who have not been served at all.
@@ -87,7 +90,10 @@ class Rounds:
         """Tell Redis, for ever, what is committed and did not travel with a reserve; nobody waits for that."""
         while True:
             await self._resolve_work.wait()
-            await trio.sleep(RESOLVE_LINGER_SECONDS)
+            for _ in range(LINGERS_MAX):
+                await trio.sleep(RESOLVE_LINGER_SECONDS)
+                if len(self._queue) < self._riders_max:
+                    break
             self._resolve_work = trio.Event()
             for actor in self._resolve_later:
                 if actor.wants_resolve and actor not in self._queued:

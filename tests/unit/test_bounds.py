@@ -25,12 +25,16 @@ from tests.unit.test_window import Second
 
 
 class CountingStore:
-    """Flushes take a second; how many are under way at most."""
+    """Flushes take a second; how many reservations each carries, and how many are under way at most."""
 
     running = most = 0
 
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
     async def flush(self, batches: Sequence[Batch]) -> FlushReply:
         """A second."""
+        self.sizes.append(len(batches))
         self.running += 1
         self.most = max(self.most, self.running)
         await trio.sleep(1)
@@ -55,23 +59,41 @@ async def test_flush_workers_that_end_together_are_both_found_again(autojump_clo
     """A worker that waited on a signal which nobody can give any more would be lost for ever."""
     store = CountingStore()
     flusher = Flusher(cast(EventStore, store), flush_events_max=1, queue_events_max=100)
-
-    def put(count: int) -> None:
-        for campaign in range(count):
-            told = Told(campaign)
-            flusher.put(cast(Actor, told), cast(Reservation, told))
-        flusher.round_over()
-
     async with trio.open_nursery() as nursery:
         for _ in range(2):
             nursery.start_soon(flusher.run)
         await trio.sleep(0.1)
         for _ in range(3):
             store.most = 0
-            put(2)
+            _put(flusher, 2)
+            flusher.round_over()
             await trio.sleep(5)
             assert store.most == 2
         nursery.cancel_scope.cancel()
+
+
+async def test_parts_of_a_round_are_flushed_together(autojump_clock: MockClock) -> None:
+    """But the first of them at once if nothing is being flushed."""
+    store = CountingStore()
+    flusher = Flusher(cast(EventStore, store), flush_events_max=100, queue_events_max=100)
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(flusher.run)
+        for count in (1, 2, 3):
+            await trio.sleep(0.1)
+            _put(flusher, count)
+        await trio.sleep(0.1)
+        assert store.sizes == [1]
+        flusher.round_over()
+        await trio.sleep(0.1)
+        assert store.sizes == [1, 5]
+        nursery.cancel_scope.cancel()
+
+
+def _put(flusher: Flusher, count: int) -> None:
+    for campaign in range(count):
+        told = Told(campaign)
+        flusher.put(cast(Actor, told), cast(Reservation, told))
 
 
 async def test_a_round_gathers_while_much_is_being_flushed(autojump_clock: MockClock) -> None:
@@ -106,6 +128,7 @@ class SlowRounds:
 
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         self._world = world
+        self.calls: list[Reserve | Resolve] = []
         self._carried: list[dict[int, int]] = []
         self._real = world.ledger.answer
         monkeypatch.setattr(world.ledger, "answer", self._round)
@@ -113,6 +136,7 @@ class SlowRounds:
     async def _round(self, calls: Sequence[Reserve | Resolve]) -> Any:
         self._carried.append({call.campaign_id: len(call.kinds) for call in calls if isinstance(call, Reserve)})
         await trio.sleep(self.trip_seconds)
+        self.calls += calls
         return await self._real(calls)
 
     async def with_mail(self, mail: Mapping[int, int], *, busy_with: int) -> list[dict[int, int]]:
@@ -148,6 +172,27 @@ async def test_a_flood_brings_no_more_than_it_may_while_others_wait(
         assert await rounds_beside(100) == [{few: 100, flooded: 900}]
         rounds.trip_seconds = 0.02
         assert await rounds_beside(3) == [{few: 3, flooded: 400}, {flooded: 500}]
+        nursery.cancel_scope.cancel()
+
+
+async def test_while_rounds_are_full_a_tag_waits_for_a_reserve_to_travel_with(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mail goes first, for a second: then it is told all the same."""
+    async with trio.open_nursery() as nursery:
+        world = World(nursery, round_events_max=10, reserve_events_max=10)  # so two places
+        first, soon, later, *others = [await world.campaign() for _ in range(23)]
+        await world.send(*map(shown, [first, soon, later, *others]))
+        await trio.sleep(2)  # until Redis has been told of all that is committed
+        rounds = SlowRounds(world, monkeypatch)
+        rounds.trip_seconds = 0.3
+        world.engine.submit([shown(first)], lambda _: None)
+        for seconds, mail in ((0.1, others), (0.3, [soon]), (0.1, others[:2]), (1.2, others[2:4]), (0.1, [later])):
+            await trio.sleep(seconds)
+            world.engine.submit(list(map(shown, mail)), lambda _: None)
+        await trio.sleep(10)
+        told = [call.campaign_id for call in rounds.calls if isinstance(call, Reserve) or call.campaign_id == first]
+        assert [each for each in told if each in (first, soon, later)] == [first, soon, first, later]
         nursery.cancel_scope.cancel()
 
 
