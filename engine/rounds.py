@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Final
 
 import trio
@@ -18,11 +19,10 @@ from engine.flusher import Flusher
 from engine.ports import Clock, Ledger, Reserve, ReserveReply, Resolve, ResolveReply
 
 # A committed tag travels with the campaign's next reserve, which costs nothing. If none comes for so long, it is told
-# in a round of its own: until then, other engines ask Postgres about its ids.
+# in a call of its own: until then, other engines ask Postgres about its ids.
 RESOLVE_LINGER_SECONDS: Final = 0.05
-# While rounds are full, such a call takes a place from mail that somebody waits for. So it waits again, in the hope of
-# a reserve, but for a second in all, since meanwhile a repeat on another engine costs Postgres a look.
-LINGERS_MAX: Final = 20
+# While rounds are full, such a call takes a place from mail that somebody waits for: then it waits for so long.
+CROWDED_LINGER_SECONDS: Final = 1.0
 # Events that every campaign of a round may bring: a call costs Redis as much as ten events.
 SHARE_MIN: Final = 10
 # A round travels in parts of so many calls, or events: Redis works on one while the engine makes the next and applies
@@ -56,13 +56,13 @@ class Rounds:
         self._clock = clock
         self._events_max = events_max
         self._riders_max = 1 + events_max // SHARE_MIN
-        self._overdue_max = 1 + int(OVERDUE_PART * self._riders_max)
-        self._asked: deque[tuple[Actor, Reserve | Resolve]] = deque()  # in the round under way, without a reply
+        self._overdue_max = int(OVERDUE_PART * self._riders_max)
+        self._asked: deque[list[tuple[Actor, Reserve | Resolve]]] = deque()  # parts without a reply yet
         self._queue: deque[Actor] = deque()
         self._queued: set[Actor] = set()
         self._overdue: set[Actor] = set()  # rode in the latest round, and are the first in the next
-        self._round_seconds = 0.0  # of the latest, there and back
-        self._resolve_later: dict[Actor, None] = {}  # in order, so that a seed of the simulation tells all
+        self._round_seconds = 0.0  # of the latest, from its first call to its last reply
+        self._resolve_later: dict[Actor, float] = {}  # since when; the oldest first
         self._resolve_work = trio.Event()
         self._work = trio.Event()
         self._news = trio.Event()  # of an actor: it has more mail, or less at the flusher
@@ -75,7 +75,7 @@ class Rounds:
         if actor.wants_round:
             self._enqueue(actor)
         elif actor.wants_resolve:
-            self._resolve_later[actor] = None
+            self._resolve_later.setdefault(actor, trio.current_time())
             self._resolve_work.set()
 
     def _enqueue(self, actor: Actor) -> None:
@@ -90,15 +90,17 @@ class Rounds:
         """Tell Redis, for ever, what is committed and did not travel with a reserve; nobody waits for that."""
         while True:
             await self._resolve_work.wait()
-            for _ in range(LINGERS_MAX):
-                await trio.sleep(RESOLVE_LINGER_SECONDS)
-                if len(self._queue) < self._riders_max:
+            await trio.sleep(RESOLVE_LINGER_SECONDS)
+            crowded = len(self._queue) >= self._riders_max
+            latest = trio.current_time() - (CROWDED_LINGER_SECONDS if crowded else 0)
+            for actor, since in list(self._resolve_later.items()):
+                if since > latest:
                     break
-            self._resolve_work = trio.Event()
-            for actor in self._resolve_later:
+                del self._resolve_later[actor]
                 if actor.wants_resolve and actor not in self._queued:
                     self._enqueue(actor)
-            self._resolve_later.clear()
+            if not self._resolve_later:
+                self._resolve_work = trio.Event()
 
     async def run(self) -> None:
         """Round after round, for ever."""
@@ -112,15 +114,19 @@ class Rounds:
                 self._work = trio.Event()
                 continue
             started = trio.current_time()
-            await self._ledger.round(self._parts(riders), self._heard)
+            parts = self._parts(riders)
+            first = next(parts, None)
+            if first is None:
+                continue  # all of their mail is looked up first, say
+            await self._ledger.round(chain([first], parts), self._heard)
+            assert not self._asked, "a call without a reply"
             self._flusher.round_over()
             self._round_seconds = trio.current_time() - started
             metrics.reserve_seconds.observe(self._round_seconds)
 
     def _heard(self, replies: Sequence[ReserveReply | ResolveReply]) -> None:
         now_us = self._clock.now_us()
-        for reply in replies:
-            actor, call = self._asked.popleft()
+        for (actor, call), reply in zip(self._asked.popleft(), replies, strict=True):
             with actor.boundary:
                 actor.replied(call, reply, now_us)
 
@@ -145,7 +151,7 @@ class Rounds:
         self._overdue.clear()
         now_us = self._clock.now_us()
         riders.sort(key=_mail)
-        part: list[Reserve | Resolve] = []
+        part: list[tuple[Actor, Reserve | Resolve]] = []
         events, events_before, share_max = 0, 0, self._events_max
         for left, actor in zip(range(len(riders), 0, -1), riders, strict=True):
             self._queued.discard(actor)
@@ -160,19 +166,22 @@ class Rounds:
                 if not calls:
                     self.run_soon(actor)  # all of its mail is looked up first; there may be more
                 for call in calls:
-                    self._asked.append((actor, call))
-                    part.append(call)
+                    part.append((actor, call))
                     if isinstance(call, Reserve):
                         events += len(call.kinds)
             if actor.mailbox and left <= self._overdue_max:
                 self._overdue.add(actor)
             if len(part) >= PART_CALLS or events - events_before >= PART_EVENTS:
-                yield part
+                yield self._asking(part)
                 part, events_before, now_us = [], events, self._clock.now_us()
         if part:
-            yield part
+            yield self._asking(part)
         if events:
             metrics.reserve_events.observe(events)
+
+    def _asking(self, part: list[tuple[Actor, Reserve | Resolve]]) -> list[Reserve | Resolve]:
+        self._asked.append(part)
+        return [call for _, call in part]
 
 
 def _mail(actor: Actor) -> int:

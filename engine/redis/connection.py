@@ -11,8 +11,8 @@ from __future__ import annotations
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import hiredis
@@ -26,8 +26,10 @@ from engine.redis.calls import Command
 
 __all__ = ["Connection"]
 
-# One read: the replies of a full round (5,000 letters, and 60 bytes a call) come in one or two.
+# One read: the replies of a full round (5,000 letters, and 60 bytes a call) would fit into two.
 _READ_BYTES: Final = 64 << 10
+# How a connection fails.
+_TROUBLE: Final = (trio.TooSlowError, RedisError, hiredis.HiredisError, OSError)
 _pack: Final[Any] = hiredis.pack_command  # (its annotation knows tuples of one element only)
 _parse_error: Final[Any] = redis.connection.DefaultParser.parse_error
 
@@ -56,7 +58,7 @@ class Connection:
         try:
             with trio.fail_after(self.timeout_seconds):
                 await self._ready()
-                for part in parts:
+                while (part := _next(parts)) is not None:
                     owed.append(len(part))
                     await self._send(b"".join(map(_pack, part)))
                     self._receive_at_once()
@@ -65,7 +67,7 @@ class Connection:
                     await self._receive()
                     self._hand_on(owed, replies, heard)
             whole = True
-        except (trio.TooSlowError, RedisError, hiredis.HiredisError, OSError) as error:
+        except _TROUBLE as error:
             detail = str(error) or ("it answers too slowly" if owed else "it does not answer")
             replies += [Unknown(f"Redis gave no answer: {detail}")] * (sum(owed) - len(replies))
             for count in owed:
@@ -117,8 +119,10 @@ class Connection:
             if len(replies) < owed[0]:
                 return
             owed.popleft()
-            heard(replies[:])
+            told = replies[:]
             replies.clear()
+            with _not_ours():
+                heard(told)
 
     async def _receive(self) -> None:
         """Some bytes more. Raises `OSError` at the end."""
@@ -140,3 +144,17 @@ class Connection:
         if not data:
             raise ConnectionResetError("it has closed the connection")
         self._replies.feed(data)
+
+
+def _next(parts: Iterator[Sequence[Command]]) -> Sequence[Command] | None:
+    with _not_ours():
+        return next(parts, None)
+
+
+@contextmanager
+def _not_ours() -> Iterator[None]:
+    """An error of who asks, or is told, must not be taken for one of the connection."""
+    try:
+        yield
+    except _TROUBLE as error:
+        raise AssertionError("whoever asked for this exchange failed in its midst") from error

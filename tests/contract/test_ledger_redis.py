@@ -247,6 +247,22 @@ async def test_of_a_round_that_breaks_the_parts_that_were_not_sent_did_nothing(
     assert await ask(talking, reserve()) == Reserved(b"A", COST, COST)
 
 
+async def test_a_fault_of_who_is_told_is_not_taken_for_one_of_redis(
+    scripted: ScriptedRedis, talking: RedisLedger
+) -> None:
+    """It ends the round, and nobody gets the reply of another call."""
+
+    def fail(_: object) -> None:
+        raise OSError("no descriptor is left, say")
+
+    scripted.answers.extend([ACCEPTED] * 2)
+    with pytest.raises(AssertionError):
+        await talking.round([[reserve()], [reserve()]], fail)
+    scripted.answers.clear()
+    scripted.answers.append(b"*1\r\n$4\r\nLOST\r\n")
+    assert await ask(talking, reserve()) == Lost()
+
+
 async def test_a_redis_that_was_away_for_long_is_used_again(scripted: ScriptedRedis, talking: RedisLedger) -> None:
     """However often it could not be reached."""
     path = trio.Path(scripted.path)

@@ -375,6 +375,12 @@ CERTAINTY = [
         [f"{REAL}::test_of_a_round_that_breaks_the_parts_that_were_not_sent_did_nothing"],
     ),
     Mutant(
+        "a-fault-of-who-is-told-is-none-of-redis",
+        "A fault in the engine ends it, and is not answered as an unknown outcome.",
+        [Edit(CONNECTION, "            with _not_ours():\n                heard(told)", "            heard(told)")],
+        [f"{REAL}::test_a_fault_of_who_is_told_is_not_taken_for_one_of_redis"],
+    ),
+    Mutant(
         "parts-keep-their-order",
         "A reply is not taken for that of another part while the library is loaded.",
         [Edit(ADAPTER, "if held or any(map(", "if any(map(")],

@@ -197,10 +197,10 @@ def simulated(world: World) -> Iterator[None]:
             await process.awake()
 
     names, clocks, sizes = vars(arrival), vars(engine_clock), vars(rounds)
-    kept = trio.sleep, names["os"], clocks["time"], sizes["PART_CALLS"]
-    trio.sleep, sizes["PART_CALLS"] = gated, 2
+    kept = trio.sleep, names["os"], clocks["time"], sizes["PART_CALLS"], sizes["SHARE_MIN"]
+    trio.sleep, sizes["PART_CALLS"], sizes["SHARE_MIN"] = gated, 1, 1
     names["os"], clocks["time"] = _Randomness(world), _Clocks(world)
     try:
         yield
     finally:
-        trio.sleep, names["os"], clocks["time"], sizes["PART_CALLS"] = kept
+        trio.sleep, names["os"], clocks["time"], sizes["PART_CALLS"], sizes["SHARE_MIN"] = kept

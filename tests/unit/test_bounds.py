@@ -204,16 +204,29 @@ async def test_who_had_more_mail_than_room_is_first_in_the_next_round(
     But for a tenth of the places only: however many have more, those who wait get their turn.
     """
     async with trio.open_nursery() as nursery:
-        world = World(nursery, round_events_max=90, reserve_events_max=90)  # so ten places, and two of them for these
-        first, large, *small = [await world.campaign() for _ in range(21)]
+        world = World(nursery, round_events_max=190, reserve_events_max=190)  # so 20 places, and two for these
+        first, large, *small = [await world.campaign() for _ in range(41)]
         await world.send(*map(shown, [first, large, *small]))
         rounds = SlowRounds(world, monkeypatch)
-        assert await rounds.with_mail({large: 90} | dict.fromkeys(small[:18], 1), busy_with=first) == [
-            {large: 81} | dict.fromkeys(small[:9], 1),
-            {large: 9} | dict.fromkeys(small[9:18], 1),
+        assert await rounds.with_mail({large: 190} | dict.fromkeys(small[:38], 1), busy_with=first) == [
+            {large: 171} | dict.fromkeys(small[:19], 1),
+            {large: 19} | dict.fromkeys(small[19:38], 1),
         ]
         begun = await rounds.with_mail(dict.fromkeys(small, 30), busy_with=first)
-        assert [len(set(begun[0]) & set(begun[1])), len(begun[1])] == [2, 10]
+        assert [len(set(begun[0]) & set(begun[1])), len(begun[1])] == [2, 20]
+        nursery.cancel_scope.cancel()
+
+
+async def test_where_a_round_has_one_place_nobody_has_it_for_ever(autojump_clock: MockClock) -> None:
+    """However fast its mail comes."""
+    async with trio.open_nursery() as nursery:
+        world = World(nursery, round_events_max=1, reserve_events_max=1)
+        greedy, other = await world.campaign(), await world.campaign()
+        await world.send(shown(greedy), shown(other))
+        for _ in range(3):
+            world.engine.submit([shown(greedy)] * 1_000, lambda _: None)
+        assert await world.reasons(shown(other)) == ["accepted"]
+        assert len(world.registry._actors[CampaignId(greedy)].mailbox) > 2_000
         nursery.cancel_scope.cancel()
 
 
