@@ -61,9 +61,7 @@ class Connection:
                 while (part := _next(parts)) is not None:
                     owed.append(len(part))
                     await self._send(b"".join(map(_pack, part)))
-                    await (
-                        trio.lowlevel.checkpoint()
-                    )  # so that others get their turn, also where Redis is never waited for
+                    await trio.lowlevel.checkpoint()  # others get their turn, also where nothing is waited for
                     self._receive_at_once()
                     self._hand_on(owed, replies, heard)
                 while owed:
