@@ -84,7 +84,7 @@ class Settings:
     )
     flush_timeout_seconds: float = _number(10.0, "A flush unanswered by then is unknown, and recovered.", 0.1, 300)
     ledger_timeout_seconds: float = _number(
-        5.0, "A ledger round unanswered by then is unknown, and recovered.", 0.1, 300
+        5.0, "What of a ledger round was sent and has no answer by then is unknown, and recovered.", 0.1, 300
     )
     query_connections: int = _number(8, "Postgres connections for campaigns, reports, look-ups, recovery.", 2, 100)
     query_timeout_seconds: float = _number(10.0, "A query to Postgres unanswered by then has failed.", 0.1, 300)

@@ -172,7 +172,7 @@ class Ledger(Protocol):
         """All calls in one pipelined round trip, in order; one reply a call.
 
         Redis works on a part while the next one is made: each is asked for when the one before is sent, and all of
-        them are. `heard` gets the replies of each part, in order, as soon as all of them are there.
+        them are. `heard` gets the replies of each part, in order, as a rule as soon as all of them are there.
         """
         ...
 
