@@ -25,7 +25,9 @@ request_seconds = Histogram(
     "headrace_request_seconds", "From receipt of a request to its last verdict.", buckets=_SECONDS
 )
 request_events = Histogram("headrace_request_events", "Events of one request.", buckets=_EVENTS)
-reserve_seconds = Histogram("headrace_reserve_seconds", "One ledger round, from its first call to its last reply.", buckets=_SECONDS)
+reserve_seconds = Histogram(
+    "headrace_reserve_seconds", "One ledger round, from its first call to its last reply.", buckets=_SECONDS
+)
 reserve_events = Histogram("headrace_reserve_events", "Events of one ledger round.", buckets=_EVENTS)
 flush_seconds = Histogram("headrace_flush_seconds", "One transaction: COPY, guard, COMMIT.", buckets=_SECONDS)
 flush_events = Histogram("headrace_flush_events", "Events of one transaction.", buckets=_EVENTS)
