@@ -49,7 +49,8 @@ class Connection:
         """Send part after part, and hand on what came back of each, in order, as soon as it is whole.
 
         A reply a command: what Redis said, be it an error; or `NotRun`, or `Unknown`. A part is asked for when the one
-        before is sent; all of them are, whatever happens. Raises nothing but `Cancelled`, which closes the connection.
+        before is sent; all of them are, whatever happens. Raises `Cancelled`, which closes the connection, and what
+        `parts` and `heard` raise, as an `AssertionError` where it could be taken for trouble of the connection.
         """
         parts = iter(parts)
         owed: deque[int] = deque()  # replies, of each part that was sent
