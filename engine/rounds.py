@@ -62,7 +62,7 @@ class Rounds:
         self._queued: set[Actor] = set()
         self._overdue: set[Actor] = set()  # rode in the latest round, and are the first in the next
         self._round_seconds = 0.0  # of the latest, from its first call to its last reply
-        self._resolve_later: dict[Actor, float] = {}  # since when; the oldest first
+        self._resolve_later: dict[Actor, float] = {}  # since when
         self._resolve_work = trio.Event()
         self._work = trio.Event()
         self._news = trio.Event()  # of an actor: it has more mail, or less at the flusher
@@ -93,9 +93,7 @@ class Rounds:
             await trio.sleep(RESOLVE_LINGER_SECONDS)
             crowded = len(self._queue) >= self._riders_max
             latest = trio.current_time() - (CROWDED_LINGER_SECONDS if crowded else 0)
-            for actor, since in list(self._resolve_later.items()):
-                if since > latest:
-                    break
+            for actor in [actor for actor, since in self._resolve_later.items() if since <= latest]:
                 del self._resolve_later[actor]
                 if actor.wants_resolve and actor not in self._queued:
                     self._enqueue(actor)

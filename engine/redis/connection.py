@@ -24,7 +24,10 @@ from engine.opening import open_in_thread, speaks
 from engine.ports import NotRun, Unknown
 from engine.redis.calls import Command
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "Part"]
+
+Part = Sequence[Command]
+Heard = Callable[[Part, list[Any]], None]  # a part, and a reply a command
 
 # One read: the replies of a full round (5,000 letters, and 60 bytes a call) would fit into two.
 _READ_BYTES: Final = 64 << 10
@@ -45,22 +48,22 @@ class Connection:
         self._socket: socket.socket
         self._replies: Any
 
-    async def exchange(self, parts: Iterable[Sequence[Command]], heard: Callable[[list[Any]], None]) -> None:
-        """Send part after part, and hand on what came back of each, in order, as soon as it is whole.
+    async def exchange(self, parts: Iterable[Part], heard: Heard) -> None:
+        """Send part after part, and hand on each with what came back, in order, as soon as that is whole.
 
         A reply a command: what Redis said, be it an error; or `NotRun`, or `Unknown`. A part is asked for when the one
         before is sent; all of them are, whatever happens. Raises `Cancelled`, which closes the connection, and what
         `parts` and `heard` raise, as an `AssertionError` where it could be taken for trouble of the connection.
         """
         parts = iter(parts)
-        owed: deque[int] = deque()  # replies, of each part that was sent
+        owed: deque[Part] = deque()  # sent, and not all replies are here
         replies: list[Any] = []  # of the first of them
         whole = False
         try:
             with trio.fail_after(self.timeout_seconds):
                 await self._ready()
                 while (part := _next(parts)) is not None:
-                    owed.append(len(part))
+                    owed.append(part)
                     await self._send(b"".join(map(_pack, part)))
                     await trio.lowlevel.checkpoint()  # others get their turn, also where nothing is waited for
                     self._receive_at_once()
@@ -71,12 +74,12 @@ class Connection:
             whole = True
         except _TROUBLE as error:
             detail = str(error) or ("it answers too slowly" if owed else "it does not answer")
-            replies += [Unknown(f"Redis gave no answer: {detail}")] * (sum(owed) - len(replies))
-            for count in owed:
-                heard(replies[:count])
-                del replies[:count]
+            replies += [Unknown(f"Redis gave no answer: {detail}")] * (sum(map(len, owed)) - len(replies))
+            for part in owed:
+                heard(part, replies[: len(part)])
+                del replies[: len(part)]
             for part in parts:
-                heard([NotRun(f"Redis can't be reached: {detail}")] * len(part))
+                heard(part, [NotRun(f"Redis can't be reached: {detail}")] * len(part))
         finally:
             if not whole:
                 self.close()  # it may owe an answer, and nobody may read that as one of the next call
@@ -113,18 +116,17 @@ class Connection:
             except ssl.SSLWantReadError:
                 await trio.lowlevel.wait_readable(self._socket)
 
-    def _hand_on(self, owed: deque[int], replies: list[Any], heard: Callable[[list[Any]], None]) -> None:
+    def _hand_on(self, owed: deque[Part], replies: list[Any], heard: Heard) -> None:
         """Tell the replies of every part that has all of them."""
         while owed:
-            while len(replies) < owed[0] and (reply := self._replies.gets()) is not False:
+            while len(replies) < len(owed[0]) and (reply := self._replies.gets()) is not False:
                 replies.append(reply)
-            if len(replies) < owed[0]:
+            if len(replies) < len(owed[0]):
                 return
-            owed.popleft()
             told = replies[:]
             replies.clear()
             with _not_ours():
-                heard(told)
+                heard(owed.popleft(), told)
 
     async def _receive(self) -> None:
         """Some bytes more. Raises `OSError` at the end."""
@@ -148,7 +150,7 @@ class Connection:
         self._replies.feed(data)
 
 
-def _next(parts: Iterator[Sequence[Command]]) -> Sequence[Command] | None:
+def _next(parts: Iterator[Part]) -> Part | None:
     with _not_ours():
         return next(parts, None)
 

@@ -35,7 +35,7 @@ from engine.ports import (
 )
 from engine.redis import calls
 from engine.redis.calls import Command
-from engine.redis.connection import Connection
+from engine.redis.connection import Connection, Part
 from engine.steps import Begin, LoadIds, LoadUsers, Ready
 
 # Besides the round's own connection and those of the recoveries: pings and the look for orphans.
@@ -152,18 +152,11 @@ class RedisLedger:
         await self._exchange([commands], replies.extend)
         return replies
 
-    async def _exchange(self, parts: Iterable[Sequence[Command]], heard: Callable[[list[Any]], None]) -> None:
+    async def _exchange(self, parts: Iterable[Part], heard: Callable[[list[Any]], None]) -> None:
         """One round trip. A lost library is loaded, and what did not run for it is sent once more."""
-        sent: deque[Sequence[Command]] = deque()
-        held: list[tuple[Sequence[Command], list[Any]]] = []  # and replies: from the part on that found no library
+        held: list[tuple[Part, list[Any]]] = []  # from the part on that found no library
 
-        def kept() -> Iterator[Sequence[Command]]:
-            for part in parts:
-                sent.append(part)
-                yield part
-
-        def hear(replies: list[Any]) -> None:
-            part = sent.popleft()
+        def hear(part: Part, replies: list[Any]) -> None:
             if held or any(map(calls.function_is_missing, replies)):
                 held.append((part, replies))
             else:
@@ -172,13 +165,13 @@ class RedisLedger:
         async with self._free:
             connection = self._idle.pop()  # the one that was used last, so that few are kept open
             try:
-                await connection.exchange(kept(), hear)
+                await connection.exchange(parts, hear)
                 if held:
                     pairs = [pair for part, replies in held for pair in zip(part, replies, strict=True)]
                     missing = [command for command, reply in pairs if calls.function_is_missing(reply)]
                     again: deque[Any] = deque()
-                    await connection.exchange([[(b"FUNCTION", b"LOAD", b"REPLACE", self._library)]], lambda _: None)
-                    await connection.exchange([missing], again.extend)
+                    await connection.exchange([[(b"FUNCTION", b"LOAD", b"REPLACE", self._library)]], lambda *_: None)
+                    await connection.exchange([missing], lambda _, replies: again.extend(replies))
                     for _, replies in held:
                         heard([again.popleft() if calls.function_is_missing(reply) else reply for reply in replies])
             finally:

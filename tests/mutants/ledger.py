@@ -377,7 +377,13 @@ CERTAINTY = [
     Mutant(
         "a-fault-of-who-is-told-is-none-of-redis",
         "A fault in the engine ends it, and is not answered as an unknown outcome.",
-        [Edit(CONNECTION, "            with _not_ours():\n                heard(told)", "            heard(told)")],
+        [
+            Edit(
+                CONNECTION,
+                "            with _not_ours():\n                heard(owed.popleft(), told)",
+                "            heard(owed.popleft(), told)",
+            )
+        ],
         [f"{REAL}::test_a_fault_of_who_is_told_is_not_taken_for_one_of_redis"],
     ),
     Mutant(

@@ -42,13 +42,17 @@ async def world(autojump_clock: MockClock) -> AsyncGenerator[World, None]:
 
 
 async def test_campaigns_that_redis_does_not_know_are_recovered_together(
-    autojump_clock: MockClock, world: World, raised: list[tuple[list[CampaignId], bool]]
+    autojump_clock: MockClock,
+    world: World,
+    raised: list[tuple[list[CampaignId], bool]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Their first events wait for one bulk; when Redis has forgotten all, for another."""
-    campaigns = [await world.campaign() for _ in range(30)]  # as many as one part of a round tells of
-    assert await world.reasons(*map(shown, campaigns)) == ["accepted"] * 30
+    monkeypatch.setattr("engine.rounds.PART_CALLS", 200)  # each part of a round may bring a bulk
+    campaigns = [await world.campaign() for _ in range(200)]
+    assert await world.reasons(*map(shown, campaigns)) == ["accepted"] * 200
     world.ledger.forget()
-    assert await world.reasons(*map(shown, campaigns)) == ["accepted"] * 30
+    assert await world.reasons(*map(shown, campaigns)) == ["accepted"] * 200
     assert [(sorted(each), wait) for each, wait in raised] == [(campaigns, False)] * 2
 
 
@@ -144,13 +148,17 @@ async def test_who_failed_tries_again_while_others_are_well(autojump_clock: Mock
 
 
 async def test_many_unknown_commits_are_recovered_together(
-    autojump_clock: MockClock, world: World, raised: list[tuple[list[CampaignId], bool]]
+    autojump_clock: MockClock,
+    world: World,
+    raised: list[tuple[list[CampaignId], bool]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A COMMIT without an answer: one bulk for all of its campaigns, and each event is counted once."""
-    campaigns = [await world.campaign() for _ in range(30)]  # as many as one part of a round reserves for
+    monkeypatch.setattr("engine.rounds.PART_CALLS", 100)  # each part of a round may bring a flush
+    campaigns = [await world.campaign() for _ in range(100)]
     await world.send(*map(shown, campaigns))
     raised.clear()
     world.store.trouble.append(Trouble.UNKNOWN_AFTER)
-    assert await world.reasons(*map(shown, campaigns)) == ["accepted"] * 30
-    assert [len(each) for each, _ in raised] == [30]
-    assert [world.spent(each) for each in campaigns] == [2_000] * 30
+    assert await world.reasons(*map(shown, campaigns)) == ["accepted"] * 100
+    assert [len(each) for each, _ in raised] == [100]
+    assert [world.spent(each) for each in campaigns] == [2_000] * 100
