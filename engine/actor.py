@@ -13,7 +13,17 @@ from collections.abc import Sequence
 from typing import Final
 
 from engine.boundary import FaultBoundary
-from engine.campaign import CampaignState, Phase, Reservation, ReserveRequest, Signal
+from engine.campaign import (
+    CLOSED,
+    LOADING,
+    OPEN,
+    RESERVING,
+    STOPPED,
+    CampaignState,
+    Reservation,
+    ReserveRequest,
+    Signal,
+)
 from engine.mailbox import Mailbox
 from engine.model import Campaign, StoredEvent, Verdict
 from engine.patience import Patience
@@ -82,7 +92,7 @@ class Actor:
         """Take mail, for which there is room."""
         self.used_at = now
         self.mailbox.put(entries)
-        if self.state.phase is Phase.LOADING:
+        if self.state.phase is LOADING:
             self.load()
         else:
             self.services.run_soon(self)
@@ -90,7 +100,7 @@ class Actor:
     @property
     def wants_round(self) -> bool:
         """Whether the next ledger round should carry a call of this actor."""
-        if self.state.phase is not Phase.OPEN:
+        if self.state.phase is not OPEN:
             return False
         if self.mailbox and not (self.resting and self._patience.meets_closed):
             return True
@@ -99,13 +109,13 @@ class Actor:
     @property
     def wants_resolve(self) -> bool:
         """Whether there are tags to tell Redis, and no mail that they could travel with: that has time."""
-        return self.state.phase is Phase.OPEN and bool(self.state.committed) and not self.resting
+        return self.state.phase is OPEN and bool(self.state.committed) and not self.resting
 
     @property
     def idle(self) -> bool:
         """Nothing waits and nothing is under way: it may be passivated."""
         busy = self.mailbox or self.flushing or self.resting or self._unknown
-        return self.state.phase is Phase.OPEN and self.state.quiet and not busy
+        return self.state.phase is OPEN and self.state.quiet and not busy
 
     def load(self) -> None:
         """Ask for the plan and the ledger row, once."""
@@ -121,7 +131,7 @@ class Actor:
             state = self.state
             state.adopt_plan(plan, now_us)
             state.adopt_ledger(row)
-            if state.phase is Phase.STOPPED:
+            if state.phase is STOPPED:
                 return
             state.signal(Signal.PLAN)
             # Same plan, and yet Redis had room where Postgres had none; or a generation that Redis knew before Postgres
@@ -136,7 +146,7 @@ class Actor:
         """The plan can't be read now (or there is none): answer what waits; the next mail asks again."""
         self.loading = False
         self.refuse_mail(verdict)
-        if verdict is UNKNOWN_CAMPAIGN and self.state.phase is not Phase.STOPPED:
+        if verdict is UNKNOWN_CAMPAIGN and self.state.phase is not STOPPED:
             self.state.signal(Signal.STOP)
 
     def refuse_mail(self, verdict: Verdict) -> None:
@@ -161,9 +171,9 @@ class Actor:
     def calls(self, now_us: int, events_max: int) -> list[Reserve | Resolve]:
         """What the next round carries: undo first, then one reserve, else the tags that Redis must learn."""
         state = self.state
-        calls: list[Reserve | Resolve] = [
-            Resolve(state.campaign_id, generation, tag, commit=False) for generation, tag in state.voids[:RESOLVES_MAX]
-        ]
+        calls: list[Reserve | Resolve] = []
+        for generation, tag in state.voids[:RESOLVES_MAX]:
+            calls.append(Resolve(state.campaign_id, generation, tag, commit=False))
         if self.mailbox:
             admitted = state.admit(
                 self.mailbox.take(min(events_max, self.reserve_events_max)), self.services.next_tag(), now_us
@@ -173,13 +183,14 @@ class Actor:
             if admitted.request is not None:
                 self._request = admitted.request
                 state.signal(Signal.CALL)
-                return [*calls, admitted.request.call]
+                calls.append(admitted.request.call)
+                return calls
         committed = state.committed[:RESOLVES_MAX]
         return calls + [Resolve(state.campaign_id, state.generation, tag, commit=True) for tag in committed]
 
     def replied(self, call: Reserve | Resolve, reply: ReserveReply | ResolveReply, now_us: int) -> None:
         """Redis's reply to one of those calls."""
-        if self.state.phase is Phase.STOPPED:
+        if self.state.phase is STOPPED:
             return
         if isinstance(call, Resolve):
             self._resolved(call, reply)
@@ -190,8 +201,8 @@ class Actor:
         state = self.state
         # Thrown away only if a recovery will find its tag: one that goes on, or one that has raised the generation.
         # (A plan that is being read again is no reason: nobody else would ever void what is reserved here.)
-        discarded = state.phase is Phase.CLOSED or call.generation < state.generation_seen
-        if state.phase is Phase.RESERVING:
+        discarded = state.phase is CLOSED or call.generation < state.generation_seen
+        if state.phase is RESERVING:
             state.signal(Signal.REPLY)
         if discarded or not isinstance(reply, Reserved | NotRun):
             self.mailbox.put_back(request.entries)
@@ -284,7 +295,7 @@ class Actor:
         with self.boundary:
             self.flushing -= 1
             state = self.state
-            if state.phase is Phase.STOPPED:
+            if state.phase is STOPPED:
                 return
             match reply:
                 case Committed():
@@ -318,7 +329,7 @@ class Actor:
         self._read_again()
 
     def _read_again(self) -> None:
-        if self.state.phase in (Phase.OPEN, Phase.RESERVING):
+        if self.state.phase in (OPEN, RESERVING):
             self.state.signal(Signal.PLAN_BEHIND)
         self.load()
 
@@ -351,7 +362,7 @@ class Actor:
 
     def doubt(self) -> None:
         """Redis or an outcome can't be trusted: close, and recover."""
-        if self.state.phase is not Phase.CLOSED and self.state.phase is not Phase.STOPPED:
+        if self.state.phase is not CLOSED and self.state.phase is not STOPPED:
             self.state.signal(Signal.DOUBT)
             self.services.recover(self)
 
@@ -372,7 +383,7 @@ class Actor:
     def recovered(self, generation: int) -> None:
         """The recovery is over; go on under this generation."""
         with self.boundary:
-            if self.state.phase is Phase.CLOSED:
+            if self.state.phase is CLOSED:
                 self.state.recovered(generation)
                 if generation > self.state.generation_seen:
                     self._read_again()  # is it Postgres's, or only Redis's? `loaded` will see
@@ -390,7 +401,7 @@ class Actor:
 
     def halt(self, verdict: Verdict) -> None:
         """Stop at once, from any phase, and give everything that waits or is under way this verdict: a retry."""
-        self.state.phase = Phase.STOPPED  # this is no transition of a healthy life
+        self.state.phase = STOPPED  # this is no transition of a healthy life
         for entry in self.mailbox.take(len(self.mailbox)) + list(self.state.in_flight.values()):
             entry.settle_all(verdict)
         self.state.in_flight.clear()

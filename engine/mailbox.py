@@ -10,33 +10,33 @@ from collections.abc import Sequence
 from engine.submission import Entry
 
 
-class Mailbox:
-    """First in, first out; what has to go again goes to the front."""
+class Mailbox(list[Entry]):
+    """First in, first out; what has to go again goes to the front.
 
-    __slots__ = ("_entries", "_events_max")
+    (A list itself, because everybody asks whether there is mail; an empty deque takes as much room as the rest of an
+    idle actor.)
+    """
+
+    __slots__ = ("_events_max",)
 
     def __init__(self, events_max: int) -> None:
-        self._entries: list[Entry] = []  # (an empty deque takes as much room as the rest of an idle actor)
         self._events_max = events_max
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
     def has_room(self, events: int) -> bool:
         """Whether so many more may be put in."""
-        return len(self._entries) + events <= self._events_max
+        return len(self) + events <= self._events_max
 
     def put(self, entries: Sequence[Entry]) -> None:
         """Take entries that it has room for."""
-        assert self.has_room(len(entries)), "more mail than was asked for"
-        self._entries.extend(entries)
+        self.extend(entries)
+        assert len(self) <= self._events_max, "more mail than was asked for"
 
     def put_back(self, entries: Sequence[Entry]) -> None:
         """Return entries to the front, in their order. They had their place before, so this never refuses."""
-        self._entries[:0] = entries
+        self[:0] = entries
 
     def take(self, events_max: int) -> list[Entry]:
         """The next entries, at most so many."""
-        taken = self._entries[:events_max]
-        del self._entries[:events_max]
+        taken = self[:events_max]
+        del self[:events_max]
         return taken

@@ -74,8 +74,8 @@ class Rounds:
             return
         if actor.wants_round:
             self._enqueue(actor)
-        elif actor.wants_resolve:
-            self._resolve_later.setdefault(actor, trio.current_time())
+        elif actor not in self._resolve_later and actor.wants_resolve:
+            self._resolve_later[actor] = trio.current_time()
             self._resolve_work.set()
 
     def _enqueue(self, actor: Actor) -> None:

@@ -166,25 +166,27 @@ end
 
 -- The arguments of reserve as a table, or nil if they do not fit each other.
 local function read_call(argv)
-    local n, cap = #argv[11], tonumber(argv[9])
-    if n < 1 or n > 1000 or #argv[2] ~= 8 or #argv[12] ~= 16 * n or #argv[14] % 8 ~= 0 or #argv[14] > 8000 then
+    local numbers, n = #argv == 7 and cmsgpack.unpack(argv[3]), #(argv[4] or '')
+    if type(numbers) ~= 'table' or #numbers ~= 9 then return nil end
+    local ver, day, bkt, latest, total_budget, daily_budget, allowance, cap, cost = unpack(numbers)
+    if n < 1 or n > 1000 or #argv[2] ~= 8 or #argv[5] ~= 16 * n or #argv[7] % 8 ~= 0 or #argv[7] > 8000 then
         return nil
     end
-    local users = cap >= 0 and cmsgpack.unpack(argv[13]) or {}
+    local users = cap >= 0 and cmsgpack.unpack(argv[6]) or {}
     if cap >= 0 and #users ~= n then return nil end
     return {
-        tag = argv[2], ver = tonumber(argv[3]), day = tonumber(argv[4]), bkt = tonumber(argv[5]),
-        total_budget = tonumber(argv[6]), daily_budget = tonumber(argv[7]), allowance = tonumber(argv[8]),
-        cap = cap, cost = tonumber(argv[10]), kinds = {string.byte(argv[11], 1, n)}, ids = split(argv[12], 16),
-        users = users, committed = split(argv[14], 8), latest = tonumber(argv[15]),
+        tag = argv[2], ver = ver, day = day, bkt = bkt, latest = latest, total_budget = total_budget,
+        daily_budget = daily_budget, allowance = allowance, cap = cap, cost = cost,
+        kinds = {string.byte(argv[4], 1, n)}, ids = split(argv[5], 16), users = users, committed = split(argv[7], 8),
     }
 end
 
 -- reserve: money, cap and ids for the events of one call.
--- ARGV  1 gen  2 tag  3 ver  4 day  5 bkt  6 total budget  7 daily budget  8 allowance  9 cap (-1: none)
---       10 cost of a billable event  11 kinds (a byte an event: 1 billable, 2 counts for the cap)
---       12 ids  13 users (msgpack array; read only with a cap)  14 committed tags
---       15 the latest turn for which it holds that an id which was not looked up is known here, if it came before
+-- ARGV  1 gen  2 tag
+--       3 numbers (msgpack array): ver, day, bkt, the latest turn for which it holds that an id which was not looked up
+--         is known here if it came before, total budget, daily budget, allowance, cap (-1: none), cost of a billable event
+--       4 kinds (a byte an event: 1 billable, 2 counts for the cap)
+--       5 ids  6 users (msgpack array; read only with a cap)  7 committed tags
 -- Reply OK letters total today | PLAN ver (a newer plan is known) | DAY day (a later day or turn is reached)
 -- Letters: P in flight, D duplicate of a committed event, C capped, T total budget, Y daily budget, W allowance,
 -- A accepted. With any A, all of it is written under the tag; otherwise only plan, day and turn move on.
@@ -220,8 +222,10 @@ local function reserve(keys, argv)
         hold(keys, call.tag, day, bkt, amount, accepted, asked, before, count)
         if call.cap < 0 and s.unc ~= day then redis.call('HSET', keys[1], 'unc', day) end
     end
-    if #accepted > 0 or ver > s.ver or day > s.day or bkt > s.bkt then
+    if ver > s.ver or day > s.day or bkt > s.bkt then
         redis.call('HSET', keys[1], 'ver', ver, 'day', day, 'total', total_text, 'today', today_text, 'bkt', bkt)
+    elseif amount > 0 then
+        redis.call('HSET', keys[1], 'total', total_text, 'today', today_text)
     end
     return {'OK', letters, total_text, today_text}
 end
