@@ -25,7 +25,7 @@ from config.settings import Settings
 from engine import Entry, Event, Invalid, Status, StoredEvent, Submission, Verdict
 from engine.model import EVENT_TYPE_NAMES, SECOND_US, EventId, decimal_text
 
-__all__ = ["JSON", "batch_answer", "event_answer", "read_events"]
+__all__ = ["JSON", "JSON_HEADERS", "batch_answer", "event_answer", "read_events"]
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
@@ -259,7 +259,7 @@ def _mark_lone_surrogates(body: bytes) -> bytes:
 
 # --- Answering ----------------------------------------------------------------------------------------------
 
-_JSON_HEADERS: Final = [(b"content-type", b"application/json")]
+JSON_HEADERS: Final = [(b"content-type", b"application/json")]
 
 
 def event_answer(submission: Submission) -> Answer:
@@ -300,9 +300,9 @@ def batch_answer(submission: Submission) -> Answer:
         b'{"index":%d,"event_id":%b,%b' % (index, orjson.dumps(_told_id(entries[index])), said[id(verdict)])
         for index, verdict in sorted(submission.verdicts.items())
     ]
-    headers = _JSON_HEADERS
+    headers = JSON_HEADERS
     if retry_after_seconds:
-        headers = [*_JSON_HEADERS, (b"retry-after", b"%d" % retry_after_seconds)]
+        headers = [*JSON_HEADERS, (b"retry-after", b"%d" % retry_after_seconds)]
     body = b'{"received":%d,"accepted":%d,"duplicate":%d,"rejected":%d,"retry":%d,"results":[%b]}' % (
         received,
         received - len(results),
@@ -337,7 +337,7 @@ def _stored_answer(event: StoredEvent, status: Status) -> Answer:
         "ts": _time_text(event.occurred_us),
         "status": status,
     }
-    return Answer(200, _JSON_HEADERS, orjson.dumps(body))
+    return Answer(200, JSON_HEADERS, orjson.dumps(body))
 
 
 _cost_text: Final = lru_cache(maxsize=1_024)(decimal_text)  # a campaign's events cost the same

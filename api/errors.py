@@ -9,8 +9,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Final
 
+import msgspec
 import orjson
 
 from engine import Fault, Reason
@@ -60,7 +61,7 @@ PROBLEMS: Final[Mapping[str, int]] = {
 _TITLES: Final = {status.value: status.phrase for status in HTTPStatus}
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True):
     """A whole answer. Its length is the sender's to add, for it knows how the body travels."""
 
     status: int

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from typing import Final, Protocol
 
+import msgspec
 import trio
 
 from api.codec import JSON, read_events
@@ -308,15 +309,14 @@ class Intake:
         if self._engine.overloaded():
             exchange.finish(_OVERLOADED)  # at once and unread: what was taken keeps its share of the machine
             return
-        headers = request.head.headers
-        key_text = headers.get(b"idempotency-key")
-        exchange.batch = _EVENT_PATHS[request.head.path]
+        head = request.head
+        exchange.batch = _EVENT_PATHS[head.path]
         try:
-            key = None if key_text is None else read_idempotency_key(key_text.decode("latin-1"))
+            key = None if head.idempotency_key is None else read_idempotency_key(head.idempotency_key)
             events = read_events(
                 request.body,
-                content_type=headers.get(b"content-type", b"").decode("latin-1"),
-                content_encoding=headers.get(b"content-encoding", b"").decode("latin-1"),
+                content_type=head.content_type,
+                content_encoding=head.content_encoding,
                 batch=exchange.batch,
                 limits=self.settings,
             )
@@ -342,4 +342,4 @@ async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
 
 def _wrong_method(allow: bytes) -> Answer:
     answer = problem(405, "method_not_allowed", f"allowed here: {allow.decode()}")
-    return answer._replace(headers=[*answer.headers, (b"allow", allow)])
+    return msgspec.structs.replace(answer, headers=[*answer.headers, (b"allow", allow)])

@@ -19,7 +19,7 @@ from http import HTTPStatus
 from math import inf
 from typing import Final, Protocol
 
-from api.codec import batch_answer, event_answer
+from api.codec import JSON_HEADERS, batch_answer, event_answer
 from api.errors import Answer, problem
 from api.intake_reader import Head, Heads, Request, RequestReader
 from config.settings import Settings
@@ -34,8 +34,9 @@ LINGER_SECONDS: Final = 2.0
 LINGER_BODIES_MAX: Final = 16
 
 _CONTINUE: Final = Answer(100, [], b"")
+_JSON_LINES: Final = b"content-type: application/json\r\n"  # as of most answers
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
-_NO_HEAD: Final = Head(b"", b"", {}, keep_alive=True, asks_keep_alive=False)  # of what is no request
+_NO_HEAD: Final = Head(b"", b"", keep_alive=True, asks_keep_alive=False)  # of what is no request
 _log = logging.getLogger("headrace.intake")
 
 
@@ -365,17 +366,16 @@ def _encode(exchange: Exchange, date: bytes, last: bool) -> bytes:
     assert answer is not None
     if answer is _CONTINUE:
         return b"HTTP/1.1 100 Continue\r\n\r\n"
-    status, headers, body = answer
-    connection = b""
+    body, connection = answer.body, b""
     if last:
         connection = b"connection: close\r\n"
     elif exchange.head.asks_keep_alive:
         connection = b"connection: keep-alive\r\n"
     return b"HTTP/1.1 %d %b\r\ndate: %b\r\n%bcontent-length: %d\r\n%b\r\n%b" % (
-        status,
-        _REASONS[status],
+        answer.status,
+        _REASONS[answer.status],
         date,
-        b"".join([b"%b: %b\r\n" % header for header in headers]),
+        _JSON_LINES if answer.headers is JSON_HEADERS else b"".join([b"%b: %b\r\n" % each for each in answer.headers]),
         len(body),
         connection,
         b"" if exchange.head.method == b"HEAD" else body,

@@ -8,10 +8,10 @@ of one is remembered: parsing it anew would cost more than decoding an event.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 import httptools
+import msgspec
 
 from api.codec import too_large
 from api.errors import Answer, problem
@@ -25,20 +25,21 @@ HEAD_END: Final = b"\r\n\r\n"
 REMEMBERED_BYTES_MAX: Final = 4_096
 # Some kinds of sender, and for each the lengths that an event may have. 10 MB at most; then they start afresh.
 HEADS_MAX: Final = 1_024
-REMEMBERED_HEADERS_MAX: Final = 32
 
 
-class Head(NamedTuple):
-    """What stands before a body. Names of headers are lower case; a header that came twice is joined with ", "."""
+class Head(msgspec.Struct, frozen=True):
+    """What stands before a body. A header that came twice is joined with ", "."""
 
     method: bytes
     path: bytes
-    headers: Mapping[bytes, bytes]
     keep_alive: bool
     asks_keep_alive: bool  # in so many words: HTTP/1.0 keeps a connection only if both sides say so
+    content_type: str = ""
+    content_encoding: str = ""
+    idempotency_key: str | None = None
 
 
-class Request(NamedTuple):
+class Request(msgspec.Struct, frozen=True):
     """A whole request."""
 
     head: Head
@@ -85,9 +86,9 @@ class RequestReader:
         """Remember the head of what was one whole request, which leaves the connection as it was."""
         if len(self.requests) != 1 or self.partial or self.refusal is not None:
             return
-        head, body = self.requests[0]
+        head, body = self.requests[0].head, self.requests[0].body
         alone = len(piece) == body_at + len(body)  # (chunks are longer than what is in them)
-        if alone and head.keep_alive and len(head.headers) <= REMEMBERED_HEADERS_MAX:
+        if alone and head.keep_alive:
             if len(self._heads) >= HEADS_MAX:
                 self._heads.clear()
             self._heads[piece[:body_at]] = head, len(body)
@@ -146,6 +147,10 @@ class RequestReader:
         self._parser = httptools.HttpRequestParser(self)
         self._parse(head + rest)
 
+    def _text(self, name: bytes) -> str | None:
+        value = self._headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
     # --- what the parser calls ------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
@@ -202,7 +207,13 @@ class RequestReader:
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         asks_keep_alive = self._headers.get(b"connection", b"").lower() == b"keep-alive"
         head = Head(
-            self._parser.get_method(), path, self._headers, self._parser.should_keep_alive(), asks_keep_alive
-        )  # fmt: skip
+            self._parser.get_method(),
+            path,
+            self._parser.should_keep_alive(),
+            asks_keep_alive,
+            self._text(b"content-type") or "",
+            self._text(b"content-encoding") or "",
+            self._text(b"idempotency-key"),
+        )
         self.requests.append(Request(head, body))
         self._drop_body()

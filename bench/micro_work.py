@@ -160,7 +160,8 @@ async def _arrive(bench: Bench) -> AsyncIterator[Ask]:
 @asynccontextmanager
 async def _admit(bench: Bench) -> AsyncIterator[Ask]:
     """Both decisions and the verdicts: admit, apply, settle."""
-    from engine.campaign import CampaignState, Signal
+    from engine.campaign import CampaignState
+    from engine.lifecycle import Signal
     from engine.ports import Reserved
 
     now_us, plan = time.time_ns() // 1_000, _campaign()

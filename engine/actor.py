@@ -13,17 +13,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from engine.boundary import FaultBoundary
-from engine.campaign import (
-    CLOSED,
-    LOADING,
-    OPEN,
-    RESERVING,
-    STOPPED,
-    CampaignState,
-    Reservation,
-    ReserveRequest,
-    Signal,
-)
+from engine.campaign import CampaignState, Reservation, ReserveRequest
+from engine.lifecycle import CLOSED, LOADING, OPEN, RESERVING, STOPPED, Signal
 from engine.mailbox import Mailbox
 from engine.model import Campaign, StoredEvent, Verdict
 from engine.patience import Patience

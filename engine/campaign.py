@@ -16,19 +16,17 @@ A `CampaignState` is owned by one actor. The actor feeds it what arrives and doe
 `in_flight` holds every id between `admit` and `settle`, so the engine never reserves an id twice at once.
 Money is decided in Redis and judged in Postgres; nothing here adds up spend.
 
-Life cycle (`TRANSITIONS`): only OPEN may reserve, and only one call at a time (RESERVING). LOADING waits for
-the plan, CLOSED for a recovery. What happens while a call is under way (a doubt, a newer plan) moves the state
-on at once; the reply then finds the state changed and is thrown away, and its entries go again.
+The life of a campaign in here (what is OPEN, RESERVING, CLOSED) is in `lifecycle.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from enum import StrEnum
 from typing import Final
 
 import msgspec
 
+from engine.lifecycle import LOADING, OPEN, STOPPED, TRANSITIONS, IllegalTransition, Signal
 from engine.model import (
     BILLABLE,
     SECOND_US,
@@ -52,44 +50,6 @@ from engine.verdicts import DAILY_BUDGET, ID_REUSED, IN_FLIGHT, INACTIVE, TOTAL_
 ATTEMPTS_MAX: Final = 8
 # Tags of committed reservations that one call carries: Lua's `unpack` holds far more, a round seldom brings more.
 COMMITTED_TAGS_MAX: Final = 500
-
-
-class Phase(StrEnum):
-    """Where a campaign's actor is in its life."""
-
-    LOADING = "loading"
-    OPEN = "open"
-    RESERVING = "reserving"
-    CLOSED = "closed"
-    STOPPED = "stopped"
-
-
-class Signal(StrEnum):
-    """What moves it on."""
-
-    PLAN = "plan"  # the plan is here
-    CALL = "call"  # a reserve call is sent
-    REPLY = "reply"  # its reply is here
-    PLAN_BEHIND = "plan behind"  # somebody knows a newer plan
-    DOUBT = "doubt"  # Redis or an outcome can't be trusted: recover
-    RECOVERED = "recovered"
-    STOP = "stop"
-
-
-# Names of their own for what is asked at every event: looking them up in their class takes three times as long.
-LOADING, OPEN, RESERVING, CLOSED, STOPPED = Phase
-_DOUBT_OR_STOP: Final = {Signal.DOUBT: CLOSED, Signal.STOP: STOPPED}
-TRANSITIONS: Final[dict[Phase, dict[Signal, Phase]]] = {
-    LOADING: {Signal.PLAN: OPEN, **_DOUBT_OR_STOP},
-    OPEN: {Signal.PLAN: OPEN, Signal.CALL: RESERVING, Signal.PLAN_BEHIND: LOADING, **_DOUBT_OR_STOP},
-    RESERVING: {Signal.PLAN: RESERVING, Signal.REPLY: OPEN, Signal.PLAN_BEHIND: LOADING, **_DOUBT_OR_STOP},
-    CLOSED: {Signal.PLAN: CLOSED, Signal.RECOVERED: OPEN, **_DOUBT_OR_STOP},
-    STOPPED: {},
-}
-
-
-class IllegalTransition(AssertionError):
-    """A signal came in a phase that has no place for it: a bug, and the actor is rebuilt."""
 
 
 class ReserveRequest(msgspec.Struct, frozen=True, gc=False):
@@ -134,8 +94,8 @@ class CampaignState:
     """Plan, generation, spend day and what is under way, of one campaign in one engine process."""
 
     __slots__ = (
-        "_cost_micros", "_flags", "campaign_id", "committed", "fresh_us", "generation", "generation_seen", "in_flight", "phase", "plan",
-        "slack_us", "today", "turn_us", "voids", "wait_us",
+        "_cost_micros", "_flags", "campaign_id", "committed", "fresh_us", "generation", "generation_seen", "in_flight",
+        "phase", "plan", "slack_us", "today", "turn_us", "voids", "wait_us",
     )  # fmt: skip
 
     def __init__(

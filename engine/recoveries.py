@@ -16,7 +16,7 @@ import trio
 
 from engine import metrics
 from engine.actor import Actor
-from engine.campaign import Phase
+from engine.lifecycle import Phase
 from engine.recovery import Alone, Case, Failed, Followed, Halted, Outcome, Recovery
 from engine.verdicts import UNAVAILABLE
 

@@ -16,10 +16,11 @@ import trio
 from config.settings import Settings
 from engine import metrics
 from engine.actor import Actor
-from engine.campaign import CampaignState, Phase
+from engine.campaign import CampaignState
 from engine.errors import StoreUnavailable
 from engine.flusher import Flusher
 from engine.halts import HALTED, Halts
+from engine.lifecycle import Phase
 from engine.lookups import LookUps
 from engine.mailbox import Mailbox
 from engine.model import Campaign, CampaignId, HeartbeatReply, Verdict

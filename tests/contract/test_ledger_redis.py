@@ -42,7 +42,7 @@ from tests.contract.reservations import (
 from tests.contract.scripted import HANG_UP, SILENCE, ScriptedRedis, open_scripted
 
 ACCEPTED = b"*4\r\n$2\r\nOK\r\n$1\r\nA\r\n$4\r\n1000\r\n$4\r\n1000\r\n"
-IMPATIENT = Settings(ledger_timeout_seconds=0.1)
+IMPATIENT = Settings(ledger_timeout_seconds=0.2)
 
 
 @pytest.fixture

@@ -290,8 +290,8 @@ STATE = [
         "told-under-an-older-generation",
         "Nobody is refused by a Redis that a recovery has left behind.",
         ACTOR,
-        "discarded = state.phase is Phase.CLOSED or call.generation < state.generation_seen",
-        "discarded = state.phase is Phase.CLOSED",
+        "discarded = state.phase is CLOSED or call.generation < state.generation_seen",
+        "discarded = state.phase is CLOSED",
         JUDGED,
     ),
     one(
@@ -495,8 +495,8 @@ WAITING = [
         "a-reply-counts-with-its-generation",
         "What is reserved while a plan is read again is not forgotten: nobody else would ever void it.",
         ACTOR,
-        "discarded = state.phase is Phase.CLOSED or call.generation < state.generation_seen",
-        "discarded = state.phase is not Phase.RESERVING or call.generation < state.generation_seen",
+        "discarded = state.phase is CLOSED or call.generation < state.generation_seen",
+        "discarded = state.phase is not RESERVING or call.generation < state.generation_seen",
         f"{WORLD}::test_what_is_reserved_while_an_older_batch_is_refused_is_not_forgotten",
     ),
     one(

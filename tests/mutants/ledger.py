@@ -85,8 +85,8 @@ STATE = [
     lua(
         "reached-without-acceptance",
         "A plan, day or turn that was seen is kept, though nothing was accepted under it.",
-        "if #accepted > 0 or ver > s.ver or day > s.day or bkt > s.bkt then",
-        "if #accepted > 0 then",
+        "if ver > s.ver or day > s.day or bkt > s.bkt then",
+        "if #accepted > 0 and (ver > s.ver or day > s.day or bkt > s.bkt) then",
         "test_days_only_move_forward",
         "test_a_plan_is_remembered_though_nothing_was_accepted",
     ),

@@ -8,17 +8,8 @@ from datetime import UTC, datetime
 import pytest
 from msgspec import structs
 
-from engine.campaign import (
-    ATTEMPTS_MAX,
-    TRANSITIONS,
-    Admitted,
-    Applied,
-    CampaignState,
-    IllegalTransition,
-    Phase,
-    Reservation,
-    Signal,
-)
+from engine.campaign import ATTEMPTS_MAX, Admitted, Applied, CampaignState, Reservation
+from engine.lifecycle import TRANSITIONS, IllegalTransition, Phase, Signal
 from engine.model import DAY_US, SECOND_US, Campaign, CampaignId, Pacing, Reason, Status, StoredEvent, Verdict
 from engine.pacing import spend_day
 from engine.ports import BILLABLE, COUNTS_FOR_CAP, FREE, NO_CAP, Letter, Reserved

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from api.intake_reader import HEADS_MAX, REMEMBERED_HEADERS_MAX, Heads, Request, RequestReader
+from api.intake_reader import HEADS_MAX, Heads, Request, RequestReader
 from config.settings import Settings
 
 SETTINGS = Settings()
@@ -90,15 +90,6 @@ def test_no_more_heads_are_remembered_than_may_be() -> None:
         reader.feed(b"GET /readyz?%d HTTP/1.1\r\n\r\n" % number)
         assert len(heads) <= HEADS_MAX
         reader.requests.clear()
-
-
-def test_a_head_with_many_headers_is_not_remembered() -> None:
-    """What is made of each header takes far more memory than its bytes."""
-    heads: Heads = {}
-    for count in (REMEMBERED_HEADERS_MAX, REMEMBERED_HEADERS_MAX + 1):
-        headers = b"".join(b"h%d:\r\n" % number for number in range(count))
-        RequestReader(SETTINGS, heads).feed(b"GET /readyz HTTP/1.1\r\n" + headers + b"\r\n")
-    assert [len(head.headers) for head, _ in heads.values()] == [REMEMBERED_HEADERS_MAX]
 
 
 def test_a_bare_line_feed_ends_no_line() -> None:

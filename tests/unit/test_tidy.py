@@ -56,7 +56,7 @@ RULES = [
     ("only the model's own libraries", named("engine/model.py"), THIRD_PARTY - STDLIB_AND_MSGSPEC),
     (
         "decisions are pure",
-        named("engine/campaign.py", "engine/pacing.py", "engine/arrival.py", "engine/plans.py", "engine/submission.py"),
+        named(*(f"engine/{name}.py" for name in ("campaign", "lifecycle", "pacing", "arrival", "plans", "submission"))),
         THIRD_PARTY - STDLIB_AND_MSGSPEC | {"time", "socket", "engine.redis", "engine.postgres"},
     ),
     (
