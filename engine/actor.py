@@ -283,27 +283,26 @@ class Actor:
 
     def flushed(self, reservation: Reservation, reply: FlushReply) -> None:
         """What Postgres said of one reservation (the table in protocol.md, section 3)."""
-        with self.boundary:
-            self.flushing -= 1
-            state = self.state
-            if state.phase is STOPPED:
-                return
-            match reply:
-                case Committed():
-                    state.settle_committed(reservation)
-                case Refused(causes):
-                    self._refused(reservation, causes[reservation.campaign_id])
-                case NotRun():
-                    state.voids.append((reservation.generation, reservation.tag))
-                    for entry in reservation.rows:
-                        state.settle(entry, UNAVAILABLE)
-                case Unknown():
-                    # Never void what may have committed: first fence it, then look.
-                    self._unknown.append(reservation)
-                    self._generation_seen()
-                    if self._unknown:
-                        self.doubt()
-            self.services.run_soon(self)
+        self.flushing -= 1
+        state = self.state
+        if state.phase is STOPPED:
+            return
+        match reply:
+            case Committed():
+                state.settle_committed(reservation)
+            case Refused(causes):
+                self._refused(reservation, causes[reservation.campaign_id])
+            case NotRun():
+                state.voids.append((reservation.generation, reservation.tag))
+                for entry in reservation.rows:
+                    state.settle(entry, UNAVAILABLE)
+            case Unknown():
+                # Never void what may have committed: first fence it, then look.
+                self._unknown.append(reservation)
+                self._generation_seen()
+                if self._unknown:
+                    self.doubt()
+        self.services.run_soon(self)
 
     def _refused(self, reservation: Reservation, cause: RefusalCause) -> None:
         state = self.state

@@ -1,7 +1,8 @@
-"""Where a fault stops: the one place that catches what a campaign's own code raises.
+"""Where a fault stops: what a campaign's own code raises closes its actor, and nobody else.
 
-Owns the rule that an actor's fault closes that actor and nobody else. Errors that are no `Exception` (a
-cancellation, an interrupt) pass.
+Owns that rule. Errors that are no `Exception` (a cancellation, an interrupt) pass. What happens with every event
+(`Registry.post`, `Rounds`, `Flusher`) says the same with `try` and `Actor.fail`: a block like this one takes eight
+times as long, when nothing is raised.
 """
 
 from __future__ import annotations

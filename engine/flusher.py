@@ -127,4 +127,7 @@ class Flusher:
     def _tell(self, part: Sequence[_Waiting], reply: FlushReply) -> None:
         for actor, reservation in part:
             self._events_under_way -= len(reservation.rows)
-            actor.flushed(reservation, reply)
+            try:
+                actor.flushed(reservation, reply)
+            except Exception:  # noqa: BLE001 - boundary: boundary.py
+                actor.fail()

@@ -149,8 +149,10 @@ class Registry:
         actor = self._actors.get(campaign_id)
         if actor is None:
             actor = self._actors[campaign_id] = self._new_actor(campaign_id)
-        with actor.boundary:
+        try:
             actor.post(entries, now)
+        except Exception:  # noqa: BLE001 - boundary: boundary.py
+            actor.fail()
 
     def _refuse_new(self, campaign_id: CampaignId) -> Verdict | None:
         if self.halts.refuses(campaign_id):

@@ -125,8 +125,10 @@ class Rounds:
     def _heard(self, replies: Sequence[ReserveReply | ResolveReply]) -> None:
         now_us = self._clock.now_us()
         for (actor, call), reply in zip(self._asked.popleft(), replies, strict=True):
-            with actor.boundary:
+            try:
                 actor.replied(call, reply, now_us)
+            except Exception:  # noqa: BLE001 - boundary: boundary.py
+                actor.fail()
 
     def _gathered(self) -> bool:
         """Whether there is mail enough for a round."""
@@ -159,14 +161,17 @@ class Rounds:
                 worth = max(FLOOD_EVENTS_MIN, round(FLOOD_EVENTS_A_SECOND * self._round_seconds))
                 share_max = min(share_max, max(worth, FLOOD_TIMES * events))
             share = min(share_max, max(SHARE_MIN, (self._events_max - events) // left))
-            with actor.boundary:
+            try:
                 calls = actor.calls(now_us, share)
-                if not calls:
-                    self.run_soon(actor)  # all of its mail is looked up first; there may be more
-                for call in calls:
-                    part.append((actor, call))
-                    if isinstance(call, Reserve):
-                        events += len(call.kinds)
+            except Exception:  # noqa: BLE001 - boundary: boundary.py
+                actor.fail()
+                continue
+            if not calls:
+                self.run_soon(actor)  # all of its mail is looked up first; there may be more
+            for call in calls:
+                part.append((actor, call))
+                if isinstance(call, Reserve):
+                    events += len(call.kinds)
             if actor.mailbox and left <= self._overdue_max:
                 self._overdue.add(actor)
             if len(part) >= PART_CALLS or events - events_before >= PART_EVENTS:

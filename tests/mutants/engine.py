@@ -27,15 +27,15 @@ UNKNOWN = [
         "no-void-of-an-unknown-outcome",
         "What may have committed is never undone.",
         ACTOR,
-        "                case NotRun():\n                    state.voids",
-        "                case NotRun() | Unknown():\n                    state.voids",
+        "            case NotRun():\n                state.voids",
+        "            case NotRun() | Unknown():\n                state.voids",
         f"{WORLD}::test_a_commit_without_a_certain_answer_is_counted_once",
     ),
     one(
         "an-unknown-outcome-is-recovered",
         "A COMMIT without an answer is fenced, and then known.",
         ACTOR,
-        "                    if self._unknown:\n                        self.doubt()\n",
+        "                if self._unknown:\n                    self.doubt()\n",
         "",
         f"{WORLD}::test_a_commit_without_a_certain_answer_is_counted_once",
     ),
@@ -97,9 +97,9 @@ REFUSED = [
         "what-did-not-run-is-voided",
         "A flush that certainly did not run holds nothing.",
         ACTOR,
-        "                case NotRun():\n"
-        "                    state.voids.append((reservation.generation, reservation.tag))\n",
-        "                case NotRun():\n",
+        "            case NotRun():\n"
+        "                state.voids.append((reservation.generation, reservation.tag))\n",
+        "            case NotRun():\n",
         f"{WORLD}::test_without_postgres_events_are_unavailable_and_the_money_comes_back",
     ),
     one(

@@ -485,24 +485,25 @@ async def test_reservations_of_a_dead_engine_are_given_back(autojump_clock: Mock
     assert await world.reasons(shown(campaign)) == ["accepted"]
 
 
+@pytest.mark.parametrize(("decision", "spent_micros"), [("admit", 2_000), ("apply", 2_000), ("settle_committed", 3_000)])
 async def test_a_fault_in_an_actor_costs_its_campaign_a_recovery_and_nobody_else_anything(
-    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch, decision: str, spent_micros: int
 ) -> None:
-    """Its requests are told to come again; the next one finds a new actor."""
+    """Its requests are told to come again (also what is committed already); the next one finds a new actor."""
     broken, sound = await world.campaign(), await world.campaign()
     await world.send(shown(broken), shown(sound))
-    apply = CampaignState.apply
+    decide = getattr(CampaignState, decision)
 
     def fault(state: CampaignState, *arguments: Any) -> Any:
         if state.campaign_id == broken:
             raise RuntimeError("as the test wished")
-        return apply(state, *arguments)
+        return decide(state, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CampaignState, "apply", fault)
+        patch.setattr(CampaignState, decision, fault)
         assert await world.reasons(shown(broken), shown(sound)) == ["unavailable", "accepted"]
     assert await world.reasons(shown(broken)) == ["accepted"]
-    assert world.spent(broken) == 2_000
+    assert world.spent(broken) == spent_micros
 
 
 async def test_a_campaign_whose_actor_keeps_failing_answers_fast(
