@@ -97,8 +97,7 @@ REFUSED = [
         "what-did-not-run-is-voided",
         "A flush that certainly did not run holds nothing.",
         ACTOR,
-        "            case NotRun():\n"
-        "                state.voids.append((reservation.generation, reservation.tag))\n",
+        "            case NotRun():\n                state.voids.append((reservation.generation, reservation.tag))\n",
         "            case NotRun():\n",
         f"{WORLD}::test_without_postgres_events_are_unavailable_and_the_money_comes_back",
     ),

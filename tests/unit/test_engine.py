@@ -485,7 +485,9 @@ async def test_reservations_of_a_dead_engine_are_given_back(autojump_clock: Mock
     assert await world.reasons(shown(campaign)) == ["accepted"]
 
 
-@pytest.mark.parametrize(("decision", "spent_micros"), [("admit", 2_000), ("apply", 2_000), ("settle_committed", 3_000)])
+@pytest.mark.parametrize(
+    ("decision", "spent_micros"), [("admit", 2_000), ("apply", 2_000), ("settle_committed", 3_000)]
+)
 async def test_a_fault_in_an_actor_costs_its_campaign_a_recovery_and_nobody_else_anything(
     autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch, decision: str, spent_micros: int
 ) -> None:
