@@ -91,6 +91,19 @@ STATE = [
         "test_a_plan_is_remembered_though_nothing_was_accepted",
     ),
     lua(
+        "sums-go-on",
+        "What is reserved counts for the next call, also where plan, day and turn stay.",
+        "    elseif amount > 0 then",
+        "    elseif false then",
+        "test_the_total_budget_is_never_passed",
+    ),
+    Mutant(
+        "arguments-that-fit",
+        "What another version sends is refused, not guessed at.",
+        [Edit(LUA, "if type(numbers) ~= 'table' or #numbers ~= 9 then return nil end", "")],
+        ["tests/contract/test_ledger_arguments.py::test_arguments_that_do_not_fit_are_refused"],
+    ),
+    lua(
         "new-cap-asks-for-rebuild",
         "A cap set in mid-day counts the impressions before it.",
         "if call.cap >= 0 and same_day and s.unc == day then",
