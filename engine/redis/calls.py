@@ -61,7 +61,7 @@ _REFUSALS: Final = (
 )
 _REFUSAL_CODES: Final = ("BUSY", "MISCONF", "NOREPLICAS", "SHAPE")
 # Redis ends so what comes out of a function that has begun, whatever its code is: then some of it may be written.
-_FROM_INSIDE: Final = "script: headrace_"
+_FROM_INSIDE: Final = "script: headrace2_"
 
 
 def keys_of(campaign_id: CampaignId) -> tuple[str, str, str, str, str]:
@@ -93,7 +93,7 @@ def round_command(call: Reserve | Resolve) -> Command:
         call.allowance_micros, call.cap, call.cost_micros,
     )  # fmt: skip
     return _call(
-        b"headrace_reserve",
+        b"headrace2_reserve",
         call.campaign_id,
         call.generation,
         pack_tag(call.tag),
@@ -107,26 +107,26 @@ def round_command(call: Reserve | Resolve) -> Command:
 
 def turn_command(call: Reserve) -> Command:
     """Move day and window on as that call would have, and drop what they leave behind."""
-    return _call(b"headrace_turn", call.campaign_id, call.generation, call.day, call.turn)
+    return _call(b"headrace2_turn", call.campaign_id, call.generation, call.day, call.turn)
 
 
 def resolve_command(campaign_id: CampaignId, generation: int, tag: int, *, commit: bool, needs: bytes) -> Command:
     """Settle one reservation; `needs` is OPEN for an engine, CLOSED for a recoverer."""
     what = b"commit" if commit else b"void"
-    return _call(b"headrace_resolve", campaign_id, generation, pack_tag(tag), what, needs)
+    return _call(b"headrace2_resolve", campaign_id, generation, pack_tag(tag), what, needs)
 
 
 def begin_command(campaign_id: CampaignId, generation: int) -> Command:
     """Close a campaign under a new generation."""
-    return _call(b"headrace_begin", campaign_id, generation)
+    return _call(b"headrace2_begin", campaign_id, generation)
 
 
 def load_command(call: LoadUsers | LoadIds) -> Command:
     """One chunk of a rebuild."""
     if isinstance(call, LoadUsers):
         flat = _encode([part for user in call.users for part in user])
-        return _call(b"headrace_load", call.campaign_id, call.generation, b"users", flat)
-    return _call(b"headrace_load", call.campaign_id, call.generation, b"ids", b"".join(call.ids), call.turn)
+        return _call(b"headrace2_load", call.campaign_id, call.generation, b"users", flat)
+    return _call(b"headrace2_load", call.campaign_id, call.generation, b"ids", b"".join(call.ids), call.turn)
 
 
 def ready_command(
@@ -134,7 +134,7 @@ def ready_command(
 ) -> Command:
     """Open a campaign with these sums."""
     return _call(
-        b"headrace_ready",
+        b"headrace2_ready",
         campaign_id,
         generation,
         spend.spent_micros,

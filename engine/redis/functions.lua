@@ -1,7 +1,11 @@
-#!lua name=headrace
+#!lua name=headrace2
 --
 -- The ledger's functions: reserve, turn, resolve, begin, load, ready (docs/architecture.md; the protocol behind them
 -- is checked by tests/contract/test_ledger.py, against this file and against a fake in Python).
+--
+-- The number in the library's name, and in that of every function, is raised with every change of what a function takes
+-- or answers. So engines of two versions work side by side, each with its own library, while workers are started anew.
+-- What the keys hold may then change only in a way that the older library understands.
 --
 -- KEYS of every function, five of one campaign c:
 --   1 {c}:s   hash  gen, run, open ("1"/"0"), ver, day, total, today, bkt, unc (the latest day on which events were
@@ -344,9 +348,9 @@ end
 -- What frees memory must work without any. (reserve and load wait until there is some.)
 local frees = {'allow-oom'}
 
-redis.register_function('headrace_reserve', reserve)
-redis.register_function{function_name = 'headrace_turn', callback = turn, flags = frees}
-redis.register_function{function_name = 'headrace_resolve', callback = resolve, flags = frees}
-redis.register_function{function_name = 'headrace_begin', callback = begin, flags = frees}
-redis.register_function('headrace_load', load)
-redis.register_function{function_name = 'headrace_ready', callback = ready, flags = frees}
+redis.register_function('headrace2_reserve', reserve)
+redis.register_function{function_name = 'headrace2_turn', callback = turn, flags = frees}
+redis.register_function{function_name = 'headrace2_resolve', callback = resolve, flags = frees}
+redis.register_function{function_name = 'headrace2_begin', callback = begin, flags = frees}
+redis.register_function('headrace2_load', load)
+redis.register_function{function_name = 'headrace2_ready', callback = ready, flags = frees}

@@ -10,6 +10,7 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
+from typing import Any
 
 import pytest
 import redis
@@ -18,6 +19,7 @@ import trio
 from config.settings import Settings
 from engine.model import CampaignId
 from engine.ports import DayBehind, Done, Letter, Lost, NotRun, Reserved, Unknown
+from engine.redis.calls import keys_of
 from engine.redis.ledger import RedisLedger, open_ledger
 from engine.steps import Emptied
 from tests.contract.reservations import (
@@ -85,6 +87,18 @@ async def test_a_lost_library_is_loaded_again(rig: RedisRig) -> None:
     call = reserve()
     replies = await ask_all(rig.ledger, [call, commit(call), reserve(ids=call.ids)])
     assert replies == [Reserved(b"A", COST, COST), Done(), Reserved(b"D", COST, COST)]
+
+
+@pytest.mark.stores
+async def test_the_library_of_another_version_works_beside_ours(rig: RedisRig) -> None:
+    """While workers are started anew, those of the older version go on with theirs, whoever loads what."""
+    client: Any = rig.client  # redis-py leaves these methods untyped
+    ours = files("engine.redis").joinpath("functions.lua").read_text()
+    client.function_load(ours.replace("headrace2", "headrace1"), replace=True)
+    assert await letters(rig.ledger, reserve()) == b"A"
+    client.function_delete("headrace2")
+    assert await letters(rig.ledger, reserve()) == b"A"
+    assert client.fcall("headrace1_turn", 5, *keys_of(CAMPAIGN), 1, DAY, TURN) == [b"OK"]
 
 
 @pytest.mark.stores
@@ -242,7 +256,7 @@ async def test_of_a_round_that_breaks_the_parts_that_were_not_sent_did_nothing(
     parts = [large, [reserve()], [reserve()]]
     await talking.round(parts, lambda replies: heard.append(set(map(type, replies))))
     assert heard == [{Unknown}, {NotRun}, {NotRun}]
-    assert scripted.heard == [b"headrace_reserve"]
+    assert scripted.heard == [b"headrace2_reserve"]
     scripted.answers.append(ACCEPTED)
     assert await ask(talking, reserve()) == Reserved(b"A", COST, COST)
 
@@ -296,7 +310,7 @@ async def test_a_call_without_an_answer_is_unknown(
     scripted.answers.append(end)
     call = reserve()
     assert [type(reply) for reply in await ask_all(talking, [call, commit(call)])] == [Unknown, Unknown]
-    assert scripted.heard.count(b"headrace_reserve") == 1
+    assert scripted.heard.count(b"headrace2_reserve") == 1
     scripted.answers.append(ACCEPTED)
     assert await ask(talking, reserve()) == Reserved(b"A", COST, COST)
 
@@ -344,8 +358,8 @@ async def test_a_refusal_of_redis_did_nothing(scripted: ScriptedRedis, talking: 
 @pytest.mark.parametrize(
     "told",
     [
-        "ERR user_function:12: attempt to index a nil value script: headrace_reserve, on @user_function:12.",
-        "OOM command not allowed when used memory > 'maxmemory'. script: headrace_reserve, on @user_function:12.",
+        "ERR user_function:12: attempt to index a nil value script: headrace2_reserve, on @user_function:12.",
+        "OOM command not allowed when used memory > 'maxmemory'. script: headrace2_reserve, on @user_function:12.",
         "ERR Error running script: Script killed by user with FUNCTION KILL.",
         "NEWCODE of a newer Redis",
     ],
@@ -362,7 +376,7 @@ async def test_a_library_that_cannot_be_loaded_did_nothing(scripted: ScriptedRed
     scripted.loading = b"-NOPERM no permissions to run the 'function|load' command\r\n"
     scripted.answers.extend([b"-ERR Function not found\r\n"] * 2)
     assert isinstance(await ask(talking, reserve()), NotRun)
-    assert scripted.heard == [b"headrace_reserve", b"FUNCTION", b"headrace_reserve"]
+    assert scripted.heard == [b"headrace2_reserve", b"FUNCTION", b"headrace2_reserve"]
 
 
 async def test_only_the_calls_that_did_not_run_are_sent_again(scripted: ScriptedRedis, talking: RedisLedger) -> None:
@@ -372,7 +386,7 @@ async def test_only_the_calls_that_did_not_run_are_sent_again(scripted: Scripted
         Lost(),
         Reserved(b"A", COST, COST),
     ]
-    assert scripted.heard == [b"headrace_reserve", b"headrace_reserve", b"FUNCTION", b"headrace_reserve"]
+    assert scripted.heard == [b"headrace2_reserve", b"headrace2_reserve", b"FUNCTION", b"headrace2_reserve"]
 
 
 async def test_parts_after_a_lost_library_keep_their_order(scripted: ScriptedRedis, talking: RedisLedger) -> None:
@@ -403,5 +417,5 @@ async def test_a_connection_that_owes_an_answer_is_not_used_again(
     assert isinstance(await ask(talking, reserve()), Unknown)
     assert await ask(talking, reserve()) == Lost()
     first, *greeting, second = scripted.heard
-    assert first == second == b"headrace_reserve"
+    assert first == second == b"headrace2_reserve"
     assert b"CLIENT" in greeting

@@ -18,6 +18,14 @@ MUTANTS = [
         f"{DECISIONS}::test_a_call_holds_for_a_turn_that_another_clock_may_have_reached",
     ),
     one(
+        "limits-in-their-places",
+        "A budget is no allowance.",
+        CAMPAIGN,
+        "            plan.daily_budget_micros,\n            allowance_micros(plan, today, now_us),\n",
+        "            allowance_micros(plan, today, now_us),\n            plan.daily_budget_micros,\n",
+        f"{DECISIONS}::test_a_call_names_every_limit_of_the_plan",
+    ),
+    one(
         "a-reply-met-late-is-undone",
         "What was decided long before it is flushed is not flushed.",
         ACTOR,

@@ -11,7 +11,7 @@ from msgspec import structs
 from engine.campaign import ATTEMPTS_MAX, Admitted, Applied, CampaignState, Reservation
 from engine.lifecycle import TRANSITIONS, IllegalTransition, Phase, Signal
 from engine.model import DAY_US, SECOND_US, Campaign, CampaignId, Pacing, Reason, Status, StoredEvent, Verdict
-from engine.pacing import spend_day
+from engine.pacing import allowance_micros, spend_day
 from engine.ports import BILLABLE, COUNTS_FOR_CAP, FREE, NO_CAP, Letter, Reserved
 from engine.submission import Entry
 from engine.verdicts import UNAVAILABLE
@@ -313,6 +313,17 @@ def test_a_refusal_is_told_by_the_plan_that_it_was_decided_under() -> None:
     state.signal(Signal.REPLY)
     state.apply(admitted.request, Reserved(b"W", 500_000_000, 500_000_000), NOON_US)
     assert waiting.settled
+
+
+def test_a_call_names_every_limit_of_the_plan() -> None:
+    """Each in its place: they are all numbers of micros."""
+    campaign = plan(pacing=Pacing.EVEN, daily_budget_micros=100_000_000, freq_cap_impressions_per_day=3)
+    admitted = opened(campaign).admit([entry()], 1, NOON_US)
+    assert admitted.request is not None
+    call = admitted.request.call
+    assert (call.total_budget_micros, call.daily_budget_micros) == (1_000_000_000, 100_000_000)
+    assert call.allowance_micros == allowance_micros(campaign, spend_day(NOON_US, "UTC"), NOON_US) < 100_000_000
+    assert (call.plan_version, call.cap, call.cost_micros) == (1, 3, 1_000)
 
 
 @pytest.mark.parametrize(("seconds_before_a_turn", "ahead"), [(59, 1), (61, 0)])
