@@ -175,7 +175,7 @@ def _http_error(error: HTTPException) -> Answer:
     else:
         answer = problem(500, "internal_error", "a fault of the server; it has been logged")
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
-        answer.headers.append((b"allow", ", ".join(sorted(error.valid_methods)).encode()))
+        return answer.with_header(b"allow", ", ".join(sorted(error.valid_methods)).encode())
     return answer
 
 

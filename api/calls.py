@@ -10,12 +10,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeVar
 
+from api.codec import JSON, NDJSON
 from api.errors import Answer
 
 __all__ = ["JSON", "NDJSON", "Call", "Gives", "Handler", "Parameter", "call", "calls_of"]
-
-JSON: Final = "application/json"
-NDJSON: Final = "application/x-ndjson"
 
 Handler = Callable[..., Awaitable[Answer]]
 _H = TypeVar("_H", bound=Handler)

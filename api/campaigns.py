@@ -16,6 +16,7 @@ from msgspec import UNSET, Meta, UnsetType
 from quart import request
 
 from api.calls import JSON, Gives, Parameter, call
+from api.codec import JSON_HEADERS
 from api.errors import Answer, BadRequest, problem
 from api.query import read_query, whole_number
 from engine import CampaignView
@@ -247,7 +248,7 @@ class CampaignCalls:
 
 
 def _json(status: int, body: msgspec.Struct, *headers: tuple[bytes, bytes]) -> Answer:
-    return Answer(status, [(b"content-type", JSON.encode()), *headers], msgspec.json.encode(body))
+    return Answer(status, [*JSON_HEADERS, *headers], msgspec.json.encode(body))
 
 
 # --- Reading a body -----------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from config.settings import Settings
 from engine import Entry, Event, Invalid, Status, StoredEvent, Submission, Verdict
 from engine.model import EVENT_TYPE_NAMES, SECOND_US, EventId, decimal_text
 
-__all__ = ["JSON", "JSON_HEADERS", "batch_answer", "event_answer", "read_events"]
+__all__ = ["JSON", "JSON_HEADERS", "NDJSON", "batch_answer", "event_answer", "read_events"]
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
@@ -300,9 +300,6 @@ def batch_answer(submission: Submission) -> Answer:
         b'{"index":%d,"event_id":%b,%b' % (index, orjson.dumps(_told_id(entries[index])), said[id(verdict)])
         for index, verdict in sorted(submission.verdicts.items())
     ]
-    headers = JSON_HEADERS
-    if retry_after_seconds:
-        headers = [*JSON_HEADERS, (b"retry-after", b"%d" % retry_after_seconds)]
     body = b'{"received":%d,"accepted":%d,"duplicate":%d,"rejected":%d,"retry":%d,"results":[%b]}' % (
         received,
         received - len(results),
@@ -311,7 +308,8 @@ def batch_answer(submission: Submission) -> Answer:
         counts[Status.RETRY],
         b",".join(results),
     )
-    return Answer(200, headers, body)
+    answer = Answer(200, JSON_HEADERS, body)
+    return answer.with_header(b"retry-after", b"%d" % retry_after_seconds) if retry_after_seconds else answer
 
 
 def _result_of(verdict: Verdict) -> bytes:

@@ -68,6 +68,10 @@ class Answer(msgspec.Struct, frozen=True):
     headers: list[tuple[bytes, bytes]]
     body: bytes
 
+    def with_header(self, name: bytes, value: bytes) -> Answer:
+        """The same with one more header; the list of this one, which others may share, stays as it is."""
+        return msgspec.structs.replace(self, headers=[*self.headers, (name, value)])
+
 
 class BadRequest(Exception):
     """A request that can't be taken as a whole; `answer` says why."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-import msgspec
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, HTTPScope
 from quart import Response
@@ -76,4 +75,4 @@ def refuse_two_lengths(headers: Headers) -> None:
     """Raise `BadRequest` (400) for a request that tells two lengths."""
     if "Transfer-Encoding" in headers and "Content-Length" in headers:
         answer = problem(400, "malformed_http", "Content-Length and Transfer-Encoding contradict each other")
-        raise BadRequest(msgspec.structs.replace(answer, headers=[*answer.headers, (b"connection", b"close")]))
+        raise BadRequest(answer.with_header(b"connection", b"close"))

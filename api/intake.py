@@ -16,10 +16,9 @@ from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from typing import Final, Protocol
 
-import msgspec
 import trio
 
-from api.codec import JSON, read_events
+from api.codec import JSON_HEADERS, read_events
 from api.errors import Answer, BadRequest, problem
 from api.headers import read_idempotency_key
 from api.intake_connection import Connection, Exchange
@@ -41,11 +40,11 @@ REFUSED_MAX: Final = 256  # refused connections that we wait for, so that they h
 # What accept says when this process or the machine is out of something: it passes.
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _EVENT_PATHS: Final = {b"/events/": False, b"/events/batch": True}
-_HEALTHY: Final = Answer(200, [(b"content-type", JSON.encode())], b'{"status":"ok"}')
+_HEALTHY: Final = Answer(200, JSON_HEADERS, b'{"status":"ok"}')
 _OVERLOADED: Final = problem(
     503, "overloaded", "more events are waiting than may wait: none of these was taken", retry_after_seconds=1
 )
-_READY: Final = Answer(200, [(b"content-type", JSON.encode())], b'{"status":"ready"}')
+_READY: Final = Answer(200, JSON_HEADERS, b'{"status":"ready"}')
 _log = logging.getLogger("headrace.intake")
 
 
@@ -341,5 +340,4 @@ async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
 
 
 def _wrong_method(allow: bytes) -> Answer:
-    answer = problem(405, "method_not_allowed", f"allowed here: {allow.decode()}")
-    return msgspec.structs.replace(answer, headers=[*answer.headers, (b"allow", allow)])
+    return problem(405, "method_not_allowed", f"allowed here: {allow.decode()}").with_header(b"allow", allow)

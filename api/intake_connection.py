@@ -14,6 +14,7 @@ import logging
 import selectors
 import socket
 from collections import deque
+from collections.abc import Sequence
 from enum import Enum
 from http import HTTPStatus
 from math import inf
@@ -34,7 +35,6 @@ LINGER_SECONDS: Final = 2.0
 LINGER_BODIES_MAX: Final = 16
 
 _CONTINUE: Final = Answer(100, [], b"")
-_JSON_LINES: Final = b"content-type: application/json\r\n"  # as of most answers
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 _NO_HEAD: Final = Head(b"", b"", keep_alive=True, asks_keep_alive=False)  # of what is no request
 _log = logging.getLogger("headrace.intake")
@@ -361,6 +361,13 @@ class Connection:
         self._watched = wanted
 
 
+def _lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+_JSON_LINES: Final = _lines(JSON_HEADERS)  # as of most answers
+
+
 def _encode(exchange: Exchange, date: bytes, last: bool) -> bytes:
     answer = exchange.answer
     assert answer is not None
@@ -375,7 +382,7 @@ def _encode(exchange: Exchange, date: bytes, last: bool) -> bytes:
         answer.status,
         _REASONS[answer.status],
         date,
-        _JSON_LINES if answer.headers is JSON_HEADERS else b"".join([b"%b: %b\r\n" % each for each in answer.headers]),
+        _JSON_LINES if answer.headers is JSON_HEADERS else _lines(answer.headers),
         len(body),
         connection,
         b"" if exchange.head.method == b"HEAD" else body,

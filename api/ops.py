@@ -18,12 +18,12 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from quart import request
 
 from api.calls import JSON, Gives, call
+from api.codec import JSON_HEADERS
 from api.errors import Answer, problem
 
 __all__ = ["OpsCalls"]
 
 RETRY_AFTER_SECONDS: Final = 1
-_JSON_HEADERS: Final = [(b"content-type", JSON.encode())]
 
 
 class Healthy(msgspec.Struct):
@@ -56,7 +56,7 @@ class OpsCalls:
 
         It asks no store: a process is not restarted because a store is away.
         """
-        return Answer(200, _JSON_HEADERS, msgspec.json.encode(Healthy()))
+        return Answer(200, JSON_HEADERS, msgspec.json.encode(Healthy()))
 
     @call(
         "GET",
@@ -70,7 +70,7 @@ class OpsCalls:
         problems = await self._ready()
         if problems:
             return problem(503, "not_ready", "; ".join(problems), retry_after_seconds=RETRY_AFTER_SECONDS)
-        return Answer(200, _JSON_HEADERS, msgspec.json.encode(Ready()))
+        return Answer(200, JSON_HEADERS, msgspec.json.encode(Ready()))
 
     @call(
         "GET",
@@ -88,7 +88,7 @@ class OpsCalls:
     @call("GET", "/openapi.json", tag="operations", gives=Gives(200, "This document.", {JSON: _Document}))
     async def tell_document(self) -> Answer:
         """Describe every call, for programs. People find the same at /docs."""
-        return Answer(200, _JSON_HEADERS, self.document)
+        return Answer(200, JSON_HEADERS, self.document)
 
 
 def _registry() -> CollectorRegistry:

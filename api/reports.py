@@ -13,6 +13,7 @@ from quart import request
 
 from api.calls import JSON, Gives, Parameter, call
 from api.campaigns import Instant, Money
+from api.codec import JSON_HEADERS
 from api.errors import Answer
 from api.query import instant, read_query, refuse_query
 from engine import Fault, Report
@@ -85,4 +86,4 @@ class ReportCalls:
             conversions=report.conversions,
             spend=decimal_text(report.spend_micros),
         )
-        return Answer(200, [(b"content-type", JSON.encode())], msgspec.json.encode(body))
+        return Answer(200, JSON_HEADERS, msgspec.json.encode(body))
