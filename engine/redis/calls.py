@@ -97,7 +97,7 @@ def round_command(call: Reserve | Resolve) -> Command:
         call.campaign_id,
         call.generation,
         pack_tag(call.tag),
-        _encode(numbers),  # an argument each costs more than the rest of the call, here and in Redis
+        _encode(numbers),  # (nine arguments would cost more, here and in Redis)
         call.kinds,
         call.ids,
         _encode(call.users) if call.cap >= 0 else b"",

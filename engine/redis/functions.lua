@@ -170,7 +170,8 @@ end
 
 -- The arguments of reserve as a table, or nil if they do not fit each other.
 local function read_call(argv)
-    local numbers, n = #argv == 7 and cmsgpack.unpack(argv[3]), #(argv[4] or '')
+    if #argv ~= 7 then return nil end
+    local numbers, n = cmsgpack.unpack(argv[3]), #argv[4]
     if type(numbers) ~= 'table' or #numbers ~= 9 then return nil end
     local ver, day, bkt, latest, total_budget, daily_budget, allowance, cap, cost = unpack(numbers)
     if n < 1 or n > 1000 or #argv[2] ~= 8 or #argv[5] ~= 16 * n or #argv[7] % 8 ~= 0 or #argv[7] > 8000 then
