@@ -1,4 +1,4 @@
-"""The command line: `headrace-bench run | targets | scenario | chaos | compare | micro | page | docs`.
+"""The command line: `headrace-bench run | targets | scenario | chaos | compare | micro | profile | page | docs`.
 
 Owns the arguments, the files and the exit status: 0 all well; 1 a run was void, or something is slower; 2 wrong usage,
 or something did not start; 130 interrupted, and then nothing that was started is left.
@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 from rich.console import Console
 
-from bench import compare, micro
+from bench import compare, micro, stages
 from bench.chaos import FAULTS, SECONDS, chaos_experiments
 from bench.locust_run import LocustFailed
 from bench.machine import commit, machine, versions
@@ -113,6 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     pair = commands.add_parser("micro", help="two checkouts, stage by stage, in turn; status 1: something is slower")
     micro.add_arguments(pair)
     pair.set_defaults(run=micro.run)
+    profile = commands.add_parser("profile", help="where each microsecond of an event goes, by stage and process")
+    stages.add_arguments(profile)
+    profile.set_defaults(run=lambda options: stages.run(options, _console))
     page = commands.add_parser("page", help="the page of a result, written beside it")
     page.add_argument("result", type=Path)
     page.set_defaults(run=lambda options: _show(read_result(options.result), options.result))

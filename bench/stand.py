@@ -59,7 +59,7 @@ class System:
     @property
     def is_engine(self) -> bool:
         """Whether it is Headrace itself, with all that only it promises."""
-        return self.command[:2] == ("api", "serve")
+        return self.command[-2:] == ("api", "serve")
 
 
 HEADRACE: Final = System("headrace", ("api", "serve"), addresses=2)
