@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -27,6 +26,7 @@ from tests.e2e.program import headrace
 from tests.faults import of_clients, of_clocks, of_engines, of_networks, of_postgres, of_redis, pairs
 from tests.faults.checker import Findings
 from tests.faults.parent import end_with_parent, stop_as_if_interrupted
+from tests.faults.waiting import explain
 from tests.faults.world import Fault, World, open_world
 
 FAULTS = {
@@ -90,8 +90,8 @@ async def run_fault(world: World, fault: Fault, options: argparse.Namespace) -> 
         try:
             with trio.fail_after(SEED_SECONDS):
                 findings = await world.seed(fault, seed)
-        except Exception:  # noqa: BLE001 - whatever it was, it is told, with the logs kept
-            result.complaints.append(f"seed {seed}: {traceback.format_exc()}")
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is told, with the logs kept
+            result.complaints.append(f"seed {seed}: {explain(error)}")
             result.complaints += await world.surprises(fault)
         else:
             result.add(seed, findings)

@@ -6,6 +6,7 @@ success, and a bare `TooSlowError` says nothing.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -41,3 +42,14 @@ async def until_told(ask: Callable[[], Awaitable[T]], what: str, seconds: float 
         while not (told := await ask()):
             await trio.sleep(_LOOK_SECONDS)
     return told
+
+
+def explain(error: Exception) -> str:
+    """What went wrong, in one line where that is known; the traceback of anything else.
+
+    A nursery wraps what its tasks raise, however little that tells.
+    """
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    trace = "".join(traceback.format_exception(error))
+    return f"{error}\n{trace}" if isinstance(error, AssertionError) and str(error) else trace

@@ -47,8 +47,9 @@ UNDER_FAULTS: Final = (
     UnderFault("no-void-of-an-unknown-outcome", "postgres: answer to COMMIT swallowed", 5),
 )
 
-# "    seed 3: lost: …", or what the audit says; a traceback is a fault of the harness, or of the mutant.
-_COMPLAINT: Final = re.compile(r"^ {4}(?:seed (\d+)|audit): (?!Traceback)(.*)", re.MULTILINE)
+# "    seed 3: lost: …", or what the audit says; a traceback is a fault of the harness, or of the mutant (an engine that
+# answers nothing any more has a line of its own: `waiting.explain`).
+COMPLAINT: Final = re.compile(r"^ {4}(?:seed (\d+)|audit): (?!Traceback|  \+ Exception Group)(.*)", re.MULTILINE)
 
 
 def run_under_fault(each: UnderFault, mutant: Mutant) -> Result:
@@ -66,7 +67,7 @@ def run_under_fault(each: UnderFault, mutant: Mutant) -> Result:
 def _judge(each: UnderFault, status: int, output: str) -> tuple[Outcome, str]:
     if status == 0:
         return Outcome.SURVIVED, f"no promise was broken in {each.seeds} seeds"
-    found = _COMPLAINT.search(output)
+    found = COMPLAINT.search(output)
     if status != 1 or found is None:
         return Outcome.INVALID, f"status {status}: {last_lines(output)}"
     first, seeds = (int(found[1]), 1) if found[1] else (0, each.seeds)

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from tests.faults.__main__ import FAULTS
-from tests.mutants.faults import UNDER_FAULTS, UnderFault
+from tests.faults.waiting import explain
+from tests.mutants.faults import COMPLAINT, UNDER_FAULTS, UnderFault
 from tests.mutants.mutant import Mutant
 from tests.mutants.runner import ROOT, Outcome, judge
 from tests.mutants.table import MUTANTS
@@ -68,3 +69,29 @@ def test_what_runs_under_a_fault_is_there(each: UnderFault) -> None:
     """A renamed mutant or fault would be found out only by the run; and a name must mean one fault."""
     assert each.mutant in {mutant.name for mutant in MUTANTS}
     assert [name for name in FAULTS if each.fault in name] == [each.fault]
+
+
+@pytest.mark.parametrize(
+    ("error", "counts"),
+    [
+        (
+            ExceptionGroup("of a nursery", [AssertionError("did not happen within 30 s: 10 requests are answered")]),
+            True,
+        ),
+        (ExceptionGroup("of a nursery", [ExceptionGroup("of another", [OSError("no such file")])]), False),
+        (ExceptionGroup("of a nursery", [AssertionError("one thing"), AssertionError("another")]), False),
+        (AssertionError(), False),
+    ],
+)
+def test_a_broken_promise_has_a_line_and_a_fault_of_the_harness_a_traceback(error: Exception, counts: bool) -> None:
+    """Only the first may be what catches a mutant."""
+    inner = error
+    while isinstance(inner, ExceptionGroup):
+        inner = inner.exceptions[0]
+    with pytest.raises(type(inner)):
+        raise inner  # so that it has a traceback
+    try:
+        raise error
+    except Exception as raised:  # noqa: BLE001 - as the harness does
+        told = f"    seed 3: {explain(raised)}"
+    assert (COMPLAINT.search(told) is not None) == counts
