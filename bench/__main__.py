@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 from rich.console import Console
 
-from bench import compare, micro, stages
+from bench import compare, micro, profile
 from bench.chaos import FAULTS, SECONDS, chaos_experiments
 from bench.locust_run import LocustFailed
 from bench.machine import commit, machine, versions
@@ -113,9 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     pair = commands.add_parser("micro", help="two checkouts, stage by stage, in turn; status 1: something is slower")
     micro.add_arguments(pair)
     pair.set_defaults(run=micro.run)
-    profile = commands.add_parser("profile", help="where each microsecond of an event goes, by stage and process")
-    stages.add_arguments(profile)
-    profile.set_defaults(run=lambda options: stages.run(options, _console))
+    profiling = commands.add_parser("profile", help="where each microsecond of an event goes, by stage and process")
+    profile.add_arguments(profiling)
+    profiling.set_defaults(run=lambda options: profile.run(options, _console))
     page = commands.add_parser("page", help="the page of a result, written beside it")
     page.add_argument("result", type=Path)
     page.set_defaults(run=lambda options: _show(read_result(options.result), options.result))

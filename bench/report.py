@@ -43,7 +43,7 @@ make bench-full                       everything: all scenarios, rate ladders, f
 headrace-bench targets                the table of targets, each figure in paired runs (an hour)
 headrace-bench compare BEFORE AFTER   two result files: each figure with its spread, and what is beyond noise
 headrace-bench micro                  the stages of an event, each by itself
-headrace-bench profile                where each microsecond of an event goes under load, by stage and process
+headrace-bench profile [BEFORE]       where each microsecond of an event goes under load, by stage and process
 headrace-bench page RESULT            one HTML file with the plots; it needs no network
 headrace-bench chaos                  load, and a fault in the middle of it
 python -m bench.pair BEFORE [AFTER]   two checkouts under the same loads, in turn: for a change of a few percent

@@ -55,11 +55,12 @@ class System:
     addresses: int = 1  # lines with an address that it prints
     settings: Mapping[str, str] = field(default_factory=dict)
     checkout: str = ""  # where its code is; empty: this one
+    runner: tuple[str, ...] = ("-m",)  # what Python runs the command by
 
     @property
     def is_engine(self) -> bool:
         """Whether it is Headrace itself, with all that only it promises."""
-        return self.command[-2:] == ("api", "serve")
+        return self.command[:2] == ("api", "serve")
 
 
 HEADRACE: Final = System("headrace", ("api", "serve"), addresses=2)
@@ -277,7 +278,7 @@ def _launch(
         **system.settings,
     }
     return subprocess.Popen(
-        [sys.executable, "-m", *system.command],
+        [sys.executable, *system.runner, *system.command],
         cwd=system.checkout or None, env=environment, stdout=subprocess.PIPE, stderr=log, text=True,
         start_new_session=True,  # the terminal's Ctrl-C is for us, and we end it
     )  # fmt: skip

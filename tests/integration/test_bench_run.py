@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.profile import HERE, REST, SOCKETS, STAGES, experiments, profile
 from bench.results import FORMAT, Machine, Result, figures, read_result, write_result
 from bench.run import Experiment, Load, make_run
 from bench.scenario import Scenario
-from bench.stages import REST, SOCKETS, STAGES, experiments, profile
 from bench.stand import HEADRACE, StandFailed, System, open_stand
 
 SCENARIO = Scenario(about="", name="tried", campaigns=3, repeats_share=0.1, bad_share=0.05)
@@ -73,7 +73,7 @@ def test_a_file_that_is_no_result_is_told(tmp_path: Path) -> None:
 
 def test_a_profile_tells_all_of_the_engines_cpu() -> None:
     """Stage by stage, of the engine as it is, in a run that is audited."""
-    experiment = next(experiments("", 0.7))
+    experiment = next(experiments(HERE, 0.7))
     run, us = profile(replace(experiment, loads=[Load(8, 0.2), Load(8, 0.7)]), 0)
     assert not run.void
     assert sum(us[stage] for stage in STAGES) == pytest.approx(us["all of the engine"])

@@ -1,8 +1,8 @@
 """`headrace-bench profile`: where each microsecond of an event goes, stage by stage and process by process.
 
 Owns the stages, which code belongs to each, the loads and the table. A sample of the engine (bench/profiled.py) belongs
-to the stage of the innermost code that has one, so what a library does for a stage is the stage's; trio is a stage of
-its own. Shares of samples are multiplied with the engine's CPU as the suite counts it.
+to the stage of the innermost code that has one, so what a library does for a stage is the stage's. Shares of samples
+are multiplied with the engine's CPU as the suite counts it. Two checkouts take turns, as in bench/pair.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bench.stand import HEADRACE
 from bench.summary import run_told
 
 WARM_SECONDS: Final = 2.0
-COLD_SECONDS: Final = 10.0  # of 10,000 campaigns: until all of them are live
+COLD_SECONDS: Final = 10.0  # of 10,000 campaigns, until all of them are live
 HERE: Final = Path(__file__).resolve().parents[1]
 
 SOCKETS: Final = "sockets of senders"
@@ -41,9 +41,10 @@ REDIS: Final = "Redis client"
 ENCODE: Final = "encode rows"
 POSTGRES: Final = "Postgres client"
 ANSWER: Final = "answer"
+METRICS: Final = "metrics"
 TRIO: Final = "trio"
 REST: Final = "the rest"
-STAGES: Final = (SOCKETS, HTTP, DECODE, ROUTE, ADMIT, REDIS, ENCODE, POSTGRES, ANSWER, TRIO, REST)
+STAGES: Final = (SOCKETS, HTTP, DECODE, ROUTE, ADMIT, REDIS, ENCODE, POSTGRES, ANSWER, METRICS, TRIO, REST)
 
 # By function, else by file, else by folder.
 STAGE_OF: Final[dict[str, str]] = {
@@ -68,10 +69,17 @@ STAGE_OF: Final[dict[str, str]] = {
     "engine/clock.py": ROUTE,
     "engine/registry.py": ROUTE,
     "engine/mailbox.py": ROUTE,
-    "engine/metrics.py": REST,
+    "engine/metrics.py": METRICS,
+    "engine/submission.py:Entry.as_stored": ANSWER,
     "engine/": ADMIT,
 }
-_TRIO: Final = "/trio/"
+_STAGE_OF_LIBRARY: Final = {
+    "/site-packages/trio/": TRIO,
+    "/site-packages/prometheus_client/": METRICS,
+    "/site-packages/asyncpg/": POSTGRES,  # all but the flush, and the loop that it needs
+    "/site-packages/trio_asyncio/": POSTGRES,
+    "/asyncio/": POSTGRES,
+}
 
 Frame = tuple[str, str]  # a file and a qualified name
 
@@ -79,13 +87,14 @@ Frame = tuple[str, str]  # a file and a qualified name
 def stage_of(frames: Sequence[Frame], root: Path) -> str:
     """The stage of one sample, whose frames go from the inside out, in the engine whose checkout is at `root`."""
     for path, name in frames:
-        if _TRIO in path:
-            return TRIO
-        if path.startswith(f"{root}/"):
-            file = path.removeprefix(f"{root}/")
+        file = path.removeprefix(f"{root}/")
+        if file != path:
             for key in (f"{file}:{name}", file, *(f"{folder}/" for folder in Path(file).parents)):
                 if key in STAGE_OF:
                     return STAGE_OF[key]
+        for library, stage in _STAGE_OF_LIBRARY.items():
+            if library in file:
+                return stage
     return REST
 
 
@@ -101,14 +110,15 @@ def read_shares(samples: Path, root: Path, begun: float, ended: float) -> dict[s
     return {stage: found[stage] / found.total() for stage in STAGES}
 
 
-def experiments(checkout: str, seconds: float) -> Iterator[Experiment]:
+def experiments(checkout: Path, seconds: float) -> Iterator[Experiment]:
     """Single events and batches, over few and many campaigns."""
-    known, system = scenarios(), replace(HEADRACE, command=("bench.profiled", *HEADRACE.command), checkout=checkout)
+    runner = (str(HERE / "bench/profiled.py"),)
+    known, system = scenarios(), replace(HEADRACE, checkout=str(checkout), runner=runner)
     for name, scenario, batch, connections, warm in (
         ("single events, 1 campaign", "one", 1, 256, WARM_SECONDS),
-        ("the same, 100 campaigns", "even", 1, 256, WARM_SECONDS),
+        ("single events, 100 campaigns", "even", 1, 256, WARM_SECONDS),
         ("batches of 1,000, 100 campaigns", "even", 1_000, 32, WARM_SECONDS),
-        ("the same, 10,000 campaigns", "many", 1_000, 32, COLD_SECONDS),
+        ("batches of 1,000, 10,000 campaigns", "many", 1_000, 32, COLD_SECONDS),
     ):
         yield Experiment(name, system, known[scenario], batch, [Load(connections, warm), Load(connections, seconds)])
 
@@ -116,7 +126,7 @@ def experiments(checkout: str, seconds: float) -> Iterator[Experiment]:
 def profile(experiment: Experiment, round_: int) -> tuple[Run, dict[str, float]]:
     """A run, audited like any other, and its CPU in us an event: by stage, then of the other processes.
 
-    Raises `StandFailed`, and `ValueError` if there is no sample.
+    Raises `StandFailed`, and `ValueError` if there is no event or no sample.
     """
     with tempfile.TemporaryDirectory(prefix="headrace-profile-") as folder:
         samples = Path(folder) / "samples"
@@ -129,38 +139,59 @@ def profile(experiment: Experiment, round_: int) -> tuple[Run, dict[str, float]]
             step = underway.step(load)
             ended = monotonic()
             run = finish(underway, round_, seed=round_)
-        shares = read_shares(samples, Path(system.checkout or HERE), begun, ended)
-    us = {use.role: 1e6 * use.cpu_seconds / step.events for use in step.uses}
-    stages = {stage: share * us["engine"] for stage, share in shares.items()}
-    return run, stages | {"all of the engine": us["engine"], "Redis": us["redis"], "Postgres": us["postgres"]}
+        shares = read_shares(samples, Path(system.checkout), begun, ended)
+    engine, redis, postgres = (step.cpu_us(role) for role in ("engine", "redis", "postgres"))
+    stages = {stage: share * engine for stage, share in shares.items()}
+    others = {"all of the engine": engine, "Redis": redis, "Postgres": postgres}
+    return run, stages | others | {"events/s": step.events_per_second}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of the command line."""
-    parser.add_argument("--checkout", type=Path, default=HERE, help="folder of another one (this one)")
+    parser.add_argument(
+        "before", type=Path, nargs="?", help="folder of another checkout, measured in turn with this one"
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="only loads whose name contains this")
     parser.add_argument("--rounds", type=int, default=3, help="(3)")
     parser.add_argument("--seconds", type=float, default=8.0, help="a run, after its warm-up (8)")
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Measure and tell; status 1 if a run was void. Raises `StandFailed` and `ValueError`."""
-    found: dict[str, list[dict[str, float]]] = {}
-    void = False
+    checkouts = [HERE] if options.before is None else [options.before.resolve(), HERE]
+    for checkout in checkouts:
+        if not (checkout / "api/__main__.py").exists():
+            raise ValueError(f"{checkout} is no checkout of Headrace")
+    found: dict[str, list[list[dict[str, float]]]] = {}  # of each load: of each checkout, its rounds
+    void = 0
     for round_ in range(options.rounds):
-        for experiment in experiments(str(options.checkout.resolve()), options.seconds):
-            made, us = profile(experiment, round_)
-            console.print(run_told(made), markup=False)
-            found.setdefault(experiment.name, []).append(us)
-            void |= made.void
+        for at, checkout in list(enumerate(checkouts))[:: -1 if round_ % 2 else 1]:
+            for experiment in experiments(checkout, options.seconds):
+                if options.only not in experiment.name:
+                    continue
+                made, us = profile(experiment, round_)
+                console.print(f"{checkout}: {run_told(made)}", markup=False)
+                rounds = found.setdefault(experiment.name, [[] for _ in checkouts])
+                void += made.void
+                if not made.void:  # which tells nothing
+                    rounds[at].append(us)
+    found = {name: rounds for name, rounds in found.items() if all(rounds)}
+    if not found:
+        raise ValueError("there is no load of that name, or no round of it that was sound")
     console.print(_table(found))
-    return int(void)
+    return int(void > 0)
 
 
-def _table(found: dict[str, list[dict[str, float]]]) -> Table:
-    table = Table("CPU in us an event", title="Medians over rounds", title_justify="left", title_style="bold")
+def _table(found: dict[str, list[list[dict[str, float]]]]) -> Table:
+    told = "CPU in us an event: medians over rounds, before → now where there are two"
+    table = Table("stage", title=told, title_justify="left", title_style="bold")
     for name in found:
         table.add_column(name, justify="right")
-    for line in next(iter(found.values()))[0]:
-        medians = [statistics.median(us[line] for us in rounds) for rounds in found.values()]
-        table.add_row(line, *(f"{median:.2f}" for median in medians))
+    for line in next(iter(found.values()))[0][0]:
+        table.add_row(line, *(_cell(line, checkouts) for checkouts in found.values()))
     return table
+
+
+def _cell(line: str, checkouts: Sequence[Sequence[dict[str, float]]]) -> str:
+    medians = [statistics.median(us[line] for us in rounds) for rounds in checkouts]
+    return " → ".join(f"{median:,.0f}" if median >= 1_000 else f"{median:.1f}" for median in medians)

@@ -8,9 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from bench.stages import ADMIT, DECODE, ENCODE, HERE, HTTP, REST, SOCKETS, STAGE_OF, STAGES, TRIO, read_shares, stage_of
+from bench.profile import (
+    ADMIT,
+    DECODE,
+    ENCODE,
+    HERE,
+    HTTP,
+    POSTGRES,
+    REST,
+    SOCKETS,
+    STAGE_OF,
+    STAGES,
+    TRIO,
+    read_shares,
+    stage_of,
+)
 
-ROOT = Path("/engine-of-somebody")  # in whose path a stage's name means nothing
+ROOT = Path("/engine/trio/asyncio")  # names in its path mean nothing
 SEND = (f"{ROOT}/api/intake_connection.py", "Connection._send")
 SELECT = ("/usr/lib/python3.11/selectors.py", "EpollSelector.select")
 SERVE = (f"{ROOT}/api/intake.py", "Intake._serve")
@@ -26,6 +40,7 @@ RUN = (f"{ROOT}/.venv/lib/python3.11/site-packages/trio/_core/_run.py", "unrolle
         ([(f"{ROOT}/engine/postgres/copy.py", "pack_rows.<locals>.<listcomp>"), RUN], ENCODE),
         ([(f"{ROOT}/engine/rounds.py", "Rounds.run"), RUN], ADMIT),
         ([RUN, SERVE], TRIO),
+        ([SELECT, ("/usr/lib/python3.11/asyncio/base_events.py", "run"), RUN], POSTGRES),  # nobody else needs it
         ([SELECT], REST),
         ([], REST),
     ],
