@@ -170,7 +170,7 @@ class RequestReader:
         self._head_bytes += len(name) + len(value) + LINE_BYTES
         self._check_head(self._head_bytes)
         if self.refusal is None and not self._head_done:
-            name = name.lower()
+            name, value = name.lower(), value.rstrip(b" \t")  # llhttp leaves blanks at the end (RFC 9112, 5)
             known = self._headers.get(name)
             self._headers[name] = value if known is None else b"%b, %b" % (known, value)
 

@@ -42,6 +42,7 @@ from engine.steps import Emptied, Kept, LoadIds, LoadUsers, Mismatch, Pending
 
 Command = tuple[bytes | str | int, ...]
 
+LIBRARY: Final = b"headrace2"  # of functions.lua: a number more with every change of what a function takes or answers
 OPEN: Final = b"1"
 CLOSED: Final = b"0"
 _encode: Final = msgspec.msgpack.Encoder().encode

@@ -130,7 +130,13 @@ class RedisLedger:
     async def _prepare(self) -> None:
         """Check what the engine relies on, and load the library. Raises `ConfigurationUnsafe`, `StoreUnavailable`."""
         check_configuration(await self._info())
-        await self._told((b"FUNCTION", b"LOAD", b"REPLACE", self._library))
+        if not await self._has_library():
+            await self._told((b"FUNCTION", b"LOAD", b"REPLACE", self._library))
+
+    async def _has_library(self) -> bool:
+        """Whether this very library is there: a Redis that is full takes none, and room comes from engines that run."""
+        told = await self._send_one((b"FUNCTION", b"LIST", b"LIBRARYNAME", calls.LIBRARY, b"WITHCODE"))
+        return isinstance(told, list) and any(self._library.encode() in library for library in told)
 
     async def _info(self) -> dict[str, str]:
         # (INFO tells the eviction policy, too; CONFIG would, but a managed Redis may forbid it.)

@@ -19,7 +19,7 @@ import trio
 from config.settings import Settings
 from engine.model import CampaignId
 from engine.ports import DayBehind, Done, Letter, Lost, NotRun, Reserved, Unknown
-from engine.redis.calls import keys_of
+from engine.redis.calls import LIBRARY, keys_of
 from engine.redis.ledger import RedisLedger, open_ledger
 from engine.steps import Emptied
 from tests.contract.reservations import (
@@ -120,6 +120,26 @@ async def test_a_full_redis_moves_on_with_the_window(rig: RedisRig) -> None:
         assert isinstance(await ask(rig.ledger, reserve(turn=TURN + 2)), NotRun)
         assert rig.client.hlen(f"{{{CAMPAIGN}}}:i{TURN % 2}") == 0
     assert await ask(rig.ledger, reserve(ids=call.ids, turn=TURN + 1)) == Reserved(b"A" * 100, 200 * COST, 200 * COST)
+
+
+@pytest.mark.stores
+async def test_an_engine_starts_on_a_full_redis_that_has_the_library(rig: RedisRig, redis_url: str) -> None:
+    """A full Redis takes no library, not even the one it has, and without an engine it would stay full."""
+    await ask(rig.ledger, reserve())
+    with rig.full():
+        async with open_ledger(redis_url, Settings()) as another:
+            assert await another.ping()
+
+
+@pytest.mark.stores
+async def test_an_engine_replaces_a_library_of_its_name_with_other_code(rig: RedisRig, redis_url: str) -> None:
+    """As after a mend that changes no argument and no answer."""
+    client: Any = rig.client  # redis-py leaves these methods untyped
+    ours = files("engine.redis").joinpath("functions.lua").read_text()
+    client.function_load(f"{ours}\n-- as it was before", replace=True)
+    async with open_ledger(redis_url, Settings()):
+        (found,) = client.function_list(LIBRARY.decode(), withcode=True)
+    assert ours.encode() in found
 
 
 @pytest.mark.stores

@@ -219,13 +219,14 @@ async def test_a_batch_is_answered_as_a_batch() -> None:
 
 
 async def test_the_idempotency_key_is_passed_on() -> None:
-    """One that nobody should rely on is refused."""
+    """Without the blanks around it, as at the api; one that nobody should rely on is refused."""
     async with serving() as served, served.connect() as sender:
         served.engine.at_once = True
-        for headers, status in ((["idempotency-KEY: k-1"], 200), ([], 200), (["Idempotency-Key:"], 400)):
+        keys: tuple[list[str], ...] = ["idempotency-KEY: k-1"], ["Idempotency-Key: k-1 \t"], [], ["Idempotency-Key: "]
+        for headers, status in zip(keys, (200, 200, 200, 400), strict=True):
             await sender.send(post(BODY, *headers))
             assert (await sender.answer()).status == status
-        assert served.engine.keys == ["k-1", None]
+        assert served.engine.keys == ["k-1", "k-1", None]
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:
