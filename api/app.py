@@ -25,7 +25,7 @@ from api.campaigns import CampaignCalls, CampaignKeeper
 from api.docs import docs_asset, docs_page
 from api.errors import Answer, BadRequest, problem
 from api.events import EVENT_NOTES, EventCalls, EventRecorder
-from api.exchange import Exchange, refuse_two_lengths
+from api.exchange import Bodies, Exchange, refuse_two_lengths
 from api.openapi import document
 from api.ops import RETRY_AFTER_SECONDS, OpsCalls
 from api.reports import ReportCalls, Reporter
@@ -74,6 +74,7 @@ class _SlashMissing(Exception):
 
 class _App(QuartTrio):
     asgi_http_class: type[TrioASGIHTTPConnection] = Exchange
+    bodies: Bodies
 
     def raise_routing_exception(self, request: BaseRequestWebsocket) -> NoReturn:
         """Redirect nobody: many clients send a redirected POST without its body."""
@@ -93,6 +94,7 @@ def create_app(engine: ServedEngine, ready: Callable[[], Awaitable[list[str]]] |
         BODY_TIMEOUT=settings.read_timeout_seconds,
         RESPONSE_TIMEOUT=settings.read_timeout_seconds,  # for the one who reads slowly, too
     )
+    app.bodies = Bodies(settings.intake_bytes_max)
     app.url_map.converters["number"] = _Number
     ops = OpsCalls(ready or engine.problems)
     calls = [

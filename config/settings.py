@@ -120,7 +120,10 @@ class Settings:
         16_384, "Bytes of a request's head: h11's and nginx's order of size.", 1_024, 1 << 20
     )
     intake_bytes_max: int = _number(
-        256 << 20, "Bytes of bodies arriving at the intake at once: 64 full ones; more is 503.", 1 << 20, 64 << 30
+        256 << 20,
+        "Bytes of bodies arriving at the intake, or at the api, at once: 64 full ones; more is 503.",
+        1 << 20,
+        64 << 30,
     )
     pipelined_requests_max: int = _number(
         32, "Requests of one connection without an answer; then it is read no more: senders pipeline a few.", 1, 1_024

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 import pytest
@@ -98,6 +98,50 @@ async def test_a_sender_of_too_large_a_body_hears_so() -> None:
         head = b"POST /events/ HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
         await stream.send_all(head + body)
         assert (await stream.receive_some()).startswith(b"HTTP/1.1 413")
+
+
+LARGE = b"POST /events/ HTTP/1.1\r\nHost: x\r\nContent-Length: 600000\r\n\r\n"
+CROWDED = replace(SETTINGS, request_bytes_max=700_000, intake_bytes_max=1 << 20)
+CHUNKED = b"POST /events/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+async def test_a_body_without_room_is_refused_and_room_comes_back() -> None:
+    """Many bodies that never end hold no more than the bound, and a refusal has its reason."""
+    async with served(CROWDED) as stream:
+        address = stream.socket.getpeername()
+        async with await trio.open_tcp_stream(*address) as other:
+            await stream.send_all(LARGE + b"x" * 300_000)
+            await wait_all_tasks_blocked(0.05)
+            await other.send_all(LARGE + b"x" * 600_000)
+            told = b""
+            while not told.endswith(b"}"):
+                told += await other.receive_some()
+            assert told.startswith(b"HTTP/1.1 503")
+            assert b'"overloaded"' in told
+            assert b"retry-after: 1" in told
+        await stream.send_all(b"x" * 300_000)
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 400")
+        async with await trio.open_tcp_stream(*address) as third:
+            await third.send_all(LARGE + b"x" * 600_000)
+            assert (await third.receive_some()).startswith(b"HTTP/1.1 400")
+
+
+async def test_a_body_of_unknown_length_counts_as_it_comes() -> None:
+    """Where it finds no more room, its connection ends; nothing of it was taken."""
+    async with served(CROWDED) as stream:
+        async with await trio.open_tcp_stream(*stream.socket.getpeername()) as other:
+            await stream.send_all(LARGE)
+            await wait_all_tasks_blocked(0.05)
+            await other.send_all(CHUNKED + b"493e0\r\n" + b"x" * 300_000 + b"\r\n")
+            await wait_all_tasks_blocked(0.05)
+            told = b""
+            with suppress(trio.BrokenResourceError):  # it may be reset
+                await other.send_all(b"493e0\r\n" + b"x" * 300_000 + b"\r\n")
+                told = await all_of(other)
+            assert not told.startswith(b"HTTP/1.1 2")
+        async with await trio.open_tcp_stream(*stream.socket.getpeername()) as third:
+            await third.send_all(CHUNKED + b"493e0\r\n" + b"x" * 300_000 + b"\r\n0\r\n\r\n")
+            assert (await third.receive_some()).startswith(b"HTTP/1.1 400")
 
 
 @pytest.mark.parametrize("target", [b"?x", b"*", b"http://", b"http://[", b"x:y"])
