@@ -1,7 +1,7 @@
 """The serving program: stores, engine and both listeners, put together in one process.
 
-Owns the order of start and stop, the addresses, signals and the exit status. With more than one worker,
-`api/workers.py` runs `work` in each process. Knows no request and no store's protocol.
+Owns the order of start and stop, the addresses and the exit status; `api/signals.py` has the signals. With more than
+one worker, `api/workers.py` runs `work` in each process. Knows no request and no store's protocol.
 
 Stopping is the other way round: accept nothing more, finish what was accepted, drain the engine, stop the
 embedded stores if nobody else uses them. The engine stands around the listeners, not inside the application:
@@ -24,13 +24,14 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
-from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import trio
 
+from api.signals import Hangups, StopSignals
 from config.settings import Settings, SettingsError, load_settings, parse_address
-from engine.embedded import Stores, open_stores
+from engine.embedded import StartInterrupted, Stores, open_stores
+from engine.embedded.keeper import keep
 from engine.errors import EngineError
 
 BACKLOG: Final = 1024  # connections that the kernel holds while we are busy: a burst of all senders of a cluster
@@ -39,8 +40,6 @@ COLLECTOR_THRESHOLDS: Final = (10_000, 20, 20)
 DRAIN_SLACK_SECONDS: Final = 5  # closing stores and files, after the drain
 _OUT_OF_MEMORY: Final = b"no memory left for a thread's start: whoever waits for it would wait for ever; ending\n"
 
-Hangups = trio.MemoryReceiveChannel[None]  # one item for each SIGHUP that was heard
-
 _log = logging.getLogger("headrace")
 
 
@@ -48,23 +47,23 @@ def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, then drain. The exit status: 0 after a clean stop, 1 with the reason logged."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.unraisablehook = end_without_memory
-    terminal = Terminal()
-    signal.signal(signal.SIGHUP, _ignore_hangup)
     status = 1
-    try:
-        with open_stores(settings) as stores:
-            if settings.workers > 1:
-                from api.workers import supervise  # here, because it imports this module
+    with StopSignals() as signals:
+        try:
+            with open_stores(settings, signals.heard) as stores:
+                if settings.workers > 1:
+                    from api.workers import supervise  # here, because it imports this module
 
-                program = partial(supervise, settings, stores)
-            else:
-                program = partial(_serve_alone, settings, stores)
-            status = trio.run(_until_signal, program, terminal)
-    except* (EngineError, SettingsError) as group:
-        for error in _leaves(group):
-            _log.error("%s", error)
-    except* KeyboardInterrupt:
-        status = 130
+                    program = partial(supervise, settings, stores)
+                else:
+                    program = partial(_serve_alone, settings, stores)
+                status = trio.run(_until_signal, partial(_keep_stores, settings, stores, program), signals)
+        except* StartInterrupted:
+            _log.info("%s: stopped before anything was served", signals.name)
+            status = 0
+        except* (EngineError, SettingsError) as group:
+            for error in _leaves(group):
+                _log.error("%s", error)
     return status
 
 
@@ -81,17 +80,16 @@ def work(api: int, intake: int) -> int:
         format=f"%(asctime)s %(levelname)s %(name)s[{os.getpid()}]: %(message)s",
     )
     sys.unraisablehook = end_without_memory
-    terminal = Terminal()
-    signal.signal(signal.SIGHUP, _ignore_hangup)
     status = 1
-    try:
-        settings = load_settings()
-        stores = Stores(settings.db_url, settings.redis_url)
-        with closing(inherit(settings, api, intake)) as listeners:
-            status = trio.run(_until_signal, partial(_serve_as_worker, settings, stores, listeners), terminal)
-    except* (EngineError, SettingsError) as group:
-        for error in _leaves(group):
-            _log.error("%s", error)
+    with StopSignals() as signals:
+        try:
+            settings = load_settings()
+            stores = Stores(settings.db_url, settings.redis_url)
+            with closing(inherit(settings, api, intake)) as listeners:
+                status = trio.run(_until_signal, partial(_serve_as_worker, settings, stores, listeners), signals)
+        except* (EngineError, SettingsError) as group:
+            for error in _leaves(group):
+                _log.error("%s", error)
     return status
 
 
@@ -200,13 +198,24 @@ def _say(text: str) -> None:
 # --- One serving process ---
 
 
-async def _until_signal(program: Callable[[trio.Event, Hangups], Awaitable[int]], terminal: Terminal) -> int:
+async def _until_signal(program: Callable[[trio.Event, Hangups], Awaitable[int]], signals: StopSignals) -> int:
     """Run a program that ends when its event is set, which SIGTERM and SIGINT do, and that hears of each SIGHUP."""
-    stop = trio.Event()
     heard, hangups = trio.open_memory_channel[None](1)
+    signals.attach(heard)
+    try:
+        return 0 if signals.heard() else await program(signals.stop, hangups)
+    finally:
+        signals.detach()
+
+
+async def _keep_stores(
+    settings: Settings, stores: Stores, program: Callable[[trio.Event, Hangups], Awaitable[int]], *heard: Any
+) -> int:
+    """Run a program, and start its embedded stores again when they die: also while it drains, which needs them."""
     async with trio.open_nursery() as nursery:
-        await nursery.start(_listen_to_signals, stop, heard, terminal)
-        status = await program(stop, hangups)
+        for store in stores.embedded:
+            nursery.start_soon(keep, store, settings)
+        status = await program(*heard)
         nursery.cancel_scope.cancel()
     return status
 
@@ -290,55 +299,6 @@ def _end_within(seconds: float) -> None:
 
 
 # --- When to stop, and when to yield ---
-
-
-class Terminal:
-    """The terminal that the program was started from, if any.
-
-    When it goes, everybody on it gets SIGHUP, and expects the end; unless SIGHUP was ignored at start, as by `nohup`.
-    """
-
-    def __init__(self) -> None:
-        self._ends_us = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and _has_terminal()
-
-    @property
-    def gone(self) -> bool:
-        """Whether it is the reason for a SIGHUP."""
-        return self._ends_us and not _has_terminal()
-
-
-def _has_terminal() -> bool:
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
-
-
-def _ignore_hangup(_: int, __: FrameType | None) -> None:
-    """What SIGHUP does before a program serves and after: its default would be the end, without a word."""
-    _log.warning("SIGHUP: nothing is done, because the program starts or stops")
-
-
-async def _listen_to_signals(
-    stop: trio.Event,
-    heard: trio.MemorySendChannel[None],
-    terminal: Terminal,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Set `stop` at the first SIGTERM or SIGINT; pass each SIGHUP on, of which one may wait and stands for all later.
-
-    A second SIGTERM or SIGINT has its usual effect: the end, at once.
-    """
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        task_status.started()
-        async for number in signals:
-            if number != signal.SIGHUP or terminal.gone:
-                _log.info("%s: draining", signal.Signals(number).name)
-                break
-            with suppress(trio.WouldBlock):
-                heard.send_nowait(None)
-    stop.set()
 
 
 async def _explain_hangups(hangups: Hangups) -> None:

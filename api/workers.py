@@ -34,7 +34,8 @@ from typing import Final
 import trio
 from prometheus_client.multiprocess import mark_process_dead
 
-from api.serve import DRAIN_SLACK_SECONDS, Hangups, Listeners, bind
+from api.serve import DRAIN_SLACK_SECONDS, Listeners, bind
+from api.signals import Hangups
 from config.settings import Settings, variable
 from engine.embedded import Stores
 

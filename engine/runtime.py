@@ -67,7 +67,10 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
                         log.warning("not everything was finished within %s s", settings.drain_seconds)
             nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True), trio.move_on_after(settings.query_timeout_seconds):
-            await store.retire_engine(engines.own)
+            try:
+                await store.retire_engine(engines.own)
+            except StoreUnavailable as away:
+                log.warning("not signed off, so that others miss its heartbeat first: %s", away)
 
 
 async def heartbeats(
