@@ -37,6 +37,7 @@ from engine.errors import EngineError
 BACKLOG: Final = 1024  # connections that the kernel holds while we are busy: a burst of all senders of a cluster
 # New objects more than freed ones before the youngest are looked at (a batch makes no more), and how often the older.
 COLLECTOR_THRESHOLDS: Final = (10_000, 20, 20)
+LIFE_SECONDS: Final = 1.0  # how often a worker says that it lives: a thirtieth of the silence that ends it
 DRAIN_SLACK_SECONDS: Final = 5  # closing stores and files, after the drain
 _OUT_OF_MEMORY: Final = b"no memory left for a thread's start: whoever waits for it would wait for ever; ending\n"
 
@@ -237,11 +238,30 @@ async def _serve_as_worker(
         nursery.start_soon(_stop_at_end_of_input, stop)
         nursery.start_soon(_yield_on_hangup, hangups, settings, yielding, stop)
         nursery.start_soon(_yield_at_stop, stop, yielding)
-        await serve(settings, stores, listeners, stop, lambda: _say("ready"), yielding)
+        ready = partial(_tell_ready, nursery)
+        await serve(settings, stores, listeners, stop, ready, yielding)
         with suppress(OSError):  # the supervisor may be gone
             _say("drained")
         nursery.cancel_scope.cancel()
     return 0
+
+
+def _tell_ready(nursery: trio.Nursery) -> None:
+    """Tell the supervisor that we serve, and from now on that we live."""
+    _say("ready")
+    nursery.start_soon(_tell_life)
+
+
+async def _tell_life() -> None:
+    """Say every second that this loop turns: who is silent is taken for frozen, and killed.
+
+    Never waits: a supervisor that is frozen itself reads nothing, and finds a pipe full of it when it wakes.
+    """
+    os.set_blocking(sys.stdout.fileno(), False)
+    while True:
+        with suppress(OSError):  # the pipe is full, or the supervisor gone
+            os.write(sys.stdout.fileno(), b"alive\n")
+        await trio.sleep(LIFE_SECONDS)
 
 
 async def serve(
@@ -261,7 +281,7 @@ async def serve(
     from api.app import create_app
     from api.intake import serve_intake
     from api.listener import serve_api
-    from engine.runtime import open_engine
+    from engine.runtime import FAILED_DRAIN_SECONDS, open_engine
 
     async with open_engine(settings, db_url=stores.db_url, redis_url=stores.redis_url) as engine:
         listeners.listen()
@@ -275,8 +295,12 @@ async def serve(
                 # Requests under way get half of the time, and the engine the other half.
                 nursery.cancel_scope.deadline = trio.current_time() + settings.drain_seconds / 2
                 _end_within(settings.drain_seconds)
-        finally:
-            _end_within(settings.drain_seconds / 2)  # also when the engine has failed, and nobody asked us to stop
+        except BaseException:
+            # A listener or the engine has failed: half of a process serves nobody, and is not replaced as long as it
+            # lives. (An error that finds its way here has ended both listeners.)
+            _end_within(FAILED_DRAIN_SECONDS)
+            raise
+        _end_within(settings.drain_seconds / 2)
     signal.alarm(0)
 
 

@@ -27,6 +27,9 @@ from engine.registry import Engines, Registry
 
 log = logging.getLogger(__name__)
 
+# A drain when a part of the process has failed: its senders are gone, and who replaces it waits for its end. What is
+# under way with the stores takes milliseconds; what is left is found by the other engines, as after a kill -9.
+FAILED_DRAIN_SECONDS = 2.0
 # Every engine looks for reservations of dead engines when one dies, and so often besides.
 _ORPHANS_SECONDS = 60.0
 
@@ -56,15 +59,18 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
             nursery.start_soon(heartbeats, engine, registry, engines, clock, store, ledger)
             nursery.start_soon(_housekeeping, store, clock)
             async with store.listening(registry.plan_changed, registry.generation_raised, registry.read_all_again):
+                drain_seconds = settings.drain_seconds / 2  # the listeners have had the first half of it
                 try:
                     yield engine
+                except BaseException:
+                    drain_seconds = min(drain_seconds, FAILED_DRAIN_SECONDS)
+                    raise
                 finally:
-                    # Also when we are being cancelled: what was accepted is finished, within a bound. The listeners
-                    # have had the first half of it.
-                    with trio.CancelScope(shield=True), trio.move_on_after(settings.drain_seconds / 2) as bound:
+                    # Also when we are being cancelled: what was accepted is finished, within a bound.
+                    with trio.CancelScope(shield=True), trio.move_on_after(drain_seconds) as bound:
                         await engine.drain()
                     if bound.cancelled_caught:
-                        log.warning("not everything was finished within %s s", settings.drain_seconds)
+                        log.warning("not everything was finished within %g s", drain_seconds)
             nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True), trio.move_on_after(settings.query_timeout_seconds):
             try:
