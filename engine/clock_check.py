@@ -43,7 +43,7 @@ class ClockCheck:
             self._redis_us = compared.redis_us
         wrong = self._what_is_wrong(compared)
         if wrong and not self.wrong:
-            log.error("no events are taken: %s", wrong)
+            log.warning("no events are taken: %s", wrong)
         elif self.wrong and not wrong:
             log.warning("the clocks agree again: events are taken")
         self.wrong = wrong
