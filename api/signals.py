@@ -115,6 +115,7 @@ class StopSignals:
             _write(_ENDING)
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+            os._exit(128 + number)  # (the first process of a container is not killed by default)
 
     def _in_trio(self, act: Callable[[], None]) -> bool:
         """Let trio's thread do this soon. Whether trio runs."""

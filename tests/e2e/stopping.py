@@ -55,7 +55,14 @@ def started(env: Mapping[str, str], command: Sequence[str] = SERVE) -> Iterator[
     """Start it; when the block ends, it is over."""
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
         process = subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1, start_new_session=True
+            command,
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            bufsize=1,
+            start_new_session=True,
         )
         with process:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import signal
@@ -12,7 +13,10 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
+import psycopg
 import pytest
+import redis
 
 from engine.embedded.daemon import lock_file
 from tests.e2e.program import impression
@@ -134,6 +138,74 @@ def test_a_second_signal_seconds_later_ends_it_at_once(data_folder: Path) -> Non
         program.process.terminate()
         assert program.status() == 0, program.log
     assert stores_alive(data_folder) == []
+
+
+FAILS = """
+import sys, time, trio
+import api.listener
+from api.__main__ import main
+
+serve_api = api.listener.serve_api
+
+async def failing(*arguments, **options):
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_api, *arguments)
+        options["task_status"].started()
+        await trio.to_thread.run_sync(sys.stdin.readline)
+        raise ZeroDivisionError
+
+api.listener.serve_api = failing
+sys.exit(main(["serve"]))
+"""
+
+
+def test_a_process_of_which_a_part_failed_does_not_live_on(database_url: str, redis_url: str, tmp_path: Path) -> None:
+    """Half of it serves nobody, and is not replaced before it ends: its drain is a short one, status 1."""
+    env = {"DB_URL": database_url, "REDIS_URL": redis_url, "HEADRACE_WORKERS": "1"}
+    with started(env_of(tmp_path, **env), (sys.executable, "-c", FAILS)) as program:
+        serving = program.serving()
+        campaign = serving.create()["id"]
+        assert serving.post(impression(campaign)).status_code == 200
+        address = urlsplit(serving.intake)
+        body = json.dumps(impression(campaign)).encode()
+        with psycopg.connect(database_url) as held, socket.create_connection((address.hostname, address.port)) as peer:
+            held.execute("SELECT 1 FROM ledger FOR UPDATE")  # so that there is something that can't be finished
+            peer.sendall(b"POST /events/ HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            with redis.Redis.from_url(redis_url) as client:
+                wait_for(lambda: client.hlen(f"{{{campaign}}}:p") == 1)
+            assert program.process.stdin is not None
+            program.process.stdin.close()
+            assert program.status() == 1
+        serving.client.close()
+        assert "not everything was finished within 2 s" in program.log
+        assert "ZeroDivisionError" in program.log
+
+
+def workers_of(pid: int) -> list[int]:
+    """The worker processes of a supervisor."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+
+
+def test_a_frozen_worker_is_replaced_and_one_that_works_is_not(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """By its silence: a worker says every second that its loop turns, also under load and while it drains."""
+    env = {"DB_URL": database_url, "REDIS_URL": redis_url, "HEADRACE_WORKER_SILENT_SECONDS": "3"}
+    with started(env_of(tmp_path, 2, **env)) as program:
+        serving = program.serving()
+        campaign = serving.create()["id"]
+        frozen, other = workers_of(program.process.pid)
+        os.kill(frozen, signal.SIGSTOP)
+        wait_for(lambda: f"worker {frozen} is frozen: silent for 3 s; killing it" in program.log)
+        wait_for(lambda: len(workers_of(program.process.pid)) == 2)
+        assert other in workers_of(program.process.pid)
+        serving.client.close()
+        with httpx.Client(timeout=30) as client:  # on a connection of its own: that of the frozen one was reset
+            wait_for(lambda: client.post(f"{serving.intake}/events/", json=impression(campaign)).status_code == 200)
+        program.process.terminate()
+        assert program.status() == 0, program.log
+        assert program.log.count("is frozen") == 1
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
