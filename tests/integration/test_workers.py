@@ -201,6 +201,17 @@ async def test_a_worker_that_served_and_crashed_is_started_again_for_ever(
     assert stage.status == 0
 
 
+async def test_workers_that_all_served_and_crashed_are_started_again_for_ever(stage: Stage) -> None:
+    """A peer reaches all of them."""
+    await stage.play("crashes", two(restarts_max=1))
+    await stage.start_of(12)
+    assert not stage.ended.is_set()
+    stage.change("serves")
+    await stage.forget()
+    stage.stop.set()
+    await stage.ended.wait()
+
+
 async def test_workers_none_of_which_gets_ready_end_everything(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     """Beyond the starts of one window everything stops, with a clear message and status 1."""
     await stage.play("crashes", two(restarts_max=3))
