@@ -114,8 +114,10 @@ class Settings:
     engine_dead_seconds: float = _number(
         8.0, "Silent for so long, an engine is dead: four heartbeats. Its campaigns are back 2 s later.", 0.3, 600
     )
-    clock_warn_seconds: float = _number(2.0, "Clock off from Postgres's by more: a warning.", 0.1, 60)
-    clock_refuse_seconds: float = _number(30.0, "Clock off from Postgres's by more: not ready, 503.", 1, 600)
+    clock_warn_seconds: float = _number(2.0, "Clock off from Postgres's or Redis's by more: a warning.", 0.1, 60)
+    clock_refuse_seconds: float = _number(
+        30.0, "Clock off from a store's, or from one that nobody sets, by more: not ready, 503.", 1, 600
+    )
     partitions_ahead_days: int = _number(7, "Daily partitions made ahead: a week without a running engine.", 1, 90)
 
     worker_silent_seconds: float = _number(

@@ -162,7 +162,7 @@ sys.exit(main(["serve"]))
 def test_a_process_of_which_a_part_failed_does_not_live_on(database_url: str, redis_url: str, tmp_path: Path) -> None:
     """Half of it serves nobody, and is not replaced before it ends: its drain is a short one, status 1."""
     env = {"DB_URL": database_url, "REDIS_URL": redis_url, "HEADRACE_WORKERS": "1"}
-    with started(env_of(tmp_path, **env), (sys.executable, "-c", FAILS)) as program:
+    with started(env_of(tmp_path, 1, **env), (sys.executable, "-c", FAILS)) as program:
         serving = program.serving()
         campaign = serving.create()["id"]
         assert serving.post(impression(campaign)).status_code == 200
