@@ -21,9 +21,8 @@ from typing import Final, Self
 
 import trio
 
-SAME_STOP_SECONDS: Final = (
-    2.0  # what passes a signal on does so within milliseconds; a person looks before a second one
-)
+# What passes a signal on does so within milliseconds; a person looks before a second one.
+SAME_STOP_SECONDS: Final = 2.0
 _ENDING: Final = "a second signal to stop: ending at once; embedded stores that run are found again"
 _NO_HANGUP: Final = "SIGHUP: nothing is done, because the program starts or stops"
 _STOPS: Final = (signal.SIGTERM, signal.SIGINT)

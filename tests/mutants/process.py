@@ -25,6 +25,14 @@ MUTANTS = [
         f"{TEST}::test_a_worker_that_gets_not_ready_ends_nobody_who_serves",
     ),
     one(
+        "one-stop-is-one-stop",
+        "A signal that make passes on does not cut the drain, and leaves no store behind.",
+        "api/signals.py",
+        "self._first_at > SAME_STOP_SECONDS",
+        "self._first_at > 0",
+        "tests/e2e/test_stops.py::test_two_sigterms_80_ms_apart_are_one_stop",
+    ),
+    one(
         "a-slot-that-crashes-waits",
         "A worker that crashes at each start leaves the machine to the others.",
         WORKERS,
