@@ -47,7 +47,8 @@ class ClockCheck:
         elif self.wrong and not wrong:
             log.warning("the clocks agree again: events are taken")
         self.wrong = wrong
-        self._warn(max(compared.postgres_us, self._redis_us, key=abs))
+        if wrong is None:
+            self._warn(max(compared.postgres_us, self._redis_us, key=abs))
         return wrong is None
 
     def _what_is_wrong(self, compared: Compared) -> str | None:
