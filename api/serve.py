@@ -1,7 +1,7 @@
 """The serving program: stores, engine and both listeners, put together in one process.
 
-Owns the order of start and stop, the addresses, signals and the exit status. With more than one worker,
-`api/workers.py` runs `work` in each process. Knows no request and no store's protocol.
+Owns the order of start and stop, the addresses and the exit status; `api/signals.py` has the signals. With more than
+one worker, `api/workers.py` runs `work` in each process. Knows no request and no store's protocol.
 
 Stopping is the other way round: accept nothing more, finish what was accepted, drain the engine, stop the
 embedded stores if nobody else uses them. The engine stands around the listeners, not inside the application:
@@ -24,22 +24,22 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
-from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import trio
 
+from api.signals import Hangups, StopSignals
 from config.settings import Settings, SettingsError, load_settings, parse_address
-from engine.embedded import Stores, open_stores
+from engine.embedded import StartInterrupted, Stores, open_stores
+from engine.embedded.keeper import keep
 from engine.errors import EngineError
 
 BACKLOG: Final = 1024  # connections that the kernel holds while we are busy: a burst of all senders of a cluster
 # New objects more than freed ones before the youngest are looked at (a batch makes no more), and how often the older.
 COLLECTOR_THRESHOLDS: Final = (10_000, 20, 20)
+LIFE_SECONDS: Final = 1.0  # how often a worker says that it lives: a thirtieth of the silence that ends it
 DRAIN_SLACK_SECONDS: Final = 5  # closing stores and files, after the drain
 _OUT_OF_MEMORY: Final = b"no memory left for a thread's start: whoever waits for it would wait for ever; ending\n"
-
-Hangups = trio.MemoryReceiveChannel[None]  # one item for each SIGHUP that was heard
 
 _log = logging.getLogger("headrace")
 
@@ -48,23 +48,23 @@ def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, then drain. The exit status: 0 after a clean stop, 1 with the reason logged."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.unraisablehook = end_without_memory
-    terminal = Terminal()
-    signal.signal(signal.SIGHUP, _ignore_hangup)
     status = 1
-    try:
-        with open_stores(settings) as stores:
-            if settings.workers > 1:
-                from api.workers import supervise  # here, because it imports this module
+    with StopSignals() as signals:
+        try:
+            with open_stores(settings, signals.heard) as stores:
+                if settings.workers > 1:
+                    from api.workers import supervise  # here, because it imports this module
 
-                program = partial(supervise, settings, stores)
-            else:
-                program = partial(_serve_alone, settings, stores)
-            status = trio.run(_until_signal, program, terminal)
-    except* (EngineError, SettingsError) as group:
-        for error in _leaves(group):
-            _log.error("%s", error)
-    except* KeyboardInterrupt:
-        status = 130
+                    program = partial(supervise, settings, stores)
+                else:
+                    program = partial(_serve_alone, settings, stores)
+                status = trio.run(_until_signal, partial(_keep_stores, settings, stores, program), signals)
+        except* StartInterrupted:
+            _log.info("%s: stopped before anything was served", signals.name)
+            status = 0
+        except* (EngineError, SettingsError) as group:
+            for error in _leaves(group):
+                _log.error("%s", error)
     return status
 
 
@@ -81,17 +81,16 @@ def work(api: int, intake: int) -> int:
         format=f"%(asctime)s %(levelname)s %(name)s[{os.getpid()}]: %(message)s",
     )
     sys.unraisablehook = end_without_memory
-    terminal = Terminal()
-    signal.signal(signal.SIGHUP, _ignore_hangup)
     status = 1
-    try:
-        settings = load_settings()
-        stores = Stores(settings.db_url, settings.redis_url)
-        with closing(inherit(settings, api, intake)) as listeners:
-            status = trio.run(_until_signal, partial(_serve_as_worker, settings, stores, listeners), terminal)
-    except* (EngineError, SettingsError) as group:
-        for error in _leaves(group):
-            _log.error("%s", error)
+    with StopSignals() as signals:
+        try:
+            settings = load_settings()
+            stores = Stores(settings.db_url, settings.redis_url)
+            with closing(inherit(settings, api, intake)) as listeners:
+                status = trio.run(_until_signal, partial(_serve_as_worker, settings, stores, listeners), signals)
+        except* (EngineError, SettingsError) as group:
+            for error in _leaves(group):
+                _log.error("%s", error)
     return status
 
 
@@ -200,13 +199,24 @@ def _say(text: str) -> None:
 # --- One serving process ---
 
 
-async def _until_signal(program: Callable[[trio.Event, Hangups], Awaitable[int]], terminal: Terminal) -> int:
+async def _until_signal(program: Callable[[trio.Event, Hangups], Awaitable[int]], signals: StopSignals) -> int:
     """Run a program that ends when its event is set, which SIGTERM and SIGINT do, and that hears of each SIGHUP."""
-    stop = trio.Event()
     heard, hangups = trio.open_memory_channel[None](1)
+    signals.attach(heard)
+    try:
+        return 0 if signals.heard() else await program(signals.stop, hangups)
+    finally:
+        signals.detach()
+
+
+async def _keep_stores(
+    settings: Settings, stores: Stores, program: Callable[[trio.Event, Hangups], Awaitable[int]], *heard: Any
+) -> int:
+    """Run a program, and start its embedded stores again when they die: also while it drains, which needs them."""
     async with trio.open_nursery() as nursery:
-        await nursery.start(_listen_to_signals, stop, heard, terminal)
-        status = await program(stop, hangups)
+        for store in stores.embedded:
+            nursery.start_soon(keep, store, settings)
+        status = await program(*heard)
         nursery.cancel_scope.cancel()
     return status
 
@@ -228,11 +238,30 @@ async def _serve_as_worker(
         nursery.start_soon(_stop_at_end_of_input, stop)
         nursery.start_soon(_yield_on_hangup, hangups, settings, yielding, stop)
         nursery.start_soon(_yield_at_stop, stop, yielding)
-        await serve(settings, stores, listeners, stop, lambda: _say("ready"), yielding)
+        ready = partial(_tell_ready, nursery)
+        await serve(settings, stores, listeners, stop, ready, yielding)
         with suppress(OSError):  # the supervisor may be gone
             _say("drained")
         nursery.cancel_scope.cancel()
     return 0
+
+
+def _tell_ready(nursery: trio.Nursery) -> None:
+    """Tell the supervisor that we serve, and from now on that we live."""
+    _say("ready")
+    nursery.start_soon(_tell_life)
+
+
+async def _tell_life() -> None:
+    """Say every second that this loop turns: who is silent is taken for frozen, and killed.
+
+    Never waits: a supervisor that is frozen itself reads nothing, and finds a pipe full of it when it wakes.
+    """
+    os.set_blocking(sys.stdout.fileno(), False)
+    while True:
+        with suppress(OSError):  # the pipe is full, or the supervisor gone
+            os.write(sys.stdout.fileno(), b"alive\n")
+        await trio.sleep(LIFE_SECONDS)
 
 
 async def serve(
@@ -252,7 +281,7 @@ async def serve(
     from api.app import create_app
     from api.intake import serve_intake
     from api.listener import serve_api
-    from engine.runtime import open_engine
+    from engine.runtime import FAILED_DRAIN_SECONDS, open_engine
 
     async with open_engine(settings, db_url=stores.db_url, redis_url=stores.redis_url) as engine:
         listeners.listen()
@@ -266,8 +295,12 @@ async def serve(
                 # Requests under way get half of the time, and the engine the other half.
                 nursery.cancel_scope.deadline = trio.current_time() + settings.drain_seconds / 2
                 _end_within(settings.drain_seconds)
-        finally:
-            _end_within(settings.drain_seconds / 2)  # also when the engine has failed, and nobody asked us to stop
+        except BaseException:
+            # A listener or the engine has failed: half of a process serves nobody, and is not replaced as long as it
+            # lives. (An error that finds its way here has ended both listeners.)
+            _end_within(FAILED_DRAIN_SECONDS)
+            raise
+        _end_within(settings.drain_seconds / 2)
     signal.alarm(0)
 
 
@@ -290,55 +323,6 @@ def _end_within(seconds: float) -> None:
 
 
 # --- When to stop, and when to yield ---
-
-
-class Terminal:
-    """The terminal that the program was started from, if any.
-
-    When it goes, everybody on it gets SIGHUP, and expects the end; unless SIGHUP was ignored at start, as by `nohup`.
-    """
-
-    def __init__(self) -> None:
-        self._ends_us = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and _has_terminal()
-
-    @property
-    def gone(self) -> bool:
-        """Whether it is the reason for a SIGHUP."""
-        return self._ends_us and not _has_terminal()
-
-
-def _has_terminal() -> bool:
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
-
-
-def _ignore_hangup(_: int, __: FrameType | None) -> None:
-    """What SIGHUP does before a program serves and after: its default would be the end, without a word."""
-    _log.warning("SIGHUP: nothing is done, because the program starts or stops")
-
-
-async def _listen_to_signals(
-    stop: trio.Event,
-    heard: trio.MemorySendChannel[None],
-    terminal: Terminal,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Set `stop` at the first SIGTERM or SIGINT; pass each SIGHUP on, of which one may wait and stands for all later.
-
-    A second SIGTERM or SIGINT has its usual effect: the end, at once.
-    """
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        task_status.started()
-        async for number in signals:
-            if number != signal.SIGHUP or terminal.gone:
-                _log.info("%s: draining", signal.Signals(number).name)
-                break
-            with suppress(trio.WouldBlock):
-                heard.send_nowait(None)
-    stop.set()
 
 
 async def _explain_hangups(hangups: Hangups) -> None:

@@ -9,9 +9,11 @@ A slot's sockets outlive its worker, because the kernel resets what it has queue
 worker's connections wait for the next one, and a roll refuses nobody: the new worker accepts from the same sockets
 before the old one stops. At the end the supervisor lets go of them first, so that nobody waits for what never comes.
 
-A crashed worker is started again, `HEADRACE_RESTARTS_MAX` times within `HEADRACE_RESTART_WINDOW_SECONDS`; then
-everything stops, because a fault that comes back at once is not cured by restarts. A worker whose supervisor
-died sees the end of its standard input, and drains.
+A worker that crashed after it had been ready is started again, for ever: a peer may be the cause, and the other workers
+serve. The pauses grow, and a calm minute makes them short again. Workers that never get ready are another matter: more
+than `HEADRACE_RESTARTS_MAX` of them within `HEADRACE_RESTART_WINDOW_SECONDS`, while no other worker serves, and
+everything stops, because a fault of our own is not cured by restarts. A worker that says nothing for
+`HEADRACE_WORKER_SILENT_SECONDS` is killed. One whose supervisor died sees the end of its standard input, and drains.
 
 A roll puts a new worker in each slot, one slot after the other, so there is never more than one process more than
 asked for. It goes on only when the new worker serves and the old one has ended.
@@ -34,14 +36,18 @@ from typing import Final
 import trio
 from prometheus_client.multiprocess import mark_process_dead
 
-from api.serve import DRAIN_SLACK_SECONDS, Hangups, Listeners, bind
+from api.serve import DRAIN_SLACK_SECONDS, Listeners, bind
+from api.signals import Hangups
 from config.settings import Settings, variable
 from engine.embedded import Stores
 
 WORK: Final = (
     sys.executable, "-c", "import sys; from api.serve import work; sys.exit(work(int(sys.argv[1]), int(sys.argv[2])))",
 )  # fmt: skip
-PAUSE_SECONDS: Final = 0.25  # before the first restart; doubled for each further one of the window
+PAUSE_SECONDS: Final = 0.25  # before the first restart of a slot; doubled for each further one
+PAUSE_SECONDS_MAX: Final = 10.0  # a peer that crashes a worker at each start costs it a tenth to a fifth of its time
+CALM_SECONDS: Final = 60.0  # served for so long, a worker's crash is the first again: six times the longest pause
+LOOK_SECONDS: Final = 1.0  # how often a worker says that it lives (`api.serve`), and its silence is counted
 START_SECONDS_MAX: Final = 60.0  # of a new worker in a roll: some two, and ten times that on a machine that is busy
 
 _log = logging.getLogger("headrace")
@@ -80,6 +86,11 @@ def _environment(settings: Settings, metrics: str) -> dict[str, str]:
     return {**os.environ, **told, "PROMETHEUS_MULTIPROC_DIR": metrics}
 
 
+def pause_seconds(crashes: int) -> float:
+    """How long to wait before a slot's next worker starts, after so many crashes before this one."""
+    return float(min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2 ** min(crashes, 10)))
+
+
 class Worker:
     """One process, and how far it is."""
 
@@ -91,6 +102,13 @@ class Worker:
         self.ended = trio.Event()
         self.replaced = trio.Event()  # set to ask for its end: another one serves its slot
         self.given_up = trio.Event()  # set to ask for its end: it takes too long to start
+        self.ready_at = 0.0
+        self.status: int | None = None
+
+    @property
+    def serves(self) -> bool:
+        """Whether it is ready, and not over."""
+        return self.ready and not self.ended.is_set()
 
 
 class Slot:
@@ -100,6 +118,7 @@ class Slot:
         self.listeners = listeners
         self.worker = Worker()
         self.changing = trio.Lock()
+        self.crashes = 0  # since the last calm minute
 
 
 class Workers:
@@ -121,7 +140,7 @@ class Workers:
         self._metrics = metrics
         self._stop = stop
         self._slots = slots
-        self._restarts: deque[float] = deque()
+        self._failures: deque[float] = deque()
         self._nursery: trio.Nursery  # of all processes: each is waited for
 
     async def run(self, hangups: Hangups) -> None:
@@ -159,7 +178,7 @@ class Workers:
         if slot.worker.ready or self._stop.is_set():
             self._nursery.start_soon(self._keep, slot)
         else:
-            self._give_up("a worker could not start")
+            self._give_up(f"a worker could not start (status {slot.worker.status})")
 
     async def _keep(self, slot: Slot) -> None:
         """Start the worker of a slot again when it crashes."""
@@ -171,23 +190,32 @@ class Workers:
                     await self._restart(slot)
 
     async def _restart(self, slot: Slot) -> None:
-        if not self._may_restart():
+        worker, now = slot.worker, trio.current_time()
+        if worker.ready and now - worker.ready_at >= CALM_SECONDS:
+            slot.crashes = 0
+        if not worker.ready and not self._may_fail_again(now):
             window = f"{self._settings.restart_window_seconds:g} s"
-            self._give_up(f"workers crashed more than {self._settings.restarts_max} times within {window}")
+            self._give_up(f"workers could not start more than {self._settings.restarts_max} times within {window}")
             return
-        with trio.move_on_after(PAUSE_SECONDS * 2 ** len(self._restarts)):
+        pause = pause_seconds(slot.crashes)
+        slot.crashes += 1
+        served = f"after {now - worker.ready_at:.1f} s of service" if worker.ready else "before it was ready"
+        _log.error(
+            "worker %s ended by itself %s, with status %s: another one starts in %g s",
+            worker.pid, served, worker.status, pause,
+        )  # fmt: skip
+        with trio.move_on_after(pause):
             await self._stop.wait()
             return
         slot.worker = self._start(slot)  # the lock is not held while it starts: a roll may replace one that hangs
 
-    def _may_restart(self) -> bool:
-        """Count one more restart, unless that is too many for the window."""
-        now = trio.current_time()
-        while self._restarts and self._restarts[0] <= now - self._settings.restart_window_seconds:
-            self._restarts.popleft()
-        if len(self._restarts) >= self._settings.restarts_max:
+    def _may_fail_again(self, now: float) -> bool:
+        """Count one more worker that did not get ready, unless that is too many for the window, and nobody serves."""
+        while self._failures and self._failures[0] <= now - self._settings.restart_window_seconds:
+            self._failures.popleft()
+        if len(self._failures) >= self._settings.restarts_max and not any(slot.worker.serves for slot in self._slots):
             return False
-        self._restarts.append(now)
+        self._failures.append(now)
         return True
 
     # --- a roll -----------------------------------------------------------------------------------------------
@@ -222,7 +250,7 @@ class Workers:
                 await new.ended.wait()
                 return f"a new worker was not ready within {START_SECONDS_MAX:g} s"
             if new.ended.is_set():
-                return "a new worker could not start"
+                return f"a new worker could not start (status {new.status})"
             slot.worker = new
         old.replaced.set()
         await old.ended.wait()
@@ -262,23 +290,46 @@ class Workers:
                 nursery.start_soon(self._end_at, worker.given_up, process, signal.SIGTERM)
                 nursery.start_soon(self._end_at, worker.replaced, process, signal.SIGHUP)
                 said = await process.stdout.receive_some(16)
-                worker.ready = bool(said)
-                if worker.ready:
+                if said:
+                    worker.ready, worker.ready_at = True, trio.current_time()
                     worker.settled.set()
-                async for part in process.stdout:
-                    said = (said + part)[-16:]
+                    said = await self._listen(process, process.stdout, worker, bytes(said))
                 worker.drained = said.endswith(b"drained\n")
                 await process.wait()
                 nursery.cancel_scope.cancel()
         finally:
             self._bury(process)
-        asked = any(event.is_set() for event in (self._stop, worker.given_up, worker.replaced))
         # (A Python that ends hears no signals any more: a stop that meets a replaced worker then is no failure.)
+        worker.status = process.returncode
         drained = process.returncode == 0 or (worker.drained and process.returncode == -signal.SIGTERM)
-        if not drained or not asked:
-            _log.error("worker %d ended with status %d", process.pid, process.returncode)
-        if not drained and self._stop.is_set() and worker.ready:
-            self.failed = True  # it was asked to drain, and did not
+        if not drained and worker.ready and self._is_asked(worker):
+            _log.error("worker %d was asked to end, and ended with status %d", process.pid, process.returncode)
+            self.failed = self.failed or self._stop.is_set()  # it was to drain, and did not
+
+    def _is_asked(self, worker: Worker) -> bool:
+        """Whether it is to end: then its silence and its end have other bounds."""
+        return any(event.is_set() for event in (self._stop, worker.given_up, worker.replaced))
+
+    async def _listen(
+        self, process: trio.Process, stream: trio.abc.ReceiveStream, worker: Worker, said: bytes
+    ) -> bytes:
+        """Hear what a worker says until its end, and kill it when it is silent for too long. Its last words.
+
+        Its silence is counted in our own waits: when we are frozen ourselves, or the whole machine, none of it counts.
+        """
+        silent_seconds, killed = 0.0, False
+        while True:
+            with trio.move_on_after(LOOK_SECONDS):
+                part = await stream.receive_some(4_096)
+                if not part:
+                    return said
+                said, silent_seconds = (said + part)[-16:], 0.0
+                continue
+            silent_seconds += LOOK_SECONDS
+            if silent_seconds >= self._settings.worker_silent_seconds and not killed and not self._is_asked(worker):
+                _log.error("worker %d is frozen: silent for %g s; killing it", process.pid, silent_seconds)
+                killed = True
+                process.kill()
 
     async def _end_at(self, event: trio.Event, process: trio.Process, number: signal.Signals) -> None:
         """At this event, ask the worker to drain, and end it when that takes longer than it may."""

@@ -94,7 +94,13 @@ class Settings:
     )
     actor_idle_seconds: float = _number(60.0, "A campaign without mail for so long is passivated.", 1, 86_400)
     actors_max: int = _number(50_000, "Live campaigns in one process: 4 KB each, 200 MB.", 1, 1_000_000)
-    restarts_max: int = _number(5, "Restarts of one crashed actor within the window; then it answers 503.", 0, 1_000)
+    restarts_max: int = _number(
+        5,
+        "Restarts of one crashed actor within the window; then it answers 503. Also starts of an embedded store that "
+        "died, and of workers none of which gets ready; then they are given up.",
+        0,
+        1_000,
+    )
     restart_window_seconds: float = _number(60.0, "The window of `HEADRACE_RESTARTS_MAX`.", 1, 3_600)
     recoveries_max: int = _number(
         4,
@@ -108,10 +114,19 @@ class Settings:
     engine_dead_seconds: float = _number(
         8.0, "Silent for so long, an engine is dead: four heartbeats. Its campaigns are back 2 s later.", 0.3, 600
     )
-    clock_warn_seconds: float = _number(2.0, "Clock off from Postgres's by more: a warning.", 0.1, 60)
-    clock_refuse_seconds: float = _number(30.0, "Clock off from Postgres's by more: not ready, 503.", 1, 600)
+    clock_warn_seconds: float = _number(2.0, "Clock off from Postgres's or Redis's by more: a warning.", 0.1, 60)
+    clock_refuse_seconds: float = _number(
+        30.0, "Clock off from a store's, or from one that nobody sets, by more: not ready, 503.", 1, 600
+    )
     partitions_ahead_days: int = _number(7, "Daily partitions made ahead: a week without a running engine.", 1, 90)
 
+    worker_silent_seconds: float = _number(
+        30.0,
+        "A worker that is frozen is killed and replaced after this: its longest work takes 0.7 s, ten times that on a "
+        "machine that is busy, and four times that while memory is swapped.",
+        2,
+        600,
+    )
     drain_seconds: float = _number(20.0, "SIGTERM to exit at most: a request's deadline twice.", 1, 300)
     connections_max: int = _number(
         4_096, "Connections of the intake: 64 KB of buffers each at most, 256 MB.", 1, 65_536

@@ -16,9 +16,9 @@ import trio
 from config.settings import Settings
 from engine import metrics
 from engine.arrival import ArrivalLimits, arrive, derived_event_id
+from engine.clock_check import ClockCheck
 from engine.errors import CampaignNotFound, StoreUnavailable
 from engine.model import (
-    SECOND_US,
     Campaign,
     CampaignId,
     CampaignSpend,
@@ -52,7 +52,7 @@ class Engine:
         self, settings: Settings, registry: Registry, store: CampaignStore, ledger: Ledger, clock: Clock
     ) -> None:
         self.settings = settings
-        self.clock_offset_us = 0  # ours less Postgres's, at the last heartbeat
+        self.clocks = ClockCheck(settings.clock_warn_seconds, settings.clock_refuse_seconds)
         self.unsafe: str | None = None  # why a store, as it was set up then, could make a 200 wrong
         self._registry = registry
         self._store = store
@@ -141,7 +141,7 @@ class Engine:
 
     def _refusal(self) -> Verdict | None:
         """Why nothing is taken now, if so."""
-        if self._draining or self.unsafe or abs(self.clock_offset_us) > self.settings.clock_refuse_seconds * SECOND_US:
+        if self._draining or self.unsafe or self.clocks.wrong:
             return UNAVAILABLE
         if self._events_open > self.settings.engine_events_max:
             return OVERLOADED
@@ -230,9 +230,8 @@ class Engine:
         problems = []
         if self._draining:
             problems.append("draining: the engine is about to stop")
-        offset_seconds = self.clock_offset_us / SECOND_US
-        if abs(offset_seconds) > self.settings.clock_refuse_seconds:
-            problems.append(f"clock: {offset_seconds:.1f} s off from Postgres's; correct this machine's clock")
+        if self.clocks.wrong:
+            problems.append(self.clocks.wrong)
         if self.unsafe:
             problems.append(self.unsafe)
         if not await self._answers(self._store.ping):

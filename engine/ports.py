@@ -200,6 +200,10 @@ class Ledger(Protocol):
         """Whether Redis answers."""
         ...
 
+    async def clock_offset_us(self) -> int | None:
+        """How far this machine's clock is ahead of Redis's, half of the round trip counted; None: it can't be asked."""
+        ...
+
     async def unsafe(self) -> str | None:
         """Why this Redis, as it is set up now, could forget a budget; None if it could not, or can't be asked."""
         ...

@@ -26,7 +26,13 @@ START_SECONDS: Final = 120.0  # Postgres replays up to 4 GB of log after a crash
 STOP_SECONDS: Final = 60.0  # a fast shutdown writes 512 MB of buffers
 POLL_SECONDS: Final = 0.02
 
+Stopping = Callable[[], bool]  # whether the program is to stop, and waits for no start any more
+
 _log = logging.getLogger(__name__)
+
+
+class StartInterrupted(EngineError):
+    """The program is to stop: its stores are not waited for any more. One that was started may be starting still."""
 
 
 def _private(path: str, flags: int) -> int:
@@ -39,11 +45,24 @@ def lock_file(path: Path) -> IO[str]:
 
 
 @contextmanager
-def only_one(data: Path) -> Iterator[None]:
-    """Starts and stops of all engines on this data folder, one after the other."""
+def only_one(data: Path, stopping: Stopping | None = None) -> Iterator[None]:
+    """Starts and stops of all engines on this data folder, one after the other.
+
+    Raises `StartInterrupted` when `stopping` says so before it is our turn: another engine's start may take minutes.
+    """
     with lock_file(data / "start.lock") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        if stopping is None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        else:
+            while not locked(file):
+                _pause(stopping)
         yield
+
+
+def _pause(stopping: Stopping) -> None:
+    if stopping():
+        raise StartInterrupted("stopped while the embedded stores were starting")
+    time.sleep(POLL_SECONDS)
 
 
 def locked(file: IO[str]) -> bool:
@@ -55,14 +74,25 @@ def locked(file: IO[str]) -> bool:
     return True
 
 
-def _alive(home: Home, name: str) -> bool:
+def is_alive(home: Home, name: str) -> bool:
+    """Whether any process of this store lives: the kernel knows, and tells it in microseconds."""
     with lock_file(home.path / f"{name}.lock") as file:
         return not locked(file)
 
 
-def start_daemon(home: Home, name: str, command: list[str], left_over: list[Path], answers: Callable[[], bool]) -> None:
-    """Start a store unless it is alive, and wait until it answers. `left_over` files of a dead one are removed."""
-    log = home.path / f"{name}.log"
+def log_file(home: Home, name: str) -> Path:
+    """What a store says, since its last start. The run before is in `<name>.log.1`."""
+    return home.path / f"{name}.log"
+
+
+def start_daemon(
+    home: Home, name: str, command: list[str], left_over: list[Path], answers: Callable[[], bool], stopping: Stopping
+) -> None:
+    """Start a store unless it is alive, and wait until it answers. `left_over` files of a dead one are removed.
+
+    Raises `EngineError` when it can't start, and `StartInterrupted` when it is not waited for any more.
+    """
+    log = log_file(home, name)
     deadline = time.monotonic() + START_SECONDS
     launched = False
     while not answers():
@@ -78,7 +108,7 @@ def start_daemon(home: Home, name: str, command: list[str], left_over: list[Path
                 launched = True
         if time.monotonic() > deadline:
             raise EngineError(f"the embedded {name} is running, but gives no answer. See {log}.")
-        time.sleep(POLL_SECONDS)
+        _pause(stopping)
 
 
 def _detach(home: Home, command: list[str], log: Path, lock: int) -> None:
@@ -88,7 +118,7 @@ def _detach(home: Home, command: list[str], log: Path, lock: int) -> None:
         subprocess.run(
             ["/bin/sh", "-c", '"$@" &', "sh", *command],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(lock,), cwd="/", env=environment,
-            start_new_session=True, check=True, **as_user(home.account),
+            check=True, **as_user(home.account),
         )  # fmt: skip
 
 
@@ -102,7 +132,7 @@ def stop_daemon(home: Home, name: str, path: Path, signals: tuple[signal.Signals
             os.kill(pid, sign)
             deadline = time.monotonic() + STOP_SECONDS
             while time.monotonic() < deadline:
-                if not _alive(home, name):
+                if not is_alive(home, name):
                     return
                 time.sleep(POLL_SECONDS)
     except OSError as error:
@@ -114,7 +144,7 @@ def stop_daemon(home: Home, name: str, path: Path, signals: tuple[signal.Signals
 def _awaited_listener(home: Home, name: str, path: Path) -> int | None:
     """The process to stop, None if none is alive. One whose start was interrupted may not listen yet."""
     deadline = time.monotonic() + STOP_SECONDS
-    while _alive(home, name):
+    while is_alive(home, name):
         try:
             return _listener(path)
         except (FileNotFoundError, ConnectionRefusedError):

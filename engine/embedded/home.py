@@ -51,10 +51,14 @@ class Home:
 
 
 def as_user(account: Account | None) -> dict[str, Any]:
-    """Arguments of `subprocess` to run as that user, with a mask that keeps files to it."""
-    if account is None:
-        return {"umask": 0o077}
-    return {"user": account.uid, "group": account.gid, "extra_groups": [], "umask": 0o077}
+    """Arguments of `subprocess` to run as that user, with a mask that keeps files to it.
+
+    In a session of its own: the terminal's Ctrl-C, and a signal to our process group, are for us alone.
+    """
+    own: dict[str, Any] = {"umask": 0o077, "start_new_session": True}
+    if account is not None:
+        own |= {"user": account.uid, "group": account.gid, "extra_groups": []}
+    return own
 
 
 def make_data_folder(data: Path) -> Path:

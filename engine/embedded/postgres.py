@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from engine.embedded.daemon import start_daemon, stop_daemon
+from engine.embedded.daemon import Stopping, start_daemon, stop_daemon
 from engine.embedded.home import SOCKET_NAME, Home, as_user, configuration, within_reach, write_shared
 from engine.errors import EngineError
 
@@ -28,7 +28,7 @@ def stop(home: Home) -> None:
     stop_daemon(home, "postgres", home.run / SOCKET_NAME, (signal.SIGINT, signal.SIGQUIT))
 
 
-def start(home: Home) -> str:
+def start(home: Home, stopping: Stopping = lambda: False) -> str:
     """Start it, or find it again; its URL. Raises `EngineError`."""
     folder = programs(home)
     data = home.path / "postgres"
@@ -43,7 +43,7 @@ def start(home: Home) -> str:
     left_over = [home.run / SOCKET_NAME, home.run / f"{SOCKET_NAME}.lock"]
     if not _foreign_postmaster(data):
         left_over.append(data / "postmaster.pid")
-    start_daemon(home, "postgres", command, left_over, lambda: _answers(url))
+    start_daemon(home, "postgres", command, left_over, lambda: _answers(url), stopping)
     return url
 
 

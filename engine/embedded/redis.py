@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from engine.embedded.daemon import start_daemon, stop_daemon
-from engine.embedded.home import Home, configuration, within_reach
+from engine.embedded.daemon import Stopping, start_daemon, stop_daemon
+from engine.embedded.home import Home, as_user, configuration, within_reach
 from engine.errors import EngineError
 
 SOCKET: Final = "redis.sock"
@@ -24,7 +24,7 @@ def stop(home: Home) -> None:
     stop_daemon(home, "redis", home.run / SOCKET, (signal.SIGTERM, signal.SIGKILL))
 
 
-def start(home: Home, memory_mb: int) -> str:
+def start(home: Home, memory_mb: int, stopping: Stopping = lambda: False) -> str:
     """Start it with that much memory, or find it again; its URL. Raises `EngineError`."""
     path = home.run / SOCKET
     lines = [
@@ -35,7 +35,7 @@ def start(home: Home, memory_mb: int) -> str:
         f"maxmemory {memory_mb}mb",
     ]
     command = [str(program(home)), str(configuration(home, "redis.conf", lines))]
-    start_daemon(home, "redis", command, [path], lambda: _answers(path))
+    start_daemon(home, "redis", command, [path], lambda: _answers(path), stopping)
     return f"unix://{quote(str(path))}"
 
 
@@ -52,7 +52,9 @@ def program(home: Home) -> Path:
     found = shutil.which("redis-server")
     if found is None:
         raise EngineError("there is no embedded Redis for this platform: install redis-server 7.0, or set REDIS_URL.")
-    said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+    said = subprocess.run(
+        [found, "--version"], capture_output=True, text=True, check=False, **as_user(home.account)
+    ).stdout
     version = re.search(r"v=(\d+)", said)
     if version is None or int(version[1]) < 7:
         raise EngineError(f"{found} is older than Redis 7.0 ({said.strip()}): install a newer one, or set REDIS_URL.")

@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from config.settings import Settings, SettingsError
+from engine.clock import machine_us
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
 from engine.model import CampaignId
 from engine.ports import (
@@ -47,8 +48,15 @@ _INFO: Final = ("server", "memory", "replication", "stats")
 class RedisLedger:
     """See `engine.ports.Ledger`. Get one with `open_ledger`."""
 
-    def __init__(self, make: Callable[[], Any], connections: int, timeout_seconds: float) -> None:
-        """`make` gives a connection of redis-py, not yet connected."""
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        connections: int,
+        timeout_seconds: float,
+        now_us: Callable[[], int] = machine_us,
+    ) -> None:
+        """`make` gives a connection of redis-py, not yet connected. `now_us` is compared with Redis's clock."""
+        self._now_us = now_us
         self._idle = [Connection(make, timeout_seconds) for _ in range(connections)]
         self._free = trio.Semaphore(connections)
         self._library = files("engine.redis").joinpath("functions.lua").read_text()
@@ -116,6 +124,15 @@ class RedisLedger:
     async def ping(self) -> bool:
         """Whether Redis answers."""
         return bool(await self._send_one((b"PING",)) == b"PONG")
+
+    async def clock_offset_us(self) -> int | None:
+        """Our clock minus Redis's, half of the round trip counted; None when Redis can't be asked."""
+        sent_us = self._now_us()
+        told = await self._send_one((b"TIME",))
+        if not isinstance(told, list):
+            return None
+        seconds, micros = told
+        return (sent_us + self._now_us()) // 2 - (int(seconds) * 1_000_000 + int(micros))
 
     async def unsafe(self) -> str | None:
         """Why this Redis, as it is set up now, could forget a budget."""
@@ -190,7 +207,9 @@ class RedisLedger:
 
 
 @asynccontextmanager
-async def open_ledger(redis_url: str, settings: Settings) -> AsyncIterator[RedisLedger]:
+async def open_ledger(
+    redis_url: str, settings: Settings, *, now_us: Callable[[], int] = machine_us
+) -> AsyncIterator[RedisLedger]:
     """Connect, load the library, and check what the engine relies on.
 
     Raises `StoreUnavailable` when Redis can't be reached, `ConfigurationUnsafe` when it could forget a budget, and
@@ -198,7 +217,7 @@ async def open_ledger(redis_url: str, settings: Settings) -> AsyncIterator[Redis
     """
     connections = 1 + settings.recoveries_max + _OTHER_CONNECTIONS
     make = _maker(redis_url, settings.ledger_timeout_seconds)
-    ledger = RedisLedger(make, connections, settings.ledger_timeout_seconds)
+    ledger = RedisLedger(make, connections, settings.ledger_timeout_seconds, now_us)
     try:
         await ledger._prepare()
         yield ledger

@@ -76,6 +76,13 @@ async def ledger(rig: Rig) -> Ledger:
     return rig.ledger
 
 
+async def test_its_clock_can_be_compared(ledger: Ledger) -> None:
+    """Here it is the machine's own."""
+    offset_us = await ledger.clock_offset_us()
+    assert offset_us is not None
+    assert abs(offset_us) < 5_000_000
+
+
 # --- letters ---
 
 

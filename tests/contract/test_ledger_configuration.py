@@ -8,6 +8,7 @@ import pytest
 import redis
 
 from config.settings import Settings, SettingsError
+from engine.clock import machine_us
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
 from engine.redis.ledger import open_ledger
 from tests.contract.scripted import ScriptedRedis, open_scripted
@@ -131,3 +132,24 @@ async def test_a_redis_that_becomes_unsafe_is_noticed(redis_url: str) -> None:
             finally:
                 client.config_set("maxmemory-policy", "noeviction")
         assert await ledger.unsafe() is None
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_a_clock_that_is_off_is_told(redis_url: str, hours: int) -> None:
+    """Positive when ours is ahead of Redis's: an hour, give or take what a call may take."""
+    hour_us = 3_600 * 1_000_000
+    async with open_ledger(redis_url, Settings(), now_us=lambda: machine_us() + hours * hour_us) as ledger:
+        told = await ledger.clock_offset_us()
+    assert told is not None
+    assert abs(told - hours * hour_us) < hour_us // 2
+
+
+async def test_a_redis_that_may_not_be_asked_for_its_time_tells_none(redis_url: str) -> None:
+    """A managed one may forbid it: the other clocks are compared all the same."""
+    with redis.Redis.from_url(redis_url) as client:
+        client.acl_setuser("clockless", enabled=True, nopass=True, categories=["+@all"], commands=["-time"], keys=["*"])
+        try:
+            async with open_ledger(f"{redis_url}?username=clockless&password=any", Settings()) as ledger:
+                assert await ledger.clock_offset_us() is None
+        finally:
+            client.acl_deluser("clockless")

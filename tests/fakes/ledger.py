@@ -99,6 +99,7 @@ class FakeLedger:
         self.image = 1
         self.away = False
         self.unsafe_because: str | None = None
+        self.behind_us = 0  # its clock's distance from the machine's
         self.full = False
         self.round_trips = 0
         self._trouble: deque[tuple[Trouble, int]] = deque()
@@ -166,6 +167,11 @@ class FakeLedger:
     async def ping(self) -> bool:
         """Whether it answers."""
         return await self._trip_of_one(lambda: True) is True
+
+    async def clock_offset_us(self) -> int | None:
+        """How far our clock is ahead."""
+        await trio.lowlevel.checkpoint()
+        return None if self.away else self.behind_us
 
     async def unsafe(self) -> str | None:
         """What the test says of it."""

@@ -192,13 +192,18 @@ class EngineProcess:
                 told.append(f"engine {self.name} logged: {_shortened(record)}")
         return told
 
-    def move_clock(self, own_seconds: float = 0.0, compared_seconds: float = 0.0) -> None:
-        """Move its clocks (see process.py), at once."""
+    def move_clock(
+        self, own_seconds: float = 0.0, compared_seconds: float = 0.0, even_seconds: float | None = None
+    ) -> None:
+        """Move its clocks (see process.py), at once. The even one, if not told, goes along with the whole world."""
         # (How far off it was is told, too: the engine follows a little later.)
         self.tell_clock(self.name, self._off_seconds)
         self.tell_clock(self.name, own_seconds)
         self._off_seconds = own_seconds
-        write_clock(self._clock, int(own_seconds * 1_000_000), int(compared_seconds * 1_000_000))
+        even_seconds = own_seconds - compared_seconds if even_seconds is None else even_seconds
+        write_clock(
+            self._clock, *(int(seconds * 1_000_000) for seconds in (own_seconds, compared_seconds, even_seconds))
+        )
 
     async def call(self, method: str, path: str, **options: Any) -> httpx.Response:
         """One request to its api. Raises `httpx.HTTPError`."""

@@ -77,6 +77,22 @@ async def _wrong(world: World, seconds: float) -> None:
     await world.pause(0.1, 0.4)
 
 
+async def whole_host(world: World) -> None:
+    """The clock of a host is set by a day, and that of its stores with it: the engines on it refuse, no day begins."""
+    await world.pause(0.0, 0.3)
+    seconds = world.source.choice([DAY_SECONDS, -DAY_SECONDS])
+    world.first.move_clock(own_seconds=seconds, even_seconds=0.0)
+
+    async def noticed() -> bool:
+        return not await world.first.ready()
+
+    await until_told(noticed, "a host that was set by a day is noticed", NOTICED_SECONDS)
+    await world.pause(0.2, 0.6)
+    world.first.move_clock()
+    world.clear()
+    await world.pause(0.1, 0.4)
+
+
 async def backwards(world: World) -> None:
     """One engine's clock is set back, by seconds or a quarter of an hour."""
     for _ in range(3):
@@ -150,6 +166,7 @@ async def repeat_after_restart(world: World) -> None:
 FAULTS = [
     Fault("clock: a day ahead", ahead, others_seconds_max=OTHERS_SECONDS),
     Fault("clock: a day behind", behind, others_seconds_max=OTHERS_SECONDS),
+    Fault("clock: a host and its stores set by a day", whole_host, others_seconds_max=OTHERS_SECONDS),
     Fault("clock: set back", backwards, others_seconds_max=OTHERS_SECONDS),
     Fault("clock: midnight in UTC", midnight_utc),
     Fault("clock: midnight in another zone", midnight_elsewhere),

@@ -1,7 +1,8 @@
 """The engine process of the fault harness: `headrace serve`, under clocks that a fault can move.
 
-Two clocks: the machine's, and the one that is compared with Postgres's. Moving both is a machine whose clock is
-wrong; moving only the first is the whole world on another day, which Postgres can't be brought to.
+Three clocks: the machine's, the one that is compared with the stores', and the even one that nobody sets. Moving the
+first two is a machine whose clock is wrong. Moving the first and the third is the whole world on another day, which the
+stores can't be brought to. Moving only the first is a host that was set together with its stores.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ import api.app
 import api.intake
 import api.serve  # noqa: F401
 from api.__main__ import main
+from engine.clock import even_us
 from engine.postgres.store import open_store
+from engine.redis.ledger import open_ledger
 from tests.faults.parent import end_with_parent
 
-_MOVED = struct.Struct("<qq")  # microseconds: the machine's clock, the compared clock
+_MOVED = struct.Struct("<qqq")  # microseconds: the machine's clock, the compared one, the even one
 CLOCK = "FAULTS_CLOCK"
 
 
-def write_clock(path: Path, own_us: int, compared_us: int) -> None:
+def write_clock(path: Path, own_us: int, compared_us: int, even_us: int) -> None:
     """Move the clocks of the process that reads this file, at once."""
     mode = "r+b" if path.exists() else "wb"
     with open(path, mode) as file:
-        file.write(_MOVED.pack(own_us, compared_us))
+        file.write(_MOVED.pack(own_us, compared_us, even_us))
 
 
 class MovedClock:
@@ -46,8 +49,12 @@ class MovedClock:
         return time.time_ns() // 1_000 + int(_MOVED.unpack_from(self._memory)[0])
 
     def compared_us(self) -> int:
-        """The same, as it is compared with Postgres's."""
+        """The same, as it is compared with the stores'."""
         return time.time_ns() // 1_000 + int(_MOVED.unpack_from(self._memory)[1])
+
+    def even_us(self) -> int:
+        """The clock that nobody sets; it goes along with the whole world."""
+        return even_us() + int(_MOVED.unpack_from(self._memory)[2])
 
 
 def _serve() -> int:
@@ -58,7 +65,9 @@ def _serve() -> int:
         clock = MovedClock(memory)
         with (
             patch("engine.clock.machine_us", clock.now_us),
+            patch("engine.clock.even_us", clock.even_us),
             patch("engine.runtime.open_store", partial(open_store, now_us=clock.compared_us)),
+            patch("engine.runtime.open_ledger", partial(open_ledger, now_us=clock.compared_us)),
         ):
             return main(["serve"])
 

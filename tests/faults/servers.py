@@ -102,7 +102,7 @@ class Server:
         with open(self._log, "ab") as log:
             self.process = subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
-                env={"PATH": os.defpath, "LC_ALL": "C"}, start_new_session=True, **as_user(self.home.account),
+                env={"PATH": os.defpath, "LC_ALL": "C"}, **as_user(self.home.account),
                 preexec_fn=end_with_parent,  # (one system call: safe after a fork, be there threads or not)
             )  # fmt: skip
 

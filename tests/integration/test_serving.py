@@ -14,7 +14,7 @@ import pytest
 
 from config.settings import Settings
 from engine.embedded import open_stores
-from engine.embedded.daemon import _alive
+from engine.embedded.daemon import is_alive
 from engine.embedded.home import Home
 
 pytestmark = pytest.mark.stores
@@ -57,7 +57,7 @@ class Program:
     def stores_alive(self) -> list[str]:
         """Those of the embedded stores that are running."""
         home = Home(self.settings.data_path / "stores", self.settings.data_path, None)
-        return [name for name in ("postgres", "redis") if _alive(home, name)]
+        return [name for name in ("postgres", "redis") if is_alive(home, name)]
 
 
 @pytest.fixture(params=[1, 2], ids=["alone", "two workers"])

@@ -103,7 +103,7 @@ class Process:
         ledger = LedgerLink(self.wire)
         self.registry = registry = Registry(world.settings, ledger, store, clock, engines, nursery)
         engine = Engine(world.settings, registry, store, ledger, clock)
-        judge_clock(engine, clock, reading_us, first.clock_offset_us)
+        judge_clock(engine, clock, reading_us, first.clock_offset_us, None)
         registry.start()
         nursery.start_soon(engine.tick)
         nursery.start_soon(heartbeats, engine, registry, engines, clock, store, ledger)

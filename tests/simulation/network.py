@@ -293,6 +293,10 @@ class LedgerLink:
         """Whether it answers."""
         return await self._answer("ping", lambda: self._wire.server().ping()) is True
 
+    async def clock_offset_us(self) -> int | None:
+        """Its clock is not what the simulation is about, either."""
+        return None
+
     async def unsafe(self) -> str | None:
         """How it is set up is not what the simulation is about; and it would be one trip more a heartbeat."""
         return None

@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from engine import clock as engine_clock
 from engine import runtime
 from engine.actor import Actor
 from engine.campaign import CampaignState
@@ -376,6 +377,51 @@ async def test_an_engine_whose_clock_is_far_off_takes_nothing(
         await trio.sleep(world.settings.heartbeat_seconds)
         assert await world.reasons(shown(campaign)) == ["accepted"]
         assert abs(clock.now_us() - right_us - offset * SECOND_US) < 5 * SECOND_US
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("days", [1, -1])
+async def test_a_host_that_is_set_together_with_its_stores_moves_no_day(
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    """Postgres and Redis agree with the new time; only the clock that nobody sets tells. Set back, all is as before."""
+    campaign = await world.campaign()
+    clock = SteadyClock()
+    machine_us, set_us = engine_clock.machine_us, 0
+    monkeypatch.setattr("engine.clock.machine_us", lambda: machine_us() + set_us)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(
+            runtime.heartbeats, world.engine, world.registry, Engines(1), clock, world.store, world.ledger
+        )
+        await trio.sleep(1)
+        assert await world.reasons(shown(campaign)) == ["accepted"]
+        before_us, set_us = clock.now_us(), days * DAY_US
+        await trio.sleep(world.settings.heartbeat_seconds)
+        assert await world.reasons(shown(campaign)) == ["unavailable"]
+        (problem,) = await world.engine.problems()
+        assert f"were set by {days * 86400}.0 s while the engine ran" in problem
+        assert abs(clock.now_us() - before_us) < DAY_US // 2
+        set_us = 0
+        await trio.sleep(world.settings.heartbeat_seconds)
+        assert await world.reasons(shown(campaign)) == ["accepted"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_engine_whose_clock_is_not_that_of_redis_takes_nothing(
+    autojump_clock: MockClock, world: World
+) -> None:
+    """Where Postgres runs on the engine's host, Redis's is the only other clock."""
+    campaign = await world.campaign()
+    async with trio.open_nursery() as nursery:
+        world.ledger.behind_us = -31 * SECOND_US
+        nursery.start_soon(
+            runtime.heartbeats, world.engine, world.registry, Engines(1), SteadyClock(), world.store, world.ledger
+        )
+        await trio.sleep(1)
+        assert await world.reasons(shown(campaign)) == ["unavailable"]
+        world.ledger.behind_us = 0
+        await trio.sleep(world.settings.heartbeat_seconds)
+        assert await world.reasons(shown(campaign)) == ["accepted"]
         nursery.cancel_scope.cancel()
 
 

@@ -118,12 +118,13 @@ ALONE = """
 import contextlib, os, sys, trio
 from api import serve
 from config.settings import Settings
+from engine.embedded import Stores
 
 async def served(settings, stores, listeners, stop, ready):
     print("ready", flush=True)
     await stop.wait()
 
-serve.open_stores = contextlib.nullcontext
+serve.open_stores = lambda *_: contextlib.nullcontext(Stores('', ''))
 serve.serve = served
 if len(sys.argv) > 1:
     os.open(sys.argv[1], os.O_RDWR)  # the first one that the leader of a session opens is its terminal
