@@ -116,6 +116,7 @@ class Simulation:
         return [
             self._kill, self._terminate, self._freeze, self._partition, self._lose_news, self._step_clock,
             self._change_weather, self._change_plan, self._burst, self._leap, self._midnight,
+            self._oversleep,
             self._restart_redis, self._empty_redis, self._fail_over, self._split, self._fill_redis, self._leave_redis,
             self._restart_postgres, self._stick_commits, self._leave_postgres,
         ]  # fmt: skip
@@ -222,6 +223,31 @@ class Simulation:
         self.world.leap(self.world.source.choice(ZONES))
         return True
 
+    def _oversleep(self) -> bool:
+        """A commit hangs for longer than the dedup window, its engine frozen or not; others hear its events again."""
+        world, source = self.world, self.world.source
+        process = source.choice(self.processes)
+        if source.random() < 0.5:
+            world.leap("UTC")  # identity days are UTC's
+        world.stuck += 1
+        request = self.clients.request()
+        self.clients.send(process, request)
+
+        def later() -> None:
+            if world.calm or process not in self.processes:
+                return
+            if not process.frozen and source.random() < 0.5:
+                process.freeze()
+                self._later(process.thaw, (1, 8, 60))
+            world.outlast_window()
+            again = self.clients.with_young(request)
+            for each in self.processes:
+                if each is not process:
+                    self.clients.send(each, again)
+
+        self._later(later, (0.01, 0.1, 1))
+        return True
+
     # --- faults of stores -----------------------------------------------------------------------------------
 
     def _restart_redis(self) -> bool:
@@ -315,6 +341,7 @@ class Simulation:
         """All is well again, and stays so; every campaign is used once more, by every engine."""
         world = self.world
         world.note("world", "mended")
+        world.calm = True
         world.weather = Weather()
         world.redis_away = world.postgres_away = False
         world.stuck = 0

@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from engine.engine import Engine
-from engine.model import DAY_US, SECOND_US, CampaignId, datetime_from_us
+from engine.model import DAY_US, SECOND_US, CampaignId, Event, datetime_from_us
 from engine.ports import Batch, FlushReply, Reserve, ReserveReply, Resolve, ResolveReply
 from engine.recovery import Recovery
 from engine.registry import Engines, Registry
@@ -66,6 +66,11 @@ class Second(World):
         nursery.start_soon(self.engine.tick)
 
 
+def _id(event: Event) -> bytes:
+    assert event.event_id is not None
+    return event.event_id.bytes
+
+
 class Skewed:
     """The clock of a machine that is wrong."""
 
@@ -99,6 +104,30 @@ async def test_who_sleeps_between_deciding_and_sending_counts_no_event_twice(aut
             await trio.sleep(30)
             await first.send(shown(campaign, occurred_at=datetime_from_us(first.now_us())))
         rows = [row for row in first.store.rows_of(CampaignId(campaign)) if row.event.event_id == twice.bytes]
+        nursery.cancel_scope.cancel()
+    assert len(rows) == 1
+
+
+async def test_a_look_up_does_not_outlive_the_generation_under_which_it_began(autojump_clock: MockClock) -> None:
+    """A recovery waits for a flush that a look-up did not see, and its rebuild leaves out what is that old."""
+    async with trio.open_nursery() as nursery:
+        first = World(nursery)
+        second = Second(first, nursery)
+        first.clock_step_us = second.clock_step_us = DAY_US - first.now_us() % DAY_US - 30 * SECOND_US
+        campaign = CampaignId(await first.campaign())
+        await first.send(shown(campaign))
+        await second.send(shown(campaign))
+        twice = shown(campaign, event_id=uuid.uuid4())
+        async with first.store.ledger[campaign].lock:
+            nursery.start_soon(first.send, twice)
+            await trio.sleep(1)  # its flush waits for the row
+            first.clock_step_us = second.clock_step_us = first.clock_step_us + 20 * 60 * SECOND_US
+            young = shown(campaign, event_id=uuid.uuid4(), occurred_at=datetime_from_us(first.now_us()))
+            nursery.start_soon(second.send, twice, young)
+            await trio.sleep(1)  # one is looked up; the other meets a window that would outrun what is pending
+        await trio.sleep(5)
+        rows = [row for row in first.store.rows_of(campaign) if row.event.event_id == _id(twice)]
+        assert await second.reasons(twice) == ["duplicate"]
         nursery.cancel_scope.cancel()
     assert len(rows) == 1
 
