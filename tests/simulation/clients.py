@@ -69,6 +69,20 @@ class Clients:
             events = events + events[:1]
         return Sent(events, None, old.first_us)
 
+    def untimed(self) -> Sent:
+        """A new request, whose events tell nothing of their time."""
+        source, now_us = self.world.source, self.world.now_us()
+        events = [
+            msgspec.structs.replace(
+                self._event(now_us, with_id=True), event_id=uuid.UUID(bytes=source.randbytes(16), version=4),
+                occurred_at=None,
+            )
+            for _ in range(source.choice((1, 2)))
+        ]  # fmt: skip
+        made = Sent(events, None, now_us)
+        self.requests.append(made)
+        return made
+
     def with_young(self, old: Sent) -> Sent:
         """A request once more, with a new event of its campaigns each, which tells that it is new."""
         now_us = self.world.now_us()

@@ -230,7 +230,7 @@ class Simulation:
         if source.random() < 0.5:
             world.leap("UTC")  # identity days are UTC's
         world.stuck += 1
-        request = self.clients.request()
+        request = self.clients.untimed()
         self.clients.send(process, request)
 
         def later() -> None:
@@ -240,7 +240,7 @@ class Simulation:
                 process.freeze()
                 self._later(process.thaw, (1, 8, 60))
             world.outlast_window()
-            again = self.clients.with_young(request)
+            again = self.clients.with_young(request) if source.random() < 0.7 else request
             for each in self.processes:
                 if each is not process:
                     self.clients.send(each, again)

@@ -132,6 +132,29 @@ async def test_a_look_up_does_not_outlive_the_generation_under_which_it_began(au
     assert len(rows) == 1
 
 
+async def test_a_commit_that_comes_late_is_not_forgotten_by_those_who_did_not_see_it(autojump_clock: MockClock) -> None:
+    """Looked up before it, reserved after Redis was told of it and has moved its window on: nobody's generation rose."""
+    async with trio.open_nursery() as nursery:
+        first = World(nursery)
+        second = Second(first, nursery)
+        first.clock_step_us = second.clock_step_us = DAY_US - first.now_us() % DAY_US - 30 * SECOND_US
+        campaign = CampaignId(await first.campaign())
+        await first.send(shown(campaign))
+        await second.send(shown(campaign))
+        twice = shown(campaign, event_id=uuid.uuid4())
+        async with first.store.ledger[campaign].lock:
+            nursery.start_soon(first.send, twice)
+            await trio.sleep(1)  # its flush waits for the row
+            first.clock_step_us = second.clock_step_us = first.clock_step_us + 20 * 60 * SECOND_US
+            second.sleepy.sleep_before_seconds = 2
+            nursery.start_soon(second.send, twice)
+            await trio.sleep(1)  # it is looked up, and its reserve on the way
+        await trio.sleep(5)
+        rows = [row for row in first.store.rows_of(campaign) if row.event.event_id == _id(twice)]
+        nursery.cancel_scope.cancel()
+    assert len(rows) == 1
+
+
 async def test_a_reply_that_is_met_after_a_long_sleep_is_undone(autojump_clock: MockClock) -> None:
     """What it rested on is as old; nothing stays reserved, and a retry is accepted."""
     async with trio.open_nursery() as nursery:
