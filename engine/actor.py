@@ -290,6 +290,8 @@ class Actor:
         match reply:
             case Committed():
                 state.settle_committed(reservation)
+                if state.outlasted(reservation, self.services.now_us()):
+                    self.doubt()
             case Refused(causes):
                 self._refused(reservation, causes[reservation.campaign_id])
             case NotRun():
@@ -334,7 +336,6 @@ class Actor:
             if stored is not None:
                 state.settle_found(entry, stored, look_up.tag)
             elif look_up.absent is Absent.AGAIN:
-                entry.looked_up = True
                 self.mailbox.put_back([entry])
                 self.services.run_soon(self)
             elif look_up.absent is Absent.IN_FLIGHT:

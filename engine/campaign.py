@@ -42,7 +42,7 @@ from engine.model import (
 from engine.pacing import SpendDay, allowance_micros, day_of_number, seconds_between, seconds_until_room, spend_day
 from engine.ports import BILLABLE as BILLABLE_FLAG
 from engine.ports import COUNTS_FOR_CAP, FREE, NO_CAP, LedgerRow, Letter, Reserve, Reserved
-from engine.submission import Entry
+from engine.submission import NOT_LOOKED_UP, Entry
 from engine.verdicts import DAILY_BUDGET, ID_REUSED, IN_FLIGHT, INACTIVE, TOTAL_BUDGET, UNAVAILABLE
 
 # An entry is reserved at most so often (each time, a cause has been dealt with), and only while its sender may wait:
@@ -65,14 +65,15 @@ class ReserveRequest(msgspec.Struct, frozen=True, gc=False):
 class Reservation:
     """The accepted entries of one call, on their way to Postgres (`ports.Batch`)."""
 
-    __slots__ = ("amount_micros", "campaign_id", "generation", "rows", "spend_day", "tag")
+    __slots__ = ("amount_micros", "campaign_id", "decided_us", "generation", "rows", "spend_day", "tag")
 
-    def __init__(self, call: Reserve, rows: Sequence[Entry], amount_micros: int) -> None:
+    def __init__(self, call: Reserve, rows: Sequence[Entry], amount_micros: int, decided_us: int) -> None:
         self.campaign_id = call.campaign_id
         self.generation = call.generation
         self.tag = call.tag
         self.spend_day = call.day
         self.amount_micros = amount_micros
+        self.decided_us = decided_us
         self.rows = rows
 
 
@@ -174,7 +175,8 @@ class CampaignState:
         assert self.today is not None
         fresh: list[Entry] = []
         late: list[Entry] = []
-        in_flight, oldest_us, waits_us = self.in_flight, now_us - self.fresh_us, now_us - self.wait_us
+        in_flight, generation = self.in_flight, self.generation
+        oldest_us, waits_us = now_us - self.fresh_us, now_us - self.wait_us
         for entry in waiting:
             first = in_flight.setdefault(entry.event_id, entry)
             if first is not entry:
@@ -183,16 +185,23 @@ class CampaignState:
                 first.repeats.append(entry)
             elif entry.submission is None and not entry.repeats:
                 del in_flight[entry.event_id]  # its deadline passed before anything was reserved
-            elif not entry.looked_up and (entry.told_us is None or entry.told_us < oldest_us):
-                late.append(entry)
             elif entry.attempts >= ATTEMPTS_MAX or entry.received_us < waits_us:
                 self.settle(entry, UNAVAILABLE)
+            elif (entry.told_us is None or entry.told_us < oldest_us) and entry.looked_up_under != generation:
+                late.append(entry)
             else:
                 entry.attempts += 1
-                if entry.looked_up:
-                    entry.looked_up = False
+                entry.looked_up_under = NOT_LOOKED_UP
                 fresh.append(entry)
         return Admitted(self._request(fresh, tag, now_us) if fresh else None, late)
+
+    def looking_up(self, entry: Entry) -> None:
+        """Postgres is about to be asked for this entry; the answer counts under the generation known now, no other.
+
+        Whoever raised that generation waited for every older flush, so the look-up sees what these flushes left. A
+        later raise may let a flush through that the look-up did not see, and its rebuild may leave those ids out.
+        """
+        entry.looked_up_under = self.generation
 
     def _request(self, entries: list[Entry], tag: int, now_us: int) -> ReserveRequest:
         plan, today = self.plan, self.today
@@ -255,7 +264,7 @@ class CampaignState:
             return Applied(None, known)
         assert request.plan.active, "nothing is accepted for an inactive campaign"
         assert reply.total_micros <= call.total_budget_micros or amount_micros == 0
-        return Applied(Reservation(call, accepted, amount_micros), known)
+        return Applied(Reservation(call, accepted, amount_micros, request.decided_us), known)
 
     def settle_committed(self, reservation: Reservation) -> None:
         """Postgres has them all: accepted. Redis is told with the next call."""
@@ -266,6 +275,15 @@ class CampaignState:
             entry.settle(None)
             if entry.repeats is not None:
                 _settle_repeats(entry, entry.as_stored(reservation.tag), None)
+
+    def outlasted(self, reservation: Reservation, now_us: int) -> bool:
+        """Whether this commit took longer than a look-up counts: then raise the generation, which ends all look-ups.
+
+        Another engine may have looked one of its ids up before the commit, and reserve it up to `wait_us` later. As
+        long as a commit takes no longer than that, Redis still holds the id then. After a freeze it may not: once
+        Redis is told of the commit, nothing keeps the dedup window from moving past the id.
+        """
+        return now_us - reservation.decided_us > self.wait_us
 
     def settle_found(self, entry: Entry, stored: StoredEvent, tag: int | None = None) -> None:
         """Postgres has an event with this id: a duplicate, unless it is another event (or this very row)."""

@@ -132,8 +132,8 @@ async def test_a_look_up_does_not_outlive_the_generation_under_which_it_began(au
     assert len(rows) == 1
 
 
-async def test_a_commit_that_comes_late_is_not_forgotten_by_those_who_did_not_see_it(autojump_clock: MockClock) -> None:
-    """Looked up before it, reserved after Redis was told of it and has moved its window on: nobody's generation rose."""
+async def test_a_commit_that_outlasts_the_window_ends_look_ups_that_missed_it(autojump_clock: MockClock) -> None:
+    """Looked up before it, reserved after Redis was told of it and has moved its window on: no recovery came between."""
     async with trio.open_nursery() as nursery:
         first = World(nursery)
         second = Second(first, nursery)

@@ -1,0 +1,60 @@
+"""Mutants of what a look-up proves, and for how long; each with the script of the simulation that finds it again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from tests.mutants.engine import ACTOR, CAMPAIGN, DECISIONS, one
+from tests.mutants.found import TEST
+from tests.mutants.mutant import Mutant
+
+WINDOW: Final = "tests/unit/test_window.py"
+
+
+def found_by(mutant: Mutant, script: str) -> Mutant:
+    """The same mutant, which only this script may notice."""
+    return replace(mutant, name=f"found-{mutant.name}", tests=[f"{TEST}[{script}]"], own=True)
+
+
+OUTLIVED: Final = one(
+    "a-look-up-counts-under-its-generation",
+    "A recovery lets a flush through that an earlier look-up did not see: nothing is counted twice for that.",
+    CAMPAIGN,
+    "and entry.looked_up_under != generation:",
+    "and entry.looked_up_under == NOT_LOOKED_UP:",
+    f"{WINDOW}::test_a_look_up_does_not_outlive_the_generation_under_which_it_began",
+)
+OUTLASTED: Final = one(
+    "a-late-commit-ends-look-ups",
+    "Redis may forget an id right after a late commit: nobody relies on a look-up from before it.",
+    ACTOR,
+    "if state.outlasted(reservation, self.services.now_us()):",
+    "if False:",
+    f"{WINDOW}::test_a_commit_that_outlasts_the_window_ends_look_ups_that_missed_it",
+)
+
+MUTANTS = [
+    OUTLIVED,
+    OUTLASTED,
+    found_by(OUTLIVED, "a_look_up_outlives_a_recovery"),
+    found_by(OUTLASTED, "a_commit_outlasts_the_window"),
+    one(
+        "a-look-up-counts-from-its-query",
+        "A generation that is learnt while a query is under way makes its answer no younger.",
+        "engine/lookups.py",
+        "        for each in batch:\n            each.actor.state.looking_up(each.entry)\n        try:\n",
+        "        try:\n",
+        f"{WINDOW}::test_a_look_up_does_not_outlive_the_generation_under_which_it_began",
+    ),
+    one(
+        "look-ups-are-made-again-for-as-long-as-a-sender-waits",
+        "Recovery after recovery keeps no entry for ever.",
+        CAMPAIGN,
+        "            elif entry.attempts >= ATTEMPTS_MAX or entry.received_us < waits_us:\n                self.settle",
+        "            elif entry.attempts >= ATTEMPTS_MAX or (\n"
+        "                entry.received_us < waits_us and entry.looked_up_under == generation\n"
+        "            ):\n                self.settle",
+        f"{DECISIONS}::test_an_entry_is_looked_up_again_only_as_long_as_its_sender_may_wait",
+    ),
+]
