@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from tests.mutants.engine import ACTOR, CAMPAIGN, DECISIONS, one
+from tests.mutants.engine import ACTOR, CAMPAIGN, DECISIONS, LOOKUPS, one
 from tests.mutants.found import TEST
-from tests.mutants.mutant import Mutant
+from tests.mutants.mutant import Edit, Mutant
 
 WINDOW: Final = "tests/unit/test_window.py"
 
@@ -39,13 +39,18 @@ MUTANTS = [
     OUTLASTED,
     found_by(OUTLIVED, "a_look_up_outlives_a_recovery"),
     found_by(OUTLASTED, "a_commit_outlasts_the_window"),
-    one(
+    Mutant(
         "a-look-up-counts-from-its-query",
         "A generation that is learnt while a query is under way makes its answer no younger.",
-        "engine/lookups.py",
-        "        for each in batch:\n            each.actor.state.looking_up(each.entry)\n        try:\n",
-        "        try:\n",
-        f"{WINDOW}::test_a_look_up_does_not_outlive_the_generation_under_which_it_began",
+        [
+            Edit(LOOKUPS, "        for each in batch:\n            each.actor.state.looking_up(each.entry)\n", ""),
+            Edit(
+                LOOKUPS,
+                "        for each in reversed(batch):\n",
+                "        for each in reversed(batch):\n            each.actor.state.looking_up(each.entry)\n",
+            ),
+        ],
+        [f"{WINDOW}::test_a_look_up_does_not_outlive_the_generation_under_which_it_began"],
     ),
     one(
         "look-ups-are-made-again-for-as-long-as-a-sender-waits",

@@ -127,7 +127,7 @@ async def two_clocks_disagree(simulation: Simulation) -> None:
 
 
 async def a_look_up_outlives_a_recovery(simulation: Simulation) -> None:
-    """A flush hangs for longer than the window; the retry is looked up, and then the recovery lets the flush through."""
+    """A flush hangs for longer than the window; the retry is looked up, and then a recovery lets the flush through."""
     world = simulation.world
     campaign_id, process = await serve(simulation, 0, 0)
     other = simulation.processes[1]
