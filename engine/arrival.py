@@ -6,11 +6,11 @@ identity day. Pure; knows no campaign. Each event passes here once.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import Final, NamedTuple, NoReturn
 
 from config.settings import Settings
+from engine.derived_ids import DerivedIds
 from engine.model import (
     DAY_US,
     EVENT_TYPES,
@@ -45,9 +45,9 @@ class ArrivalLimits(NamedTuple):
 
 
 def arrive(
-    event: Event, submission: Submission, index: int, idempotency_key: str | None, limits: ArrivalLimits
+    event: Event, submission: Submission, index: int, ids: DerivedIds | None, limits: ArrivalLimits
 ) -> Entry | Invalid:
-    """Check one decoded event and make its entry.
+    """Check one decoded event and make its entry. `ids` are those of the request's Idempotency-Key, if it has one.
 
     The identity day is the UTC date of `occurred_at`, else of the time inside a UUIDv7, else of receipt. It
     picks the partition, so a retry meets the same unique key.
@@ -78,8 +78,8 @@ def arrive(
         return Invalid(str(wrong), _told_id(sent_id))
     if sent_id is not None:
         event_id = sent_id
-    elif idempotency_key is not None:
-        event_id = derived_event_id(idempotency_key, index)
+    elif ids is not None:
+        event_id = ids.of(index)
     else:
         # Nobody else can have this id, so it is never looked up: its time is the receipt's.
         event_id, told_us = new_event_id(now_us, os.urandom(_RANDOM_BYTES)), now_us
@@ -97,14 +97,6 @@ def arrive(
         told_us,
         (now_us if told_us is None else told_us) // DAY_US,
     )
-
-
-def derived_event_id(idempotency_key: str, index: int) -> EventId:
-    """The id of event `index` of a request: a UUIDv8 (RFC 9562, section 5.8) from the key, so a repeat is a repeat."""
-    digest = bytearray(hashlib.sha256(f"{index}:{idempotency_key}".encode()).digest()[:16])
-    digest[6] = 0x80 | digest[6] & 0x0F
-    digest[8] = 0x80 | digest[8] & 0x3F
-    return EventId(bytes(digest))
 
 
 def _told_id(sent_id: bytes | None) -> EventId | None:

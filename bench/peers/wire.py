@@ -29,6 +29,7 @@ from config.settings import Settings
 from engine import Entry, Event, Invalid, Reason, Status, StoredEvent, Submission, Verdict
 from engine.arrival import ArrivalLimits, arrive
 from engine.clock import machine_us
+from engine.derived_ids import DerivedIds
 from engine.model import DAY_US
 from engine.pacing import seconds_between
 from engine.postgres.database import normal_url
@@ -81,9 +82,10 @@ def submission_of(
 ) -> Submission:
     """The events of one request, checked; those that are invalid have their verdict. `done` is called at the end."""
     submission = Submission(machine_us(), 0.0, done, done)
+    ids = None if idempotency_key is None else DerivedIds(idempotency_key, [event.campaign_id for event in events])
     invalid = 0
     for index, event in enumerate(events):
-        entry = event if isinstance(event, Invalid) else arrive(event, submission, index, idempotency_key, _LIMITS)
+        entry = event if isinstance(event, Invalid) else arrive(event, submission, index, ids, _LIMITS)
         submission.entries.append(entry)
         if isinstance(entry, Invalid):
             submission.verdicts[index] = Verdict(Status.REJECTED, Reason.INVALID, entry.detail)

@@ -109,7 +109,7 @@ class Two:
         """Return when so many sessions wait for a lock."""
         query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         with psycopg.connect(self.db_url, autocommit=True) as connection, trio.fail_after(5):
-            while connection.execute(query).fetchone() != (sessions,):
+            while connection.execute(query).fetchone() != (sessions,):  # noqa: ASYNC110
                 await trio.sleep(0.01)
 
     def rows(self, wanted: Event) -> int:

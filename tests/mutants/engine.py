@@ -245,9 +245,9 @@ KNOWN = [
     one(
         "derived-ids-differ",
         "Two events of a request are not each other's duplicates because neither has an id.",
-        ARRIVAL,
-        'f"{index}:{idempotency_key}"',
-        'f"{idempotency_key}"',
+        "engine/derived_ids.py",
+        'f"{campaign_id}:{place}:{key}"',
+        'f"{campaign_id}:{key}"',
         f"{ARRIVING}::test_an_idempotency_key_makes_the_same_ids_again",
     ),
 ]

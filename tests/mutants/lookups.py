@@ -1,4 +1,4 @@
-"""Mutants of what a look-up proves, and for how long; each with the script of the simulation that finds it again."""
+"""Mutants of what makes a retry a retry: what a look-up proves and for how long, and ids that a key gives."""
 
 from __future__ import annotations
 
@@ -61,5 +61,21 @@ MUTANTS = [
         "                entry.received_us < waits_us and entry.looked_up_under == generation\n"
         "            ):\n                self.settle",
         f"{DECISIONS}::test_an_entry_is_looked_up_again_only_as_long_as_its_sender_may_wait",
+    ),
+    one(
+        "a-place-is-one-of-its-campaign",
+        "A request that is repeated with its key, its campaigns in another order, counts nothing twice.",
+        "engine/derived_ids.py",
+        "self._places.append((campaign_id, counts[campaign_id]))",
+        "self._places.append((campaign_id, len(self._places)))",
+        "tests/unit/test_engine.py::test_a_key_in_another_order_of_campaigns_counts_nothing_twice",
+    ),
+    one(
+        "a-bad-event-keeps-its-place",
+        "An event that is corrected does not shift the ids of its neighbours, which would be counted twice.",
+        "api/codec.py",
+        "_id_of(raw), campaign_of(raw))",
+        "_id_of(raw))",
+        "tests/unit/test_bad_campaigns.py",
     ),
 ]
