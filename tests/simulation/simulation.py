@@ -15,7 +15,7 @@ from trio import sleep  # (engines sleep by a gate of their own: cluster.py)
 
 from engine.errors import EngineError
 from engine.model import SECOND_US, CampaignId, Event, Status
-from tests.simulation.clients import Clients
+from tests.simulation.clients import Clients, Sent
 from tests.simulation.cluster import Process
 from tests.simulation.network import StoreLink, Wire
 from tests.simulation.world import POSTGRES, REDIS, ZONES, Weather, World
@@ -227,16 +227,20 @@ class Simulation:
         """A commit hangs for longer than the dedup window, its engine frozen or not; others hear its events again."""
         world, source = self.world, self.world.source
         process = source.choice(self.processes)
-        if source.random() < 0.5:
+        if source.random() < 0.7:
             world.leap("UTC")  # identity days are UTC's
-        world.stuck += 1
         request = self.clients.untimed()
+        world.stuck = max(1, world.stuck)
         self.clients.send(process, request)
 
-        def later() -> None:
-            if world.calm or process not in self.processes:
+        async def outlast() -> None:
+            with trio.move_on_after(2):
+                while not self._held(request):  # noqa: ASYNC110
+                    await sleep(0.01)
+            await sleep(0.01 * source.random())
+            if world.calm or process not in self.processes or not self._held(request):
                 return
-            if not process.frozen and source.random() < 0.5:
+            if not process.frozen and source.random() < 0.3:
                 process.freeze()
                 self._later(process.thaw, (1, 8, 60))
             world.outlast_window()
@@ -244,9 +248,17 @@ class Simulation:
             for each in self.processes:
                 if each is not process:
                     self.clients.send(each, again)
+            await sleep(source.random() * source.choice((0.01, 0.1, 1)))
+            world.unstick()
 
-        self._later(later, (0.01, 0.1, 1))
+        world.nursery.start_soon(outlast)
         return True
+
+    def _held(self, request: Sent) -> bool:
+        """Whether an event of a request is reserved, and waits for its commit."""
+        ids = {event.event_id.bytes for event in request.events if event.event_id is not None}
+        pending = (record for book in self.world.redis.books.values() for record in book.pending.values())
+        return any(not ids.isdisjoint(record.ids) for record in pending)
 
     # --- faults of stores -----------------------------------------------------------------------------------
 
