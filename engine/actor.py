@@ -171,6 +171,7 @@ class Actor:
             )
             if admitted.late:
                 self.services.look_up([LookUp(self, entry, Absent.AGAIN) for entry in admitted.late])
+            self.mailbox.put_back(admitted.back)
             if admitted.request is not None:
                 self._request = admitted.request
                 state.signal(Signal.CALL)

@@ -78,10 +78,11 @@ class Reservation:
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):
-    """What `admit` decided: a call to send, and entries to look up first."""
+    """What `admit` decided: a call to send, entries to look up first, and entries that wait for the next call."""
 
     request: ReserveRequest | None
     late: Sequence[Entry]
+    back: Sequence[Entry] = ()
 
 
 class Applied(msgspec.Struct, frozen=True, gc=False):
@@ -95,8 +96,8 @@ class CampaignState:
     """Plan, generation, spend day and what is under way, of one campaign in one engine process."""
 
     __slots__ = (
-        "_cost_micros", "_flags", "campaign_id", "committed", "fresh_us", "generation", "generation_seen", "in_flight",
-        "phase", "plan", "slack_us", "today", "turn_us", "voids", "wait_us",
+        "_cost_micros", "_doomed_called", "_flags", "campaign_id", "committed", "fresh_us", "generation",
+        "generation_seen", "in_flight", "phase", "plan", "slack_us", "today", "turn_us", "voids", "wait_us",
     )  # fmt: skip
 
     def __init__(
@@ -109,6 +110,7 @@ class CampaignState:
         self.plan: Campaign | None = None
         self._flags: bytes = b""  # the kind of each event type under the plan
         self._cost_micros = Micros(0)  # of a billable event under the plan
+        self._doomed_called = False  # the latest call carried what is too old, if such waited
         self.today: SpendDay | None = None
         self.generation = 0  # the one that the next call names
         self.generation_seen = 0  # the highest one seen in Postgres: no older one is used
@@ -175,6 +177,7 @@ class CampaignState:
         assert self.today is not None
         fresh: list[Entry] = []
         late: list[Entry] = []
+        doomed: list[Entry] = []
         in_flight, generation = self.in_flight, self.generation
         oldest_us, waits_us = now_us - self.fresh_us, now_us - self.wait_us
         for entry in waiting:
@@ -187,13 +190,23 @@ class CampaignState:
                 del in_flight[entry.event_id]  # its deadline passed before anything was reserved
             elif entry.attempts >= ATTEMPTS_MAX or entry.received_us < waits_us:
                 self.settle(entry, UNAVAILABLE)
-            elif (entry.told_us is None or entry.told_us < oldest_us) and entry.looked_up_under != generation:
-                late.append(entry)
-            else:
-                entry.attempts += 1
-                entry.looked_up_under = NOT_LOOKED_UP
+            elif entry.refusal is None and entry.told_us is not None and entry.told_us >= oldest_us:
                 fresh.append(entry)
-        return Admitted(self._request(fresh, tag, now_us) if fresh else None, late)
+            elif entry.looked_up_under != generation:
+                late.append(entry)
+            elif entry.refusal is None:
+                fresh.append(entry)
+            else:
+                doomed.append(entry)
+        # A call has one budget, and what is too old has none: those are asked for in calls of their own, by turns.
+        back: list[Entry] = []
+        if doomed:
+            self._doomed_called = not (fresh and self._doomed_called)
+            fresh, back = (doomed, fresh) if self._doomed_called else (fresh, doomed)
+        for entry in fresh:
+            entry.attempts += 1
+            entry.looked_up_under = NOT_LOOKED_UP
+        return Admitted(self._request(fresh, tag, now_us) if fresh else None, late, back)
 
     def looking_up(self, entry: Entry) -> None:
         """Postgres is about to be asked for this entry; the answer counts under the generation known now, no other.
@@ -211,13 +224,14 @@ class CampaignState:
             self.reach_day(spend_day(now_us, plan.timezone).day)
             today = self.today
             assert today is not None
-        if plan.active:
+        if plan.active and entries[0].refusal is None:
             flags = self._flags
             kinds = bytes([flags[entry.event_type] for entry in entries])
             total_micros, cost_micros = plan.total_budget_micros, self._cost_micros
             cap = NO_CAP if plan.freq_cap_impressions_per_day is None else plan.freq_cap_impressions_per_day
         else:
-            # No budget at all, for billable and free alike: Redis still tells duplicates from new events.
+            # No budget at all, for billable and free alike: Redis still tells duplicates from new events, and what is
+            # too old from the repeat of an event whose flush is under way.
             kinds = bytes([BILLABLE_FLAG]) * len(entries)
             total_micros, cost_micros, cap = Micros(-1), Micros(0), NO_CAP
         call = Reserve(  # by position: sixteen names take as long as all the rest of this
@@ -259,10 +273,10 @@ class CampaignState:
             elif letter in _KNOWN:
                 known.append((entry, _KNOWN[letter]))
             else:
-                self.settle(entry, _refusal(letter, request, reply.today_micros, now_us))
+                self.settle(entry, entry.refusal or _refusal(letter, request, reply.today_micros, now_us))
         if not accepted:
             return Applied(None, known)
-        assert request.plan.active, "nothing is accepted for an inactive campaign"
+        assert call.total_budget_micros >= 0, "nothing is accepted without a budget"
         assert reply.total_micros <= call.total_budget_micros or amount_micros == 0
         return Applied(Reservation(call, accepted, amount_micros, request.decided_us), known)
 
@@ -361,7 +375,7 @@ def _settle_repeats(first: Entry, stored: StoredEvent | None, verdict: Verdict |
     for entry in repeats:
         if stored is not None:
             entry.settle(_as_duplicate(entry, stored))
-        elif entry.same_event(first.as_stored(0)):
+        elif entry.same_event(first.as_stored(0)) and (entry.refusal is None) is (first.refusal is None):
             entry.settle(verdict)
         else:
             entry.settle(IN_FLIGHT)  # another event under the same id: on its own it may fare otherwise

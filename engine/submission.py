@@ -35,6 +35,7 @@ class Entry(msgspec.Struct, eq=False, gc=False):
     received_us: int
     told_us: int | None  # what the event itself says of its time; None: nothing
     day: int  # identity day
+    refusal: Verdict | None = None  # what it hears unless it turns out to be the repeat of an accepted event
     cost_micros: int = 0  # set when it is reserved
     attempts: int = 0  # calls of reserve that carried it
     # The generation that was known when Postgres was last asked for it; a look-up counts under no other.

@@ -152,6 +152,26 @@ async def test_an_event_that_is_looked_up_before_a_recovery_is_not_counted_twice
     assert sorted(answers) == [["accepted"], ["duplicate", "accepted"]]
 
 
+async def test_a_repeat_that_has_grown_too_old_is_a_duplicate(two: Two) -> None:
+    """Issue 18, point 3: accepted six seconds before it is too old, and sent again nine seconds later."""
+    campaign = await two.campaign()
+    limit_us = two.clock.now_us() - Settings().occurred_past_seconds * SECOND_US
+    accepted, refused = [event(campaign, occurred_at=datetime_from_us(limit_us + 6 * SECOND_US)) for _ in range(2)]
+    assert await two.told(0, accepted) == ["accepted"]
+    two.clock.moved_us += 9 * SECOND_US
+    for engine in range(2):
+        told = await two.told(engine, refused, accepted, event(campaign, event_id=accepted.event_id))
+        assert told == ["invalid", "duplicate", "duplicate"]
+    with two.row_held(campaign):
+        under_way = event(campaign, occurred_at=datetime_from_us(limit_us + 10 * SECOND_US))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(two.told, 0, under_way)
+            await two.waiting(1)
+            two.clock.moved_us += 9 * SECOND_US
+            assert await two.told(1, refused, under_way) == ["invalid", "in_flight"]
+            nursery.cancel_scope.cancel()
+
+
 async def test_an_event_that_is_looked_up_before_a_late_commit_is_not_counted_twice(two: Two) -> None:
     """The same without a recovery: Redis is told of the commit, and forgets it, before the reserve arrives."""
     campaign = await two.campaign()

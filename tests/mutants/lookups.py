@@ -21,8 +21,8 @@ OUTLIVED: Final = one(
     "a-look-up-counts-under-its-generation",
     "A recovery lets a flush through that an earlier look-up did not see: nothing is counted twice for that.",
     CAMPAIGN,
-    "and entry.looked_up_under != generation:",
-    "and entry.looked_up_under == NOT_LOOKED_UP:",
+    "elif entry.looked_up_under != generation:",
+    "elif entry.looked_up_under == NOT_LOOKED_UP:",
     f"{WINDOW}::test_a_look_up_does_not_outlive_the_generation_under_which_it_began",
 )
 OUTLASTED: Final = one(

@@ -243,7 +243,7 @@ def test_what_has_passed_its_deadline_is_not_reserved() -> None:
     """Nobody waits for it any more."""
     state, one = opened(), entry()
     one.settle(Verdict(Status.RETRY, Reason.UNAVAILABLE))
-    assert state.admit([one], 1, NOON_US) == Admitted(None, [])
+    assert state.admit([one], 1, NOON_US) == Admitted(None, [], [])
     assert state.quiet
 
 
