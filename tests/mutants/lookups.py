@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from tests.mutants.engine import ACTOR, CAMPAIGN, DECISIONS, LOOKUPS, one
+from tests.mutants.engine import ACTOR, ARRIVAL, CAMPAIGN, DECISIONS, LOOKUPS, one
 from tests.mutants.found import TEST
 from tests.mutants.mutant import Edit, Mutant
 
 WINDOW: Final = "tests/unit/test_window.py"
+TOO_OLD: Final = "tests/unit/test_too_old.py"
 
 
 def found_by(mutant: Mutant, script: str) -> Mutant:
@@ -61,6 +62,46 @@ MUTANTS = [
         "                entry.received_us < waits_us and entry.looked_up_under == generation\n"
         "            ):\n                self.settle",
         f"{DECISIONS}::test_an_entry_is_looked_up_again_only_as_long_as_its_sender_may_wait",
+    ),
+    one(
+        "too-old-is-looked-up",
+        "The retry of an accepted event is not refused because it has grown too old meanwhile.",
+        ARRIVAL,
+        "if occurred_us < now_us - limits.past_us - REPEATED_US:",
+        "if True:",
+        f"{TOO_OLD}::test_a_repeat_that_has_grown_too_old_is_a_duplicate",
+    ),
+    one(
+        "too-old-has-no-budget",
+        "What is too old and new is not accepted.",
+        CAMPAIGN,
+        "if plan.active and entries[0].refusal is None:",
+        "if plan.active:",
+        f"{TOO_OLD}::test_what_is_too_old_and_new_is_refused_whatever_the_campaign_is",
+    ),
+    one(
+        "too-old-is-never-young",
+        "A short limit of age accepts nothing beyond it.",
+        CAMPAIGN,
+        "elif entry.refusal is None and entry.told_us is not None",
+        "elif entry.told_us is not None",
+        f"{TOO_OLD}::test_what_is_too_old_is_looked_up_even_where_it_is_young",
+    ),
+    one(
+        "too-old-goes-by-turns",
+        "Old events do not keep a campaign from accepting others.",
+        CAMPAIGN,
+        "self._doomed_called = not (fresh and self._doomed_called)",
+        "self._doomed_called = True",
+        f"{TOO_OLD}::test_calls_without_a_budget_and_calls_with_one_take_turns",
+    ),
+    one(
+        "too-old-is-refused-alone",
+        "Who joins an event that is too old, and is not, does not share its refusal.",
+        CAMPAIGN,
+        " and (entry.refusal is None) is (first.refusal is None):",
+        ":",
+        f"{TOO_OLD}::test_who_joins_is_refused_for_its_age_only_if_it_has_that_age",
     ),
     one(
         "a-place-is-one-of-its-campaign",

@@ -71,6 +71,7 @@ class World:
         small = source.random() < 0.3
         self.settings = Settings(
             dedup_turn_seconds=turn,
+            occurred_past_seconds=source.choice((172_800, 172_800, 120)),  # some retries come when they are too old
             occurred_ahead_seconds=ahead,
             clock_refuse_seconds=clock,
             actor_idle_seconds=source.choice((1, 20, 60)),
