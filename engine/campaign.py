@@ -7,8 +7,8 @@ A `CampaignState` is owned by one actor. The actor feeds it what arrives and doe
     entries --admit--> ReserveRequest --Redis--> apply --> Reservation --Postgres--> committed | again | ...
 
 - `admit` takes waiting entries. An id that is already under way here joins that entry (`repeats`) and shares
-  its fate. An entry whose own time lies before the dedup window is *late*: Postgres is asked first. The rest
-  becomes one `ReserveRequest`.
+  its fate. An entry whose own time lies before the dedup window is *late*: Postgres is asked first, under the
+  generation of the call. One that is too old is asked for without a budget. The rest becomes one `ReserveRequest`.
 - `apply` reads the letters of the reply. Accepted entries become a `Reservation`, which a flush makes durable.
   Ids that Redis knows (D, P) are looked up in Postgres: only what is there is a duplicate.
 - `settle` is the only way out: it gives an entry, and those that joined it, their verdict.
@@ -96,8 +96,22 @@ class CampaignState:
     """Plan, generation, spend day and what is under way, of one campaign in one engine process."""
 
     __slots__ = (
-        "_cost_micros", "_doomed_called", "_flags", "campaign_id", "committed", "fresh_us", "generation",
-        "generation_seen", "in_flight", "phase", "plan", "slack_us", "today", "turn_us", "voids", "wait_us",
+        "_asked_too_old",
+        "_cost_micros",
+        "_flags",
+        "campaign_id",
+        "committed",
+        "fresh_us",
+        "generation",
+        "generation_seen",
+        "in_flight",
+        "phase",
+        "plan",
+        "slack_us",
+        "today",
+        "turn_us",
+        "voids",
+        "wait_us",
     )  # fmt: skip
 
     def __init__(
@@ -110,7 +124,7 @@ class CampaignState:
         self.plan: Campaign | None = None
         self._flags: bytes = b""  # the kind of each event type under the plan
         self._cost_micros = Micros(0)  # of a billable event under the plan
-        self._doomed_called = False  # the latest call carried what is too old, if such waited
+        self._asked_too_old = False  # the latest call carried what is too old, if such waited
         self.today: SpendDay | None = None
         self.generation = 0  # the one that the next call names
         self.generation_seen = 0  # the highest one seen in Postgres: no older one is used
@@ -177,7 +191,7 @@ class CampaignState:
         assert self.today is not None
         fresh: list[Entry] = []
         late: list[Entry] = []
-        doomed: list[Entry] = []
+        too_old: list[Entry] = []
         in_flight, generation = self.in_flight, self.generation
         oldest_us, waits_us = now_us - self.fresh_us, now_us - self.wait_us
         for entry in waiting:
@@ -190,29 +204,28 @@ class CampaignState:
                 del in_flight[entry.event_id]  # its deadline passed before anything was reserved
             elif entry.attempts >= ATTEMPTS_MAX or entry.received_us < waits_us:
                 self.settle(entry, UNAVAILABLE)
-            elif entry.refusal is None and entry.told_us is not None and entry.told_us >= oldest_us:
+            elif entry.refusal is None and entry.told_us is not None and entry.told_us >= oldest_us:  # Redis knows
+                entry.attempts += 1
                 fresh.append(entry)
             elif entry.looked_up_under != generation:
                 late.append(entry)
-            elif entry.refusal is None:
-                fresh.append(entry)
             else:
-                doomed.append(entry)
-        # A call has one budget, and what is too old has none: those are asked for in calls of their own, by turns.
+                entry.attempts += 1
+                entry.looked_up_under = NOT_LOOKED_UP
+                (fresh if entry.refusal is None else too_old).append(entry)
         back: list[Entry] = []
-        if doomed:
-            self._doomed_called = not (fresh and self._doomed_called)
-            fresh, back = (doomed, fresh) if self._doomed_called else (fresh, doomed)
-        for entry in fresh:
-            entry.attempts += 1
-            entry.looked_up_under = NOT_LOOKED_UP
+        if too_old:  # a call has one budget, and what is too old must have none: the two sorts take turns
+            self._asked_too_old = not (fresh and self._asked_too_old)
+            fresh, back = (too_old, fresh) if self._asked_too_old else (fresh, too_old)
+            for entry in back:
+                entry.attempts -= 1
         return Admitted(self._request(fresh, tag, now_us) if fresh else None, late, back)
 
     def looking_up(self, entry: Entry) -> None:
         """Postgres is about to be asked for this entry; the answer counts under the generation known now, no other.
 
-        Whoever raised that generation waited for every older flush, so the look-up sees what these flushes left. A
-        later raise may let a flush through that the look-up did not see, and its rebuild may leave those ids out.
+        The raise of that generation waited for every older flush, so the look-up sees what those flushes left. A later
+        raise may wait for a flush that the look-up did not see, and the rebuild after it leave out ids of that age.
         """
         entry.looked_up_under = self.generation
 

@@ -198,7 +198,7 @@ KNOWN = [
         "late-lane-every-time",
         "A late event that has to be reserved again is looked up again.",
         CAMPAIGN,
-        "            entry.looked_up_under = NOT_LOOKED_UP\n",
+        "                entry.looked_up_under = NOT_LOOKED_UP\n",
         "",
         f"{DECISIONS}::test_a_late_event_is_looked_up_again_for_every_call",
     ),

@@ -91,8 +91,8 @@ MUTANTS = [
         "too-old-goes-by-turns",
         "Old events do not keep a campaign from accepting others.",
         CAMPAIGN,
-        "self._doomed_called = not (fresh and self._doomed_called)",
-        "self._doomed_called = True",
+        "self._asked_too_old = not (fresh and self._asked_too_old)",
+        "self._asked_too_old = True",
         f"{TOO_OLD}::test_calls_without_a_budget_and_calls_with_one_take_turns",
     ),
     one(

@@ -240,7 +240,7 @@ class Simulation:
             await sleep(0.01 * source.random())
             if world.calm or process not in self.processes or not self._held(request):
                 return
-            if not process.frozen and source.random() < 0.3:
+            if not process.frozen and source.random() < 0.6:
                 process.freeze()
                 self._later(process.thaw, (1, 8, 60))
             world.outlast_window()

@@ -127,7 +127,7 @@ async def two_clocks_disagree(simulation: Simulation) -> None:
 
 
 async def a_look_up_outlives_a_recovery(simulation: Simulation) -> None:
-    """A flush hangs for longer than the window; the retry is looked up, and then a recovery lets the flush through."""
+    """A flush hangs for longer than the window; its retry is looked up, and then a recovery lets the flush through."""
     world = simulation.world
     campaign_id, process = await serve(simulation, 0, 0)
     other = simulation.processes[1]
@@ -137,9 +137,12 @@ async def a_look_up_outlives_a_recovery(simulation: Simulation) -> None:
     async with world.store.ledger[campaign_id].lock:
         send(simulation, process, shown(campaign_id, 3))
         await sleep(0.5)  # its flush waits for the row
+        process.freeze()
         world.leapt_us += 3 * world.settings.dedup_turn_seconds * SECOND_US
         send(simulation, other, shown(campaign_id, 3) + shown(campaign_id, 4, world.now_us()))
         await sleep(0.5 + 0.1 * world.source.random())
+    await sleep(5)
+    process.thaw()
     await sleep(5)
 
 
