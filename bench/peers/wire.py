@@ -30,7 +30,7 @@ from engine import Entry, Event, Invalid, Reason, Status, StoredEvent, Submissio
 from engine.arrival import ArrivalLimits, arrive
 from engine.clock import machine_us
 from engine.derived_ids import DerivedIds
-from engine.model import DAY_US
+from engine.model import DAY_US, EventId
 from engine.pacing import seconds_between
 from engine.postgres.database import normal_url
 from engine.verdicts import DAILY_BUDGET, ID_REUSED, IN_FLIGHT, INACTIVE, OVERLOADED, TOTAL_BUDGET
@@ -86,6 +86,8 @@ def submission_of(
     invalid = 0
     for index, event in enumerate(events):
         entry = event if isinstance(event, Invalid) else arrive(event, submission, index, ids, _LIMITS)
+        if isinstance(entry, Entry) and entry.refusal is not None and entry.refusal.detail is not None:
+            entry = Invalid(entry.refusal.detail, EventId(entry.event_id))  # (no peer looks up what is too old)
         submission.entries.append(entry)
         if isinstance(entry, Invalid):
             submission.verdicts[index] = Verdict(Status.REJECTED, Reason.INVALID, entry.detail)

@@ -101,7 +101,7 @@ class FakeEngine:
         return submission
 
     def _settle(self, entry: Entry) -> None:
-        verdict = self.verdicts.get(entry.user_id)
+        verdict = self.verdicts.get(entry.user_id, entry.refusal)
         entry.cost_micros = COST_MICROS
         if verdict is not None and verdict.status is Status.DUPLICATE:
             verdict = Verdict(Status.DUPLICATE, event=entry.as_stored(1))
