@@ -245,9 +245,14 @@ class Simulation:
                 self._later(process.thaw, (1, 8, 60))
             world.outlast_window()
             again = self.clients.with_young(request) if source.random() < 0.7 else request
-            for each in self.processes:
-                if each is not process:
-                    self.clients.send(each, again)
+            others = [each for each in self.processes if each is not process]
+            for each in others:
+                self.clients.send(each, again)
+            await sleep(source.random() * source.choice((0.001, 0.01, 0.1)))
+            for each in others:
+                if not each.frozen and source.random() < 0.4:  # between its look-up and its reserve, say
+                    each.freeze()
+                    self._later(each.thaw, (1, 8))
             await sleep(source.random() * source.choice((0.01, 0.1, 1)))
             world.unstick()
 
