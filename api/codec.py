@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 import orjson
 
+from api.bad_campaigns import campaign_of
 from api.encodings import BodyTooLarge, UnknownEncoding, decode_body
 from api.errors import STATUS_OF, Answer, BadRequest, problem
 from config.settings import Settings
@@ -198,7 +199,7 @@ def _read_one(raw: bytes) -> Event | Invalid:
         detail = _NESTED
     except ValueError as error:
         detail = f"not JSON: {_why_not_json(error)}"
-    return Invalid(detail, _id_of(raw))
+    return Invalid(detail, _id_of(raw), campaign_of(raw))
 
 
 _EXPLANATIONS: Final = re.compile(
