@@ -6,7 +6,15 @@ between the engine and its stores.
 
 from __future__ import annotations
 
-__all__ = ["CampaignNotFound", "ConfigurationUnsafe", "EngineError", "Fault", "InvalidCampaign", "StoreUnavailable"]
+__all__ = [
+    "CampaignNotFound",
+    "ConfigurationUnsafe",
+    "EngineError",
+    "Fault",
+    "InvalidCampaign",
+    "StoreBusy",
+    "StoreUnavailable",
+]
 
 
 class EngineError(Exception):
@@ -22,6 +30,10 @@ class StoreUnavailable(EngineError):
     def __init__(self, message: str, *, certain: bool) -> None:
         super().__init__(message)
         self.certain = certain
+
+
+class StoreBusy(StoreUnavailable):
+    """Somebody else held for too long what the statement needs; nothing was done."""
 
 
 class CampaignNotFound(EngineError):

@@ -106,7 +106,10 @@ async def look_up(database: Database, wanted: Sequence[Wanted]) -> dict[tuple[Ca
 async def raise_generations(
     database: Database, campaign_ids: Sequence[CampaignId], *, wait: bool
 ) -> dict[CampaignId, LedgerRow | None]:
-    """Raise generations and tell every engine; rows that a flush holds are waited for, or left as they are (None)."""
+    """Raise generations and tell every engine; rows that a flush holds are waited for, or left as they are (None).
+
+    Raises `StoreBusy` for a row that stays held: whoever recovers answers those who wait, and tries again.
+    """
     rows = await database.fetch(_RAISE_WAITING if wait else _RAISE_WHAT_IS_FREE, campaign_ids)
     return {CampaignId(row["id"]): None if row["gen"] is None else ledger_row(row) for row in rows}
 
