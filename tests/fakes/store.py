@@ -45,7 +45,9 @@ from engine.ports import (
 )
 
 PIECE = 10_000
-WAIT_SECONDS = 1.0  # for a row, of all but flushes
+# For a row that a flush holds: of somebody who changes a campaign, and of a recovery.
+WAIT_SECONDS = 1.0
+RECOVERY_WAIT_SECONDS = 3.0
 T = TypeVar("T")
 
 
@@ -206,7 +208,7 @@ class FakeStore:
         async with contextlib.AsyncExitStack() as locks:
             free = sorted(each for each in rows if wait or not self.ledger[each].lock.locked())
             for campaign_id in free:
-                await locks.enter_async_context(self._held(campaign_id))
+                await locks.enter_async_context(self._held(campaign_id, RECOVERY_WAIT_SECONDS))
             for campaign_id in free:
                 self.ledger[campaign_id].gen += 1
                 rows[campaign_id] = self._row(campaign_id)
@@ -375,9 +377,9 @@ class FakeStore:
             self._listeners.remove(listener)
 
     @contextlib.asynccontextmanager
-    async def _held(self, campaign_id: CampaignId) -> AsyncIterator[None]:
+    async def _held(self, campaign_id: CampaignId, seconds: float = WAIT_SECONDS) -> AsyncIterator[None]:
         """Hold its row, or give up waiting for it."""
-        with trio.move_on_after(WAIT_SECONDS) as waiting:
+        with trio.move_on_after(seconds) as waiting:
             await self.ledger[campaign_id].lock.acquire()
         if waiting.cancelled_caught:
             raise StoreBusy("somebody holds it", certain=True)

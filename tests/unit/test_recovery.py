@@ -17,7 +17,7 @@ from engine.steps import Begin
 from tests.contract.flushes import Line, bunch, click, impression, new_campaign, raise_generation
 from tests.contract.reservations import ask, ids_of, letters, ready, reserve
 from tests.fakes.ledger import FakeLedger, Trouble
-from tests.fakes.store import WAIT_SECONDS, FakeStore
+from tests.fakes.store import FakeStore
 from tests.remedy import Asked
 
 TURN_US = 480_000_000
@@ -255,7 +255,7 @@ async def test_a_row_that_a_flush_holds_is_waited_for_alone(world: World) -> Non
             assert await world.asked.recover([held, good]) == {held: Alone(), good: Followed(1)}
         assert (held in world.ledger.books, held in world.asked.raised) == (False, False)
         nursery.start_soon(lambda: world.asked.recover([held], alone=True))
-        await trio.sleep(WAIT_SECONDS / 2)
+        await trio.sleep(1)
         assert world.asked.ended == {}
         release.set()
     assert world.asked.ended == {held: Followed(1)}
