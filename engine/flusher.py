@@ -165,6 +165,7 @@ class Flusher:
         else:
             self._queue.extendleft(reversed(waiting))
             self._count_queued(_events(waiting))
+            self._apart_is_next = False
         self._idle.unpark_all()
 
     # --- what becomes of it ---------------------------------------------------------------------------------

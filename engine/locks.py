@@ -17,10 +17,10 @@ from engine.model import CampaignId
 # and a few hundred on a disk that stalls. Others of the flush wait as long, and may wait for 2 s in all.
 LOCK_SECONDS: Final = 0.5
 # Once a flush has waited, its other campaigns are most likely kept by the same session: a hundred of them are found in
-# 2 s. A campaign that is blamed too soon loses little: it is tried once more, apart and with patience.
-HASTY_LOCK_SECONDS: Final = 0.02
+# 1.5 s. A campaign that is blamed too soon loses little: it is tried once more, apart and with patience.
+HASTY_LOCK_SECONDS: Final = 0.01
 # A flush that has met a lock looks for more of them for so long; then others get their turn.
-SEARCH_SECONDS: Final = 1.0
+SEARCH_SECONDS: Final = 1.5
 # A campaign that made a flush wait is flushed apart for so long after the last time: a frozen engine is taken for dead,
 # and its locks are gone, within some such periods.
 SUSPECT_SECONDS: Final = 1.0

@@ -42,8 +42,8 @@ _LOOK_UP: Final = """
                             AND e.event_id = w.event_id ORDER BY e.received_at DESC LIMIT 1) AS e
 """
 
-# Who recovers one campaign waits so long for its row: a COMMIT on a disk that stalls ends meanwhile. Only this campaign's
-# events wait for it; they are answered after that, and it is tried again.
+# The recovery of one campaign waits so long for its row: a COMMIT on a disk that stalls ends meanwhile. Only this
+# campaign's events wait for it; they are answered after that, and it is tried again.
 _ROW_WAIT_MS: Final = 3_000
 
 # In order of campaign, as the guard of a flush locks: nobody waits in a circle. With SKIP LOCKED nobody waits at all.
