@@ -17,7 +17,7 @@ from tests.faults.servers import is_frozen
 from tests.faults.waiting import WAIT_SECONDS, until, until_told, within
 from tests.faults.world import Fault, World
 
-FLUSH = "headrace flush"
+FLUSH = "headrace % flush"
 HOURS_BACK = 47  # accepted, and on a day that no other event of a seed is on
 
 
@@ -63,7 +63,7 @@ async def backend_killed(world: World) -> None:
 
 async def _flushing(world: World, condition: str = "true") -> list[int]:
     """Wait for backends that serve flushes, and of which this holds."""
-    query = f"SELECT pid FROM pg_stat_activity WHERE application_name = %s AND {condition}"
+    query = f"SELECT pid FROM pg_stat_activity WHERE application_name LIKE %s AND {condition}"
     rows = await until_told(lambda: do(world, query, FLUSH), f"a flush backend has {condition}")
     return [row[0] for row in rows]
 
