@@ -180,6 +180,17 @@ async def test_a_flush_names_the_campaign_whose_id_another_session_is_writing(
 
 
 @REAL
+async def test_a_flush_gives_up_before_its_statement_would(database_url: str) -> None:
+    """Postgres says that the lock was not to be had, long before it would say that the statement took too long."""
+    async with open_store(database_url, Settings()) as judge:
+        campaign = await new_campaign(judge)
+        async with held(judge, database_url, campaign):
+            reply = await judge.flush([bunch(campaign, [impression(now())])])
+        assert isinstance(reply, Locked)
+        assert reply.detail.startswith("55P03"), reply
+
+
+@REAL
 @pytest.mark.parametrize("table", ["events", "ledger", "rollup"])
 async def test_a_locked_table_names_nobody(judge: PostgresStore, database_url: str, table: str) -> None:
     """Nobody is innocent of it: such a flush is halved."""
