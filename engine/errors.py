@@ -24,8 +24,10 @@ class EngineError(Exception):
 class StoreUnavailable(EngineError):
     """A store gave no answer, or a refusal that is not about the data. Try again later.
 
-    `certain` is true when the statement certainly had no effect.
+    `certain` is true when the statement certainly had no effect. `told` says to a caller what it was, and names nobody.
     """
+
+    told = "the store gave no answer"
 
     def __init__(self, message: str, *, certain: bool) -> None:
         super().__init__(message)
@@ -34,6 +36,8 @@ class StoreUnavailable(EngineError):
 
 class StoreBusy(StoreUnavailable):
     """Somebody else held for too long what the statement needs; nothing was done."""
+
+    told = "another change or an engine in trouble holds this campaign's row"
 
 
 class CampaignNotFound(EngineError):

@@ -15,7 +15,7 @@ from bench.proxy import Flow
 from tests.faults.of_engines import COMMITTED
 from tests.faults.servers import is_frozen
 from tests.faults.waiting import WAIT_SECONDS, until, until_told, within
-from tests.faults.world import Fault, World
+from tests.faults.world import OTHERS_SECONDS, Fault, World
 
 FLUSH = "headrace % flush"
 HOURS_BACK = 47  # accepted, and on a day that no other event of a seed is on
@@ -285,7 +285,7 @@ FAULTS = [
     Fault("postgres: backend killed", backend_killed),
     Fault("postgres: sessions terminated", backends_terminated),
     Fault("postgres: answer to COMMIT swallowed", commit_swallowed),
-    Fault("postgres: backend frozen inside COPY", frozen_inside_copy),
+    Fault("postgres: backend frozen inside COPY", frozen_inside_copy, others_seconds_max=OTHERS_SECONDS),
     Fault("postgres: backends frozen inside COMMIT", frozen_inside_commit),
     Fault("postgres: disk full", disk_full),
     Fault("postgres: table locked", table_locked),
