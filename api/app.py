@@ -159,7 +159,7 @@ def _unavailable(error: StoreUnavailable) -> Answer:
     # What the store's client said may name hosts and users: it is for the log.
     _log.warning("503: %s", error)
     known = "nothing was done" if error.certain else "it is not known whether it was done: look before you repeat it"
-    detail = f"the store gave no answer; {known}"
+    detail = f"{error.told}; {known}"
     return problem(503, "store_unavailable", detail, retry_after_seconds=RETRY_AFTER_SECONDS)
 
 

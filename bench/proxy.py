@@ -1,9 +1,9 @@
 """A proxy between one engine and one store, over TCP or a unix socket, which can do what a bad network does.
 
 Owns the bytes on their way: each direction flows, stalls (bytes wait, and are delivered when the stall ends, even if
-their sender has hung up), vanishes (bytes are read and dropped), or is delayed. Connections can be cut, new ones
-refused, and the target exchanged. Knows no protocol, but can wait for a piece of text that passes. Serves the bench and
-the fault harness.
+their sender has hung up), vanishes (bytes are read and dropped, and so is their sender's end), or is delayed.
+Connections can be cut, new ones refused, and the target exchanged. Knows no protocol, but can wait for a piece of text
+that passes. Serves the bench and the fault harness.
 """
 
 from __future__ import annotations
@@ -62,6 +62,11 @@ class Direction:
         if self.delay_seconds:
             await trio.sleep(self.delay_seconds)
         return self._flow is not Flow.VANISH
+
+    async def let_end(self) -> None:
+        """The sender has hung up: that vanishes like its bytes, until the direction is mended."""
+        while self._flow is Flow.VANISH:
+            await self._changed.wait()
 
     def mend(self) -> None:
         """As good as new."""
@@ -134,6 +139,7 @@ class Proxy:
             while piece := await client.receive_some(_PIECE_BYTES):
                 if await self.there.let_through(piece):
                     await server.send_all(piece)
+            await self.there.let_end()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
 

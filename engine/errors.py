@@ -6,7 +6,15 @@ between the engine and its stores.
 
 from __future__ import annotations
 
-__all__ = ["CampaignNotFound", "ConfigurationUnsafe", "EngineError", "Fault", "InvalidCampaign", "StoreUnavailable"]
+__all__ = [
+    "CampaignNotFound",
+    "ConfigurationUnsafe",
+    "EngineError",
+    "Fault",
+    "InvalidCampaign",
+    "StoreBusy",
+    "StoreUnavailable",
+]
 
 
 class EngineError(Exception):
@@ -16,12 +24,20 @@ class EngineError(Exception):
 class StoreUnavailable(EngineError):
     """A store gave no answer, or a refusal that is not about the data. Try again later.
 
-    `certain` is true when the statement certainly had no effect.
+    `certain` is true when the statement certainly had no effect. `told` says to a caller what it was, and names nobody.
     """
+
+    told = "the store gave no answer"
 
     def __init__(self, message: str, *, certain: bool) -> None:
         super().__init__(message)
         self.certain = certain
+
+
+class StoreBusy(StoreUnavailable):
+    """Somebody else held for too long what the statement needs; nothing was done."""
+
+    told = "another change or an engine in trouble holds this campaign's row"
 
 
 class CampaignNotFound(EngineError):

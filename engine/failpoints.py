@@ -26,9 +26,9 @@ _LEDGER: Final = (
     "begin", "load", "pending_tags", "ping", "ready", "round", "settle", "unsafe",
 )  # fmt: skip
 _STORE: Final = (
-    "campaign", "create_campaign", "events_since", "flush", "halt", "heartbeat", "ids_received", "listening",
-    "look_up", "make_partitions", "page_campaigns", "ping", "plans", "raise_generations", "register_engine",
-    "report", "retire_engine", "update_campaign", "users_on",
+    "campaign", "create_campaign", "end_dead_sessions", "events_since", "flush", "halt", "heartbeat", "ids_received",
+    "listening", "look_up", "make_partitions", "page_campaigns", "ping", "plans", "raise_generations",
+    "register_engine", "report", "retire_engine", "update_campaign", "users_on",
 )  # fmt: skip
 _SPANS: Final = ("store.listening",)
 _STREAMS: Final = ("store.ids_received", "store.users_on")

@@ -17,17 +17,18 @@ from typing import Final, Protocol
 
 import msgspec
 
+from engine.locks import Locked
 from engine.model import (
     Campaign,
     CampaignId,
     CampaignSpend,
     EventId,
     EventType,
-    HeartbeatReply,
     NewCampaign,
     Report,
     StoredEvent,
 )
+from engine.roster import Roster as Roster
 from engine.steps import Begin, Emptied, Kept, LoadIds, LoadUsers, Mismatch, Ready
 
 # Flags of one event in `Reserve.kinds`.
@@ -265,7 +266,7 @@ class Refused:
     causes: Mapping[CampaignId, RefusalCause]
 
 
-FlushReply = Committed | Refused | NotRun | Unknown
+FlushReply = Committed | Refused | Locked | NotRun | Unknown
 
 
 class Batch(Protocol):
@@ -295,8 +296,11 @@ class Wanted:
 class EventStore(Protocol):
     """The judge. `flush` never raises but `Cancelled`; the reads raise `StoreUnavailable`."""
 
-    async def flush(self, batches: Sequence[Batch]) -> FlushReply:
-        """One transaction for all batches; at most one generation and spend day a campaign."""
+    async def flush(self, batches: Sequence[Batch], *, hasty: bool = False) -> FlushReply:
+        """One transaction for all batches; at most one generation and spend day a campaign.
+
+        It waits for each lock of another session for `LOCK_SECONDS`, `hasty` for `HASTY_LOCK_SECONDS`.
+        """
         ...
 
     async def plans(self, campaign_ids: Sequence[CampaignId]) -> dict[CampaignId, tuple[Campaign, LedgerRow]]:
@@ -312,7 +316,7 @@ class EventStore(Protocol):
     ) -> dict[CampaignId, LedgerRow | None]:
         """`gen + 1` of each, committed, after every older batch of it is in or out for good. Absent: no such campaign.
 
-        A flush may hold a row: either all wait for it, or that campaign is left as it is (None).
+        A flush may hold a row: either all wait for it (for a while), or that campaign is left as it is (None).
         """
         ...
 
@@ -374,21 +378,6 @@ class CampaignStore(Protocol):
 
     async def ping(self) -> bool:
         """Whether Postgres answers."""
-        ...
-
-
-class Roster(Protocol):
-    """Engine processes and housekeeping. Raises `StoreUnavailable`."""
-
-    async def heartbeat(self, number: int) -> HeartbeatReply:
-        """Say that this engine lives; hear who else does, and how far our clock is off.
-
-        Raises `ConfigurationUnsafe` when the server, as it is set up now, could lose a commit or can't take one.
-        """
-        ...
-
-    async def make_partitions(self) -> None:
-        """Make the daily partitions from three days ago to `partitions_ahead_days`."""
         ...
 
 

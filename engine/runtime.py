@@ -54,6 +54,7 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
         reading_us = clock.reading_us()
         first = await store.heartbeat(engines.own)
         engines.heard(first)  # so that a living engine is not taken for a dead one
+        await store.end_dead_sessions(engines.own)
         async with trio.open_nursery() as nursery:
             registry = Registry(settings, ledger, store, clock, engines, nursery)
             engine = Engine(settings, registry, store, ledger, clock)
@@ -103,8 +104,16 @@ async def heartbeats(
             _judge_stores(engine, await ledger.unsafe())
             if died or trio.current_time() - looked_at > _ORPHANS_SECONDS:
                 looked_at = trio.current_time()
+                await _end_dead_sessions(roster, engines)  # first: a recovery waits for the locks that they hold
                 await registry.recover_orphans()
         await trio.sleep(engine.settings.heartbeat_seconds)
+
+
+async def _end_dead_sessions(roster: Roster, engines: Engines) -> None:
+    try:
+        await roster.end_dead_sessions(engines.own)
+    except StoreUnavailable as away:
+        log.warning("sessions of dead engines may be left in Postgres: %s", away)
 
 
 def judge_clock(engine: Engine, clock: SteadyClock, reading_us: int, postgres_us: int, redis_us: int | None) -> None:

@@ -15,7 +15,7 @@ import trio_asyncio  # type: ignore[import-untyped]
 
 from engine.audit import CampaignFacts, HourCounts, HourDifference, LedgerFacts, PlanFacts, RedisFacts
 from engine.errors import StoreUnavailable
-from engine.postgres.database import Connection, Database
+from engine.postgres.database import LONG_READER, Connection, Database
 
 # Passes over all events: an hour is some hundred million of them.
 PASS_SECONDS_MAX: Final = 3_600
@@ -103,7 +103,7 @@ async def read_facts(database: Database) -> list[CampaignFacts]:
 
     async def read(connection: Connection) -> list[CampaignFacts]:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            await connection.execute(f"SET LOCAL statement_timeout = {PASS_SECONDS_MAX * 1_000}")
+            await connection.execute(f"SET LOCAL statement_timeout = {PASS_SECONDS_MAX * 1_000}; {LONG_READER}")
             return await _read_all(connection)
 
     try:
@@ -124,6 +124,8 @@ async def read_both(
     """
 
     async def read(connection: Connection) -> dict[int, tuple[LedgerFacts, RedisFacts | None, frozenset[int]]]:
+        if not hold:
+            await connection.execute(LONG_READER)
         rows = await connection.fetch(_LEDGER + (" FOR SHARE" if hold else ""), campaign_ids)
         found = await trio_asyncio.trio_as_aio(read_redis)(campaign_ids)
         committed = await _committed(connection, found)

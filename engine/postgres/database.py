@@ -1,11 +1,11 @@
 """Everything but the flush goes through here: an asyncpg pool, asyncpg's loop being a guest of trio.
 
 Owns the loop, the pool, the forms in which values cross (instants as `_us` integers, days as integers, ids as
-16 bytes), and the mapping of asyncpg's errors. Knows no table.
+16 bytes), how long a session may wait or be left alone, and the mapping of asyncpg's errors. Knows no table.
 
 Any task may call, whatever nursery it lives in: each call names the loop itself. Errors come out as
-`StoreUnavailable`, with `certain` true when the statement certainly had no effect; what is wrong with the statement
-itself, and a lock not got in time, come out as they are.
+`StoreUnavailable`, with `certain` true when the statement certainly had no effect, and as `StoreBusy` for a lock not
+got in time; what is wrong with the statement itself comes out as it is.
 """
 
 from __future__ import annotations
@@ -22,21 +22,29 @@ import trio
 import trio_asyncio  # type: ignore[import-untyped]
 from asyncpg.pool import PoolConnectionProxy
 
-from engine.errors import StoreUnavailable
+from engine.errors import StoreBusy, StoreUnavailable
+from engine.opening import keep_alive
 from engine.postgres.copy import DAYS_TO_2000, TO_2000_US
+from engine.postgres.sessions import LOOK_FOR_CLIENT, THEIRS, Signature
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 
-# A transaction that its engine left open (frozen, or cut off) is ended after so long, and its locks with it.
-_ABANDONED_MS: Final = 60_000
+# A transaction that its engine left open (frozen, or cut off) is ended after so long, and its locks with it. Between
+# the statements of a short one lies a round trip; on a machine that has no time for us, a few of them.
+_ABANDONED_MS: Final = 2_000
+# What reads for minutes and holds nothing that others wait for says `SET LOCAL` this.
+LONG_READER: Final = "SET LOCAL idle_in_transaction_session_timeout = 60000"
+# A statement waits so long for a lock. A flush holds its locks for a few tens of ms, waiting itself for half a second;
+# who waits here holds one of few connections, and a sender who hears 503 tries again.
+_LOCK_MS: Final = 1_000
 
 # Answers that say nothing of what happened to the statement: the session ended.
 _UNCERTAIN: Final = ("08", "57P", "40003")
-# Mistakes in the statement or its values (trying again won't help), and a lock that was asked for with a limit.
-_AS_THEY_ARE: Final = ("22", "23", "42", "55P03")
+# Mistakes in the statement or its values: trying again won't help.
+_AS_THEY_ARE: Final = ("22", "23", "42")
 
 _CONNECTION_ERRORS: Final = (
     asyncpg.PostgresError,
@@ -53,6 +61,10 @@ class Database:
         self._loop = loop
         self._pool = pool
         self._timeout_seconds = timeout
+
+    async def sign(self) -> None:
+        """Connections have another name from now on: those that are open are opened again at their next use."""
+        await on_loop(self._loop, self._pool.expire_connections)
 
     async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
         """All rows of one statement, which is a transaction of its own."""
@@ -98,7 +110,7 @@ class Database:
 
         async def start() -> Any:
             await transaction.start()
-            await connection.execute(f"SET LOCAL statement_timeout = {int(timeout_seconds * 1_000)}")
+            await connection.execute(f"SET LOCAL statement_timeout = {int(timeout_seconds * 1_000)}; {LONG_READER}")
             return await connection.cursor(query, *args, timeout=timeout_seconds)
 
         async def finish() -> None:
@@ -132,16 +144,27 @@ class Database:
 
 @asynccontextmanager
 async def open_database(
-    loop: trio_asyncio.TrioEventLoop, db_url: str, connections: int, timeout_seconds: float
+    loop: trio_asyncio.TrioEventLoop,
+    db_url: str,
+    connections: int,
+    timeout_seconds: float,
+    signature: Signature | None = None,
 ) -> AsyncIterator[Database]:
     """A database on a running loop, whose connections are opened as they are needed."""
+    signature = signature or Signature()
+
+    async def made(connection: Any) -> None:
+        _keep_alive(connection)
+        await connection.execute(f"SET application_name = '{signature.name('query')}'; {LOOK_FOR_CLIENT}")
+        await teach_forms(connection)
+
     pool = asyncpg.create_pool(
         db_url,
         min_size=0,
         max_size=connections,
         command_timeout=timeout_seconds,
         timeout=timeout_seconds,
-        init=teach_forms,
+        init=made,
         reset=_keep,
         server_settings=session_settings(timeout_seconds),
     )
@@ -187,12 +210,19 @@ async def _started(pool: asyncpg.Pool[asyncpg.Record]) -> None:
 async def open_connection(db_url: str, timeout_seconds: float, **settings: str) -> AsyncIterator[Connection]:
     """One connection of its own (asyncio side: use it inside `on_loop`)."""
     with mapped_errors(certain=True):
-        connection = await asyncpg.connect(db_url, timeout=timeout_seconds, server_settings=settings)
+        connection = await asyncpg.connect(db_url, timeout=timeout_seconds, server_settings={**THEIRS, **settings})
     try:
+        _keep_alive(connection)
         await teach_forms(connection)
         yield connection
     finally:
         connection.terminate()
+
+
+def _keep_alive(connection: Any) -> None:
+    sock = connection._transport.get_extra_info("socket")  # asyncpg has no other way to hand it over
+    if sock is not None:
+        keep_alive(sock)
 
 
 async def on_loop(loop: trio_asyncio.TrioEventLoop, work: Callable[[], Awaitable[T]]) -> T:
@@ -214,6 +244,8 @@ def mapped_errors(*, certain: bool) -> Iterator[None]:
         sqlstate = error.sqlstate or ""
         if sqlstate.startswith(_AS_THEY_ARE):
             raise
+        if isinstance(error, asyncpg.LockNotAvailableError):
+            raise StoreBusy(f"Postgres: somebody else holds it: {sqlstate} {error}", certain=True) from error
         told = certain or not sqlstate.startswith(_UNCERTAIN)
         raise StoreUnavailable(f"Postgres: {sqlstate} {error}", certain=told) from error
     except _CONNECTION_ERRORS as error:
@@ -223,12 +255,14 @@ def mapped_errors(*, certain: bool) -> Iterator[None]:
 def session_settings(timeout_seconds: float) -> dict[str, str]:
     """What every session relies on, whatever the database's defaults are."""
     return {
-        "application_name": "headrace",
+        "application_name": "headrace query",
+        **THEIRS,
         "synchronous_commit": "on",
         "default_transaction_isolation": "read committed",
         "jit": "off",  # compiling a plan over many partitions costs more than running it
         # Postgres gives up a little before we do: its refusal is certain, our timeout is not.
         "statement_timeout": str(max(1, int(timeout_seconds * 900))),
+        "lock_timeout": str(min(_LOCK_MS, max(1, int(timeout_seconds * 900)))),
         "idle_in_transaction_session_timeout": str(_ABANDONED_MS),
         "plan_cache_mode": "force_generic_plan",
     }

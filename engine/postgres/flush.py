@@ -10,7 +10,7 @@ certain, and everything else is `Unknown`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -20,38 +20,49 @@ from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, TransactionStatu
 from psycopg.pq.abc import PGconn, PGresult
 
 from config.settings import Settings
+from engine.locks import HASTY_LOCK_SECONDS, LOCK_SECONDS, Locked
 from engine.model import CampaignId
 from engine.opening import open_in_thread, speaks
 from engine.ports import Batch, FlushReply, NotRun, Unknown
 from engine.postgres.copy import COLUMNS, guard_call, pack_rows, sum_rows
-from engine.postgres.outcome import Answer, Failure, read_answer
+from engine.postgres.outcome import Answer, Failure, read_answer, waited_for_ledger
+from engine.postgres.sessions import LOOK_FOR_CLIENT, OURS, THEIRS, Signature
 
 # A piece of COPY data: libpq holds what the socket did not take, so a flush never doubles in memory.
 _PIECE_BYTES: Final = 256 * 1024
 
 # The isolation that the guard is written for, whatever the database's default is.
-_BEGIN: Final = f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; COPY events ({COLUMNS}) FROM STDIN (FORMAT binary)"
+_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; "
+_HASTY: Final = f"SET LOCAL lock_timeout = {int(HASTY_LOCK_SECONDS * 1_000)}; "
+_COPY: Final = f"COPY events ({COLUMNS}) FROM STDIN (FORMAT binary)"
+# Whose rows others hold at this moment: those that this can't have. It lets go at once.
+_HELD: Final = """
+    WITH free AS MATERIALIZED (
+        SELECT campaign_id FROM ledger WHERE campaign_id = ANY ('{{{}}}') FOR NO KEY UPDATE SKIP LOCKED
+    )
+    SELECT campaign_id FROM ledger WHERE campaign_id = ANY ('{{{}}}') AND campaign_id NOT IN (TABLE free)
+"""
 
 
 class FlushPool:
     """`settings.flush_connections` connections, each used by one flush at a time."""
 
-    def __init__(self, db_url: str, settings: Settings) -> None:
-        self._idle = [FlushConnection(db_url, settings) for _ in range(settings.flush_connections)]
+    def __init__(self, db_url: str, settings: Settings, signature: Signature) -> None:
+        self._idle = [FlushConnection(db_url, settings, signature) for _ in range(settings.flush_connections)]
         self._free = trio.Semaphore(settings.flush_connections)
         self._timeout_seconds = settings.flush_timeout_seconds
 
-    async def flush(self, batches: Sequence[Batch]) -> FlushReply:
+    async def flush(self, batches: Sequence[Batch], *, hasty: bool = False) -> FlushReply:
         """One transaction for all batches. Raises nothing but `Cancelled`, which closes the connection."""
         try:
             sums = sum_rows(batches)
         except ValueError as error:
             return NotRun(str(error), data=True)
-        query = f"{_BEGIN}; {guard_call(sums)}; COMMIT".encode()
+        query = f"{_BEGIN}{_HASTY if hasty else ''}{_COPY}; {guard_call(sums)}; COMMIT".encode()
         async with self._free:
             connection = self._idle.pop()
             try:
-                return await connection.flush(query, pack_rows(batches), list(sums), self._timeout_seconds)
+                return await connection.flush(query, batches, self._timeout_seconds)
             finally:
                 self._idle.append(connection)
 
@@ -62,9 +73,11 @@ class FlushPool:
 
 
 @asynccontextmanager
-async def open_flush_pool(db_url: str, settings: Settings) -> AsyncIterator[FlushPool]:
+async def open_flush_pool(
+    db_url: str, settings: Settings, signature: Signature | None = None
+) -> AsyncIterator[FlushPool]:
     """A pool whose connections are opened on first use."""
-    pool = FlushPool(db_url, settings)
+    pool = FlushPool(db_url, settings, signature or Signature())
     try:
         yield pool
     finally:
@@ -74,14 +87,16 @@ async def open_flush_pool(db_url: str, settings: Settings) -> AsyncIterator[Flus
 class FlushConnection:
     """One libpq connection, opened on use."""
 
-    def __init__(self, db_url: str, settings: Settings) -> None:
+    def __init__(self, db_url: str, settings: Settings, signature: Signature) -> None:
         self._db_url = db_url
         self._settings = settings
+        self._signature = signature
         self._session: psycopg.Connection | None = None
         self._warnings: list[str] = []
 
-    async def flush(self, query: bytes, rows: bytes, campaigns: list[CampaignId], timeout_seconds: float) -> FlushReply:
+    async def flush(self, query: bytes, batches: Sequence[Batch], timeout_seconds: float) -> FlushReply:
         """Send one flush and tell what came of it."""
+        rows = pack_rows(batches)
         begun = False
         reply: FlushReply | None = None
         try:
@@ -89,9 +104,12 @@ class FlushConnection:
                 pgconn = await self._ready()
                 begun = True
                 answer = await self._run(pgconn, query, rows)
-                reply = read_answer(answer, campaigns)
+                reply = read_answer(answer, batches)
                 if pgconn.transaction_status == TransactionStatus.INERROR:
                     await _roll_back(pgconn)
+                if isinstance(reply, NotRun) and waited_for_ledger(answer):
+                    held = await _held(pgconn, {batch.campaign_id for batch in batches})
+                    reply = Locked(held, reply.detail) if held else reply
         except (trio.TooSlowError, psycopg.Error, OSError) as error:  # (OSError: no descriptor is left, say)
             detail = str(error) or f"no answer within {timeout_seconds} s"
             if not begun:
@@ -126,13 +144,17 @@ class FlushConnection:
             self._db_url,
             autocommit=True,
             connect_timeout=max(2, round(seconds)),
-            application_name="headrace flush",
+            application_name=self._signature.name("flush"),
             client_encoding="UTF8",
+            **OURS,
         )
         # Postgres gives up before we do, where it can: its refusal is certain, our timeout is not.
         limit_ms = max(1, int(seconds * 800))
+        lock_ms = min(limit_ms, int(LOCK_SECONDS * 1_000))
+        theirs = "; ".join(f"SET {name} = {value}" for name, value in THEIRS.items())
         session.execute(
-            f"SET synchronous_commit = on; SET statement_timeout = {limit_ms}; SET lock_timeout = {limit_ms};"
+            f"SET synchronous_commit = on; SET statement_timeout = {limit_ms}; SET lock_timeout = {lock_ms};"
+            f"{theirs}; {LOOK_FOR_CLIENT};"
             # The guard is planned once a session, and always by the key: without statistics Postgres takes its
             # arrays for large and would read the whole ledger.
             "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off;"
@@ -170,6 +192,18 @@ async def _roll_back(pgconn: PGconn) -> None:
         pass
 
 
+async def _held(pgconn: PGconn, campaigns: Collection[CampaignId]) -> frozenset[CampaignId]:
+    """Campaigns whose ledger rows other sessions hold now. None if the whole table is locked, as this is, too."""
+    numbers = ",".join(map(str, campaigns))
+    pgconn.send_query(_HELD.format(numbers, numbers).encode())
+    await _send(pgconn)
+    held: set[CampaignId] = set()
+    while (result := await _next_result(pgconn)) is not None:
+        if result.status == ExecStatus.TUPLES_OK:
+            held |= {CampaignId(int(result.get_value(row, 0) or 0)) for row in range(result.ntuples)}
+    return frozenset(held)
+
+
 async def _send_rows(pgconn: PGconn, rows: bytes) -> None:
     """COPY data, piece by piece. Errors that Postgres reports meanwhile wait in the socket until it is all sent."""
     view = memoryview(rows)
@@ -204,6 +238,7 @@ def _failure(result: PGresult) -> Failure:
         _field(result, DiagnosticField.SEVERITY_NONLOCALIZED),
         _field(result, DiagnosticField.MESSAGE_PRIMARY) or result.error_message.decode(errors="replace").strip(),
         _field(result, DiagnosticField.MESSAGE_DETAIL),
+        _field(result, DiagnosticField.CONTEXT),
     )
 
 

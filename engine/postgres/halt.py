@@ -13,7 +13,7 @@ from typing import Final
 import asyncpg
 
 from engine.model import CampaignId
-from engine.postgres.database import Connection, Database
+from engine.postgres.database import LONG_READER, Connection, Database
 
 # A pass over all events of a campaign, as long as one of the audit.
 REBUILD_SECONDS_MAX: Final = 3_600
@@ -117,7 +117,9 @@ async def rebuild(database: Database, campaign_id: CampaignId, *, above_generati
     """
 
     async def work(connection: Connection) -> Rebuilt | None:
-        # Two rebuilds follow each other: only they clear `halted`, so it stands until this one is through.
+        # Two rebuilds follow each other: only they clear `halted`, so it stands until this one is through. Nobody else
+        # waits for it before it holds the ledger row, and its flushes are fenced off even then.
+        await connection.execute(f"SET LOCAL lock_timeout = {REBUILD_SECONDS_MAX * 1_000}; {LONG_READER}")
         await connection.execute("SELECT pg_advisory_xact_lock($1, hashint8($2))", _LOCK, campaign_id)
         await connection.execute(f"SET LOCAL statement_timeout = {REBUILD_SECONDS_MAX * 1_000}")
         was = await connection.fetchrow(_READ, campaign_id)

@@ -40,10 +40,10 @@ class Listener:
 
 
 async def listen(
-    loop: trio_asyncio.TrioEventLoop, db_url: str, listener: Listener, *, probe_seconds: float, timeout_seconds: float,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    loop: trio_asyncio.TrioEventLoop, db_url: str, name: str, listener: Listener, *, probe_seconds: float,
+    timeout_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:  # fmt: skip
-    """Listen until cancelled. Started once the first connection listens, or has failed."""
+    """Listen until cancelled, by sessions of this name. Started once the first connection listens, or has failed."""
     started = False
     pause_seconds = _FIRST_PAUSE_SECONDS
 
@@ -58,7 +58,7 @@ async def listen(
 
     while True:
         try:
-            await on_loop(loop, lambda: _session(db_url, listener, listening, probe_seconds, timeout_seconds))
+            await on_loop(loop, lambda: _session(db_url, name, listener, listening, probe_seconds, timeout_seconds))
         except StoreUnavailable as error:
             log.warning("not listening for news: %s", error)
         listener.lost()
@@ -70,7 +70,12 @@ async def listen(
 
 
 async def _session(
-    db_url: str, listener: Listener, listening: Callable[[], None], probe_seconds: float, timeout_seconds: float
+    db_url: str,
+    name: str,
+    listener: Listener,
+    listening: Callable[[], None],
+    probe_seconds: float,
+    timeout_seconds: float,
 ) -> None:
     """One connection's life (asyncio side): until a probe finds it broken."""
     closed = asyncio.Event()
@@ -84,7 +89,7 @@ async def _session(
         tell = listener.plan_changed if channel == PLAN else listener.generation_raised
         tell(CampaignId(campaign), number)
 
-    async with open_connection(db_url, timeout_seconds, application_name="headrace listen") as connection:
+    async with open_connection(db_url, timeout_seconds, application_name=name) as connection:
         connection.add_termination_listener(lambda _connection: closed.set())
         with mapped_errors(certain=True):
             for channel in (PLAN, GENERATION):

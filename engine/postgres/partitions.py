@@ -13,6 +13,7 @@ from typing import Final
 
 import asyncpg
 
+from engine.errors import StoreBusy
 from engine.postgres.database import Connection, Database
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ async def make_partitions(database: Database, ahead_days: int) -> None:
             await _make_partition(database, day)
         except asyncpg.CheckViolationError:
             log.warning("%s: the default partition has events of that day, and keeps them", partition_name(day))
-        except asyncpg.LockNotAvailableError:
+        except StoreBusy:
             log.warning("%s and later are not made yet: a long query is in the way", partition_name(day))
             return
 

@@ -18,7 +18,7 @@ from engine.model import DAY_US, CampaignId, EventId, EventType, Micros, StoredE
 from engine.ports import LedgerRow, Wanted
 from engine.postgres.campaigns import ledger_row
 from engine.postgres.copy import TO_2000_US
-from engine.postgres.database import Database
+from engine.postgres.database import Connection, Database
 
 CHUNK: Final = 1_000  # the ledger's load takes so many at once
 # Rows of a piece: for one campaign a chunk; for many campaigns more, so that each of them has several in it.
@@ -41,6 +41,10 @@ _LOOK_UP: Final = """
      CROSS JOIN LATERAL (SELECT * FROM events AS e WHERE e.campaign_id = w.campaign_id
                             AND e.event_id = w.event_id ORDER BY e.received_at DESC LIMIT 1) AS e
 """
+
+# The recovery of one campaign waits so long for its row: a COMMIT on a disk that stalls ends meanwhile. Only this
+# campaign's events wait for it; they are answered after that, and it is tried again.
+_ROW_WAIT_MS: Final = 3_000
 
 # In order of campaign, as the guard of a flush locks: nobody waits in a circle. With SKIP LOCKED nobody waits at all.
 _RAISE: Final = """
@@ -106,8 +110,19 @@ async def look_up(database: Database, wanted: Sequence[Wanted]) -> dict[tuple[Ca
 async def raise_generations(
     database: Database, campaign_ids: Sequence[CampaignId], *, wait: bool
 ) -> dict[CampaignId, LedgerRow | None]:
-    """Raise generations and tell every engine; rows that a flush holds are waited for, or left as they are (None)."""
-    rows = await database.fetch(_RAISE_WAITING if wait else _RAISE_WHAT_IS_FREE, campaign_ids)
+    """Raise generations and tell every engine; rows that a flush holds are waited for, or left as they are (None).
+
+    Raises `StoreBusy` for a row that stays held: whoever recovers answers those who wait, and tries again.
+    """
+
+    async def raise_them(connection: Connection) -> list[asyncpg.Record]:
+        await connection.execute(f"SET LOCAL lock_timeout = {_ROW_WAIT_MS}")
+        return await connection.fetch(_RAISE_WAITING, campaign_ids)
+
+    if wait:
+        rows = await database.transaction(raise_them)
+    else:
+        rows = await database.fetch(_RAISE_WHAT_IS_FREE, campaign_ids)
     return {CampaignId(row["id"]): None if row["gen"] is None else ledger_row(row) for row in rows}
 
 

@@ -33,6 +33,7 @@ from engine.postgres.listen import Listener, listen
 from engine.postgres.migrate import migrate
 from engine.postgres.partitions import make_partitions
 from engine.postgres.safety import check_server
+from engine.postgres.sessions import Signature
 
 
 class PostgresStore:
@@ -45,6 +46,7 @@ class PostgresStore:
         loop: trio_asyncio.TrioEventLoop,
         database: Database,
         flushes: FlushPool,
+        signature: Signature,
         now_us: Callable[[], int],
     ) -> None:
         self.database = database
@@ -52,13 +54,14 @@ class PostgresStore:
         self._settings = settings
         self._loop = loop
         self._flushes = flushes
+        self._signature = signature
         self._now_us = now_us
 
     # --- EventStore ---
 
-    async def flush(self, batches: Sequence[Batch]) -> FlushReply:
+    async def flush(self, batches: Sequence[Batch], *, hasty: bool = False) -> FlushReply:
         """One transaction for all batches; at most one generation and spend day a campaign."""
-        return await self._flushes.flush(batches)
+        return await self._flushes.flush(batches, hasty=hasty)
 
     async def plans(self, campaign_ids: Sequence[CampaignId]) -> dict[CampaignId, tuple[Campaign, LedgerRow]]:
         """Plan and ledger row of those campaigns that exist."""
@@ -72,6 +75,8 @@ class PostgresStore:
         self, campaign_ids: Sequence[CampaignId], *, wait: bool
     ) -> dict[CampaignId, LedgerRow | None]:
         """`gen + 1` of each, committed, after every older batch of it is in or out for good; None: a flush holds it."""
+        if wait:  # what holds the row may be a flush of an engine that died just now
+            await engines.end_dead_sessions(self.database, self._signature.number, self._settings.engine_dead_seconds)
         return await recovery.raise_generations(self.database, campaign_ids, wait=wait)
 
     async def halt(self, campaign_id: CampaignId, reason: str) -> int | None:
@@ -129,8 +134,10 @@ class PostgresStore:
     # --- Roster ---
 
     async def register_engine(self) -> int:
-        """A number for this process, never given before."""
-        return await engines.register_engine(self.database)
+        """A number for this process, never given before; its sessions carry it from now on."""
+        self._signature.number = await engines.register_engine(self.database)
+        await self.database.sign()
+        return self._signature.number
 
     async def heartbeat(self, number: int) -> HeartbeatReply:
         """Say that this engine lives; hear who else does, and how far our clock is off.
@@ -139,6 +146,10 @@ class PostgresStore:
         """
         await self.database.run(check_server)  # (first: a standby takes no heartbeat, and should be told as what it is)
         return await engines.heartbeat(self.database, number, self._settings.engine_dead_seconds, self._now_us)
+
+    async def end_dead_sessions(self, number: int) -> Mapping[int, int]:
+        """End what engines that are dead have open here; by engine, how many sessions."""
+        return await engines.end_dead_sessions(self.database, number, self._settings.engine_dead_seconds)
 
     async def retire_engine(self, number: int) -> None:
         """Say goodbye: a clean stop leaves nothing to recover."""
@@ -168,6 +179,7 @@ class PostgresStore:
         await listen(
             self._loop,
             self._db_url,
+            self._signature.name("listen"),
             listener,
             probe_seconds=self._settings.heartbeat_seconds,
             timeout_seconds=self._settings.query_timeout_seconds,
@@ -186,12 +198,13 @@ async def open_store(
     url = normal_url(db_url)
     patience = settings.query_timeout_seconds
     refusal: EngineError | None = None
+    signature = Signature()
     async with (
         trio_asyncio.open_loop() as loop,
-        open_database(loop, url, settings.query_connections, patience) as database,
-        open_flush_pool(url, settings) as flushes,
+        open_database(loop, url, settings.query_connections, patience, signature) as database,
+        open_flush_pool(url, settings, signature) as flushes,
     ):
-        store = PostgresStore(url, settings, loop, database, flushes, now_us)
+        store = PostgresStore(url, settings, loop, database, flushes, signature, now_us)
         try:
             await on_loop(loop, lambda: _prepare(url, patience))
             await store.make_partitions()

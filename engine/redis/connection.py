@@ -20,7 +20,7 @@ import redis
 import trio
 from redis.exceptions import RedisError
 
-from engine.opening import open_in_thread, speaks
+from engine.opening import keep_alive, open_in_thread, speaks
 from engine.ports import NotRun, Unknown
 from engine.redis.calls import Command
 
@@ -99,6 +99,7 @@ class Connection:
             self._opened = await open_in_thread(self._open, lambda opened: opened.disconnect())
             self._socket = self._opened._sock  # redis-py has no other way to hand it over
             self._socket.setblocking(False)
+            keep_alive(self._socket)
             self._replies = hiredis.Reader(replyError=_parse_error)
 
     def _open(self) -> Any:

@@ -21,6 +21,7 @@ import trio.testing
 
 from config.settings import Settings
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
+from engine.locks import Locked
 from engine.model import DAY_US, EventType, Micros
 from engine.ports import Committed, LedgerRow, NotRun, Refused, Unknown, Wanted
 from engine.postgres.copy import guard_call, sum_rows
@@ -203,7 +204,7 @@ async def test_raising_a_generation_waits_for_the_flush_that_holds_the_row(
         flush.execute(guard_call(sum_rows([bunch(campaign, [impression(now())])])))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait_for_it)
-            await until(database_url, FLUSH_WAITS.replace("headrace flush", "headrace"))
+            await until(database_url, FLUSH_WAITS.replace("headrace flush", "headrace query"))
             assert not raised
             flush.commit()
     assert (raised[0].generation, raised[0].spend.spent_micros) == (1, COST)
@@ -229,7 +230,7 @@ async def test_generations_are_raised_in_order_of_campaign(store: PostgresStore,
         flush.execute(guard_call(sum_rows([bunch(held, [impression(now())])])))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: store.raise_generations([last, held, first], wait=True))
-            await until(database_url, FLUSH_WAITS.replace("headrace flush", "headrace"))
+            await until(database_url, FLUSH_WAITS.replace("headrace flush", "headrace query"))
             other.execute("SELECT FROM ledger WHERE campaign_id = %s FOR UPDATE NOWAIT", [last])
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 other.execute("SELECT FROM ledger WHERE campaign_id = %s FOR UPDATE NOWAIT", [first])
@@ -263,7 +264,7 @@ async def test_a_commit_without_an_answer_in_time_is_unknown(database_url: str) 
         assert await store.flush([bunch(campaign, [impression(now())])]) == Committed()
 
 
-@pytest.mark.parametrize(("call", "outcome"), [("pg_terminate_backend", Unknown), ("pg_cancel_backend", NotRun)])
+@pytest.mark.parametrize(("call", "outcome"), [("pg_terminate_backend", Unknown), ("pg_cancel_backend", Locked)])
 async def test_a_flush_that_an_administrator_ends(
     store: PostgresStore, database_url: str, call: str, outcome: type[object]
 ) -> None:
@@ -290,8 +291,8 @@ async def test_a_flush_that_waits_too_long_is_given_up_by_postgres(database_url:
         campaign = await new_campaign(store)
         async with locked_ledger(database_url):
             reply = await store.flush([bunch(campaign, [impression(now())])])
-        assert isinstance(reply, NotRun)
-        assert not reply.data
+        assert isinstance(reply, Locked)
+        assert reply.campaigns == {campaign}
 
 
 async def test_an_idle_connection_that_died_costs_nothing(store: PostgresStore, database_url: str) -> None:
@@ -446,7 +447,7 @@ async def test_every_commit_waits_for_the_disk(database_url: str) -> None:
             database_url,
             "CREATE TRIGGER see AFTER INSERT OR UPDATE ON ledger FOR EACH STATEMENT EXECUTE FUNCTION see()",
         )
-        end_sessions(database_url, "headrace")
+        end_sessions(database_url, "headrace query")
         await store.ping()  # which may meet the session that has ended
         campaign = await new_campaign(store)
         assert await store.flush([bunch(campaign, [impression(now())])]) == Committed()
@@ -490,7 +491,7 @@ async def test_a_long_query_delays_partitions_and_no_flush(database_url: str) ->
             report.execute("SELECT count(*) FROM events")
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(store.make_partitions)
-                await until(database_url, FLUSH_WAITS.replace("headrace flush", "headrace"))
+                await until(database_url, FLUSH_WAITS.replace("headrace flush", "headrace query"))
                 assert await store.flush([bunch(campaign, [impression(now())])]) == Committed()
         await store.make_partitions()
     leaves = "SELECT count(*) FROM pg_partition_tree('events') WHERE isleaf"

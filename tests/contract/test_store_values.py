@@ -7,15 +7,17 @@ from itertools import pairwise
 import pytest
 
 from engine.errors import ConfigurationUnsafe
+from engine.locks import Locked
 from engine.model import CampaignId
 from engine.ports import Committed, FlushReply, NotRun, RefusalCause, Refused, Unknown
 from engine.postgres.copy import HOUR_US
 from engine.postgres.database import normal_url
-from engine.postgres.outcome import Answer, Failure, read_answer
+from engine.postgres.outcome import Answer, Failure, read_answer, waited_for_ledger
 from engine.postgres.reports import cut_span
 from engine.postgres.safety import check_values
+from tests.contract.flushes import bunch, impression
 
-SEVEN = CampaignId(7)
+THREE, SEVEN = CampaignId(3), CampaignId(7)
 KEY = "Key (campaign_id, event_id, day)=(7, 0190a1b2-0000-7000-8000-000000000000, 2026-01-01) already exists."
 SAFE = {
     "fsync": "on",
@@ -27,9 +29,15 @@ SAFE = {
 }
 
 
-def failed(sqlstate: str, detail: str = "", severity: str = "ERROR") -> Answer:
+# A flush of one event of campaign 3, and two of campaign 7.
+BATCHES = [bunch(THREE, [impression(0)]), bunch(SEVEN, [impression(0), impression(0)])]
+WAITS = 'while inserting index tuple (0,6) in relation "events_20261201_campaign_id_event_id_day_key"'
+LEDGER = 'while locking tuple (0,2) in relation "ledger"\nSQL statement "SELECT FROM ledger WHERE …"'
+
+
+def failed(sqlstate: str, detail: str = "", severity: str = "ERROR", context: str = "") -> Answer:
     """An answer that is an error."""
-    return Answer("SELECT 1", Failure(sqlstate, severity, "no", detail))
+    return Answer("SELECT 1", Failure(sqlstate, severity, "no", detail, context))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +58,16 @@ def failed(sqlstate: str, detail: str = "", severity: str = "ERROR") -> Answer:
         (failed("22P05"), NotRun("22P05 no", data=True)),
         (failed("40P01"), NotRun("40P01 no")),
         (failed("53100"), NotRun("53100 no")),
-        (failed("57014"), NotRun("57014 no")),
+        (failed("57014"), NotRun("57014 no", data=True)),
+        (failed("57014", context="COPY events, line 1"), NotRun("57014 no", data=True)),
+        (failed("57014", context=f"{WAITS}\nCOPY events, line 2"), Locked(frozenset([SEVEN]), "57014 no")),
+        (failed("55P03"), NotRun("55P03 no", data=True)),
+        (failed("55P03", context=f"{WAITS}\nCOPY events, line 1"), Locked(frozenset([THREE]), "55P03 no")),
+        (failed("55P03", context=f"{WAITS}\nCOPY events, line 2"), Locked(frozenset([SEVEN]), "55P03 no")),
+        (failed("55P03", context="COPY events, Zeile 3"), Locked(frozenset([SEVEN]), "55P03 no")),
+        (failed("55P03", context="COPY events, line 4"), NotRun("55P03 no", data=True)),
+        (failed("55P03", context="COPY events, line 1", severity="FATAL"), Unknown("55P03 no")),
+        (failed("55P03", context=LEDGER), NotRun("55P03 no", data=True)),
         (failed("57P01", severity="FATAL"), Unknown("57P01 no")),
         (failed("57P01"), Unknown("57P01 no")),
         (failed("08006"), Unknown("08006 no")),
@@ -60,7 +77,24 @@ def failed(sqlstate: str, detail: str = "", severity: str = "ERROR") -> Answer:
 )
 def test_each_answer_is_certain_or_unknown(answer: Answer, reply: FlushReply) -> None:
     """Only the tag COMMIT commits; an ERROR is certain; the end of a session is not."""
-    assert read_answer(answer, [SEVEN]) == reply
+    assert read_answer(answer, BATCHES) == reply
+
+
+@pytest.mark.parametrize(
+    ("answer", "asked"),
+    [
+        (failed("55P03", context=LEDGER), True),
+        (failed("57014", context=LEDGER), True),
+        (failed("55P03", context=LEDGER.replace("in relation", "in Relation").replace('"', "»")), True),
+        (failed("55P03", context='SQL statement "SELECT FROM ledger WHERE …"'), False),  # the whole table is locked
+        (failed("55P03", context=f"{WAITS}\nCOPY events, line 1"), False),
+        (failed("40P01", context=LEDGER), False),
+        (Answer("COMMIT"), False),
+    ],
+)
+def test_the_ledger_is_asked_when_a_row_of_it_was_waited_for(answer: Answer, asked: bool) -> None:
+    """Only then can it tell whose rows are held."""
+    assert waited_for_ledger(answer) == asked
 
 
 def test_a_safe_server_is_taken() -> None:

@@ -7,7 +7,7 @@ raise `StoreUnavailable` and every flush `NotRun`; `hold` is awaited while a flu
 from __future__ import annotations
 
 import contextlib
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -16,7 +16,8 @@ from typing import TypeVar
 import msgspec
 import trio
 
-from engine.errors import StoreUnavailable
+from engine.errors import StoreBusy, StoreUnavailable
+from engine.locks import HASTY_LOCK_SECONDS, LOCK_SECONDS, Locked
 from engine.model import (
     DAY_US,
     Campaign,
@@ -44,6 +45,9 @@ from engine.ports import (
 )
 
 PIECE = 10_000
+# For a row that a flush holds: of somebody who changes a campaign, and of a recovery.
+WAIT_SECONDS = 1.0
+RECOVERY_WAIT_SECONDS = 3.0
 T = TypeVar("T")
 
 
@@ -88,6 +92,7 @@ class FakeStore:
         self.events: dict[tuple[CampaignId, bytes, int], Kept] = {}
         self.engines: dict[int, int] = {}  # number -> last heartbeat
         self.newest_engine = 0
+        self.sessions: defaultdict[int, set[str]] = defaultdict(set)  # of engines, by the newest one's number
         self.dead_after_us = 15_000_000
         self.trouble: deque[Trouble | None] = deque()
         self.hold: Callable[[], Awaitable[None]] | None = None
@@ -97,10 +102,11 @@ class FakeStore:
 
     # --- EventStore ---
 
-    async def flush(self, batches: Sequence[Batch]) -> FlushReply:
+    async def flush(self, batches: Sequence[Batch], *, hasty: bool = False) -> FlushReply:
         """Judge, and keep all or nothing."""
         await trio.lowlevel.checkpoint()
         self.flushes += 1
+        self.sessions[self.newest_engine] |= {"flush"}
         if self.away:
             return NotRun("the fake is away")
         trouble = self.trouble.popleft() if self.trouble else None
@@ -110,14 +116,19 @@ class FakeStore:
             return NotRun("as the test wished", data=True)
         if trouble is Trouble.UNKNOWN_BEFORE:
             return Unknown("as the test wished")
-        reply = await self._transaction(batches)
+        reply = await self._transaction(batches, HASTY_LOCK_SECONDS if hasty else LOCK_SECONDS)
         return Unknown("as the test wished") if trouble is Trouble.UNKNOWN_AFTER else reply
 
-    async def _transaction(self, batches: Sequence[Batch]) -> FlushReply:
+    async def _transaction(self, batches: Sequence[Batch], lock_seconds: float) -> FlushReply:
         merged = _merge(batches)
         async with contextlib.AsyncExitStack() as locks:
-            for campaign_id in sorted(merged.keys() & self.ledger.keys()):
-                await locks.enter_async_context(self.ledger[campaign_id].lock)
+            wanted = sorted(merged.keys() & self.ledger.keys())
+            for place, campaign_id in enumerate(wanted):
+                with trio.move_on_after(lock_seconds) as waiting:
+                    await locks.enter_async_context(self.ledger[campaign_id].lock)
+                if waiting.cancelled_caught:
+                    held = [each for each in wanted[place:] if self.ledger[each].lock.locked()]
+                    return Locked(frozenset(held), "somebody holds these") if held else NotRun("now free", data=True)
             twice = self._duplicate_of(batches)
             if twice is not None:
                 return Refused({twice: RefusalCause.DUPLICATE})
@@ -197,7 +208,7 @@ class FakeStore:
         async with contextlib.AsyncExitStack() as locks:
             free = sorted(each for each in rows if wait or not self.ledger[each].lock.locked())
             for campaign_id in free:
-                await locks.enter_async_context(self.ledger[campaign_id].lock)
+                await locks.enter_async_context(self._held(campaign_id, RECOVERY_WAIT_SECONDS))
             for campaign_id in free:
                 self.ledger[campaign_id].gen += 1
                 rows[campaign_id] = self._row(campaign_id)
@@ -213,8 +224,8 @@ class FakeStore:
         if campaign_id not in self.ledger:
             return None
         if self.ledger[campaign_id].halted is None:
-            self.ledger[campaign_id].halted = reason
             await self.raise_generations([campaign_id], wait=True)
+            self.ledger[campaign_id].halted = self.ledger[campaign_id].halted or reason
         return self.ledger[campaign_id].gen
 
     async def events_since(self, days: Mapping[CampaignId, int]) -> dict[CampaignId, int]:
@@ -285,7 +296,7 @@ class FakeStore:
         await self._answer()
         plan = self.campaigns.get(campaign_id)
         if plan is not None and changes:
-            async with self.ledger[campaign_id].lock:
+            async with self._held(campaign_id):
                 plan = self.campaigns[campaign_id]  # (as it is once we hold the lock)
                 plan = msgspec.structs.replace(plan, version=plan.version + 1, **changes)
                 self.campaigns[campaign_id] = plan
@@ -334,6 +345,13 @@ class FakeStore:
         alive = frozenset(engine for engine, seen_us in self.engines.items() if seen_us >= heard_us)
         return HeartbeatReply(0, alive, self.newest_engine)
 
+    async def end_dead_sessions(self, number: int) -> dict[int, int]:
+        """End what engines opened that are silent by now."""
+        await self._answer()
+        heard_us = self.now_us() - self.dead_after_us
+        alive = {engine for engine, seen_us in self.engines.items() if seen_us >= heard_us} | {number}
+        return {dead: len(self.sessions.pop(dead)) for dead in self.sessions.keys() - alive}
+
     async def retire_engine(self, number: int) -> None:
         """Say goodbye."""
         await self._answer()
@@ -357,6 +375,18 @@ class FakeStore:
             yield
         finally:
             self._listeners.remove(listener)
+
+    @contextlib.asynccontextmanager
+    async def _held(self, campaign_id: CampaignId, seconds: float = WAIT_SECONDS) -> AsyncIterator[None]:
+        """Hold its row, or give up waiting for it."""
+        with trio.move_on_after(seconds) as waiting:
+            await self.ledger[campaign_id].lock.acquire()
+        if waiting.cancelled_caught:
+            raise StoreBusy("somebody holds it", certain=True)
+        try:
+            yield
+        finally:
+            self.ledger[campaign_id].lock.release()
 
     # --- For tests ---
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import trio
 
 from tests.e2e.program import headrace
-from tests.faults import of_clients, of_clocks, of_engines, of_networks, of_postgres, of_redis, pairs
+from tests.faults import of_clients, of_clocks, of_engines, of_locks, of_networks, of_postgres, of_redis, pairs
 from tests.faults.checker import Findings
 from tests.faults.parent import end_with_parent, stop_as_if_interrupted
 from tests.faults.waiting import explain
@@ -31,7 +31,7 @@ from tests.faults.world import Fault, World, open_world
 
 FAULTS = {
     fault.name: fault
-    for module in (of_engines, of_redis, of_postgres, of_networks, of_clocks, of_clients, pairs)
+    for module in (of_engines, of_redis, of_postgres, of_locks, of_networks, of_clocks, of_clients, pairs)
     for fault in module.FAULTS
 }
 INTERRUPTED = 130
@@ -78,7 +78,7 @@ def header() -> str:
         *(column.replace("_", " ") for column in COLUMNS),
         "recovery median s",
         "worst s",
-        "others worst s",
+        "innocent's slowest s",
     ]
     return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
 

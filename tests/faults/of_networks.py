@@ -60,6 +60,8 @@ async def late_to_redis(world: World) -> None:
 async def late_to_postgres(world: World) -> None:
     """The rows of a flush, and its COMMIT, arrive when another engine has taken its campaigns over.
 
+    It has ended the session, too, so what arrives finds nobody; a generation would refuse it as well.
+
     With the settings of the others, Postgres would cancel the statement before that (`statement_timeout`), which is
     safe as well, but something else. Nothing else arrives either: a heartbeat would say that the engine lives.
     """

@@ -15,9 +15,9 @@ from bench.proxy import Flow
 from tests.faults.of_engines import COMMITTED
 from tests.faults.servers import is_frozen
 from tests.faults.waiting import WAIT_SECONDS, until, until_told, within
-from tests.faults.world import Fault, World
+from tests.faults.world import OTHERS_SECONDS, Fault, World
 
-FLUSH = "headrace flush"
+FLUSH = "headrace % flush"
 HOURS_BACK = 47  # accepted, and on a day that no other event of a seed is on
 
 
@@ -63,7 +63,7 @@ async def backend_killed(world: World) -> None:
 
 async def _flushing(world: World, condition: str = "true") -> list[int]:
     """Wait for backends that serve flushes, and of which this holds."""
-    query = f"SELECT pid FROM pg_stat_activity WHERE application_name = %s AND {condition}"
+    query = f"SELECT pid FROM pg_stat_activity WHERE application_name LIKE %s AND {condition}"
     rows = await until_told(lambda: do(world, query, FLUSH), f"a flush backend has {condition}")
     return [row[0] for row in rows]
 
@@ -285,7 +285,7 @@ FAULTS = [
     Fault("postgres: backend killed", backend_killed),
     Fault("postgres: sessions terminated", backends_terminated),
     Fault("postgres: answer to COMMIT swallowed", commit_swallowed),
-    Fault("postgres: backend frozen inside COPY", frozen_inside_copy),
+    Fault("postgres: backend frozen inside COPY", frozen_inside_copy, others_seconds_max=OTHERS_SECONDS),
     Fault("postgres: backends frozen inside COMMIT", frozen_inside_commit),
     Fault("postgres: disk full", disk_full),
     Fault("postgres: table locked", table_locked),

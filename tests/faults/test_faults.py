@@ -27,6 +27,7 @@ SHORT = (
     "redis: old copy restored",
     "postgres: answer to COMMIT swallowed",
     "postgres: immediate restart",
+    "postgres: ledger row locked",
     "network: rows delivered after a takeover",
     "campaign: budget below what is spent",
     "pair: Postgres restart, Redis restart",

@@ -31,7 +31,9 @@ from tests.faults.waiting import WAIT_SECONDS, until, until_told, within
 
 RECOVERY_SECONDS = 15.0  # after the end of a fault, until the last event that waited has its verdict
 LOST_REDIS_SECONDS = 10.0  # the same, when Redis has lost what it knew
-OTHERS_SECONDS = 5.0  # of others than the fault's campaigns; several times what they take on two busy cores
+# A campaign that a fault does not concern waits for 2 s at most (docs/guarantees.md); on two cores that several worlds
+# share, twice that passes. The figure itself is printed.
+OTHERS_SECONDS = 4.0
 BYSTANDER_PAUSE_SECONDS = 0.1
 COST_MICROS = 1_000  # an impression at a cpm of 1.00
 HOLDING_SECONDS = 0.3  # longer than a living engine takes from reserving to settling, shorter than it takes to be dead
@@ -54,7 +56,8 @@ class Fault:
     settings: Mapping[str, str] | None = None  # of the engines, instead of the quick ones
     launches: bool = False  # starts the first engine itself, and leaves it dead
     recovery_seconds_max: float = RECOVERY_SECONDS
-    # Set for what happens to the first engine alone: a campaign that only the second serves may wait so long.
+    # Set where both stores are up and the second engine runs: a campaign that only that one serves may wait so long.
+    # For all other faults, how long it waited is only told.
     others_seconds_max: float | None = None
     may_end: bool = False  # an engine may die of it
     excuse: str = ""  # matches exceptions in an engine's log that it may cause
@@ -80,6 +83,7 @@ class World:
         self.contradicted: list[int] = []  # campaigns whose books a fault has spoilt, and has to put right
         self._loads: list[Load] = []
         self._loading = False
+        self._nursery: trio.Nursery | None = None  # of the seed
         self.launches = False  # the fault starts the first engine itself
 
     # --- what a fault may ask for ---
@@ -102,6 +106,11 @@ class World:
         """Wait until so many more requests were answered: the load flows."""
         target = self.load.answers + more
         await until(lambda: self.load.answers >= target, f"{more} requests are answered")
+
+    def spawn(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do something beside the fault; the seed waits for its end."""
+        assert self._nursery is not None
+        self._nursery.start_soon(work)
 
     def clear(self) -> None:
         """The fault is over: from here, recovery is measured."""
@@ -265,9 +274,10 @@ class World:
         self._loads = [self.load]
         self._loading = True
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             nursery.start_soon(self.load.run)
             await self.answered(10)
-            others = await self._start_bystander(nursery, fault)
+            others = await self._start_bystander(nursery)
             self.journal.write("fault", others=others)
             await fault.run(self)
             await self.mend()
@@ -309,10 +319,8 @@ class World:
             for surprise in await engine.take_surprises(may_end=fault.may_end, excuse=fault.excuse)
         ]
 
-    async def _start_bystander(self, nursery: trio.Nursery, fault: Fault) -> list[int]:
-        """A campaign that only the second engine serves, and a sender of its own, where that tells something."""
-        if fault.others_seconds_max is None:
-            return []
+    async def _start_bystander(self, nursery: trio.Nursery) -> list[int]:
+        """An innocent campaign, which only the second engine serves, and a sender of its own."""
         campaign = await self.create(name="bystander")
         load = self.load_on(self.second, campaign)
 

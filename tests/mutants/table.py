@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants import engine, found, judge, ledger, lookups, process, window
+from tests.mutants import engine, found, judge, ledger, locks, lookups, process, window
 
 MUTANTS = (
     ledger.MUTANTS
@@ -10,6 +10,7 @@ MUTANTS = (
     + engine.MUTANTS
     + window.MUTANTS
     + lookups.MUTANTS
+    + locks.MUTANTS
     + process.MUTANTS
     + found.MUTANTS
 )

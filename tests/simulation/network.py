@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeVar
 import trio
 from trio import sleep
 
-from engine.errors import StoreUnavailable
+from engine.errors import StoreBusy, StoreUnavailable
 from engine.model import Campaign, CampaignId, CampaignSpend, EventId, HeartbeatReply, NewCampaign, Report, StoredEvent
 from engine.ports import (
     Batch,
@@ -312,19 +312,28 @@ class StoreLink:
         self._settings = wire.world.settings
 
     async def _ask(self, what: str, run: Callable[[], Awaitable[T]]) -> T:
+        async def answer() -> T | StoreBusy:
+            try:
+                return await run()
+            except StoreBusy as busy:
+                return busy
+
         try:
-            return await self._wire.exchange(POSTGRES, what, run, self._settings.query_timeout_seconds)
+            reply = await self._wire.exchange(POSTGRES, what, answer, self._settings.query_timeout_seconds)
         except NotReached:
             raise StoreUnavailable("not reached", certain=True) from None
         except NoAnswer:
             raise StoreUnavailable("no answer", certain=False) from None
+        if isinstance(reply, StoreBusy):
+            raise reply
+        return reply
 
-    async def flush(self, batches: Sequence[Batch]) -> FlushReply:
+    async def flush(self, batches: Sequence[Batch], *, hasty: bool = False) -> FlushReply:
         """One transaction."""
         world = self._wire.world
 
         async def run() -> FlushReply:
-            reply = await self._store.flush(batches)
+            reply = await self._store.flush(batches, hasty=hasty)
             if isinstance(reply, Committed):
                 world.checker.committed(batches)
             return reply
@@ -445,6 +454,10 @@ class StoreLink:
         reply, store_us = await self._ask("heartbeat", run)
         half_way_us = (sent_us + self._now_us()) // 2
         return HeartbeatReply(half_way_us - store_us, reply.alive | {number}, reply.newest)
+
+    async def end_dead_sessions(self, number: int) -> Mapping[int, int]:
+        """Nothing: what a flush of a dead engine holds here, it lets go by itself."""
+        return {}
 
     async def retire_engine(self, number: int) -> None:
         """Say goodbye."""

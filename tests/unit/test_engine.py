@@ -202,7 +202,7 @@ async def test_what_is_reserved_while_an_older_batch_is_refused_is_not_forgotten
     release_flush, release_round = trio.Event(), trio.Event()
     flush, round_ = world.store.flush, world.ledger.answer
 
-    async def late_flush(batches: Any) -> Any:
+    async def late_flush(batches: Any, **_: Any) -> Any:
         await release_flush.wait()
         return await flush(batches)
 

@@ -53,11 +53,11 @@ class SlowStore(FakeStore):
         await trio.sleep(seconds)
         return found
 
-    async def flush(self, batches: Sequence[Batch]) -> FlushReply:
+    async def flush(self, batches: Sequence[Batch], *, hasty: bool = False) -> FlushReply:
         """Later, if told so."""
         slow, self.slow = self.slow, False
         await trio.sleep(float(slow))
-        return await super().flush(batches)
+        return await super().flush(batches, hasty=hasty)
 
 
 class Second(World):
