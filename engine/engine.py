@@ -16,7 +16,7 @@ import trio
 from config.settings import Settings
 from engine import metrics
 from engine.arrival import ArrivalLimits, arrive, derived_event_id
-from engine.errors import CampaignNotFound, StoreUnavailable
+from engine.errors import CampaignNotFound
 from engine.model import (
     SECOND_US,
     Campaign,
@@ -33,14 +33,13 @@ from engine.model import (
 )
 from engine.pacing import spend_day
 from engine.plans import read_change, read_new
-from engine.ports import CampaignStore, Clock, Ledger
+from engine.ports import CampaignStore, Clock
 from engine.registry import Registry
 from engine.submission import Entry, Submission
 from engine.verdicts import OVERLOADED, UNAVAILABLE
 
 # How often deadlines are looked at: a late answer is late by this much at most.
 _TICK_SECONDS = 0.25
-_PING_SECONDS = 2.0
 
 _Placed = tuple[int, Event]  # an event, and its place in its request
 
@@ -48,15 +47,12 @@ _Placed = tuple[int, Event]  # an event, and its place in its request
 class Engine:
     """One engine process. Get it from `engine.runtime.open_engine`."""
 
-    def __init__(
-        self, settings: Settings, registry: Registry, store: CampaignStore, ledger: Ledger, clock: Clock
-    ) -> None:
+    def __init__(self, settings: Settings, registry: Registry, store: CampaignStore, clock: Clock) -> None:
         self.settings = settings
         self.clock_offset_us = 0  # ours less Postgres's, at the last heartbeat
         self.unsafe: str | None = None  # why a store, as it was set up then, could make a 200 wrong
         self._registry = registry
         self._store = store
-        self._ledger = ledger
         self._clock = clock
         self._limits = ArrivalLimits.of(settings)
         self._open: dict[Submission, None] = {}  # in order of deadline
@@ -165,6 +161,7 @@ class Engine:
                 metrics.flush_queue_events.set(self._registry.flusher.events_waiting)
                 metrics.actors.set(len(self._registry))
                 metrics.campaigns_halted.set(len(self._registry.halts))
+                metrics.outages.set(len(self._registry.outages))
         finally:
             metrics.publish()  # (another worker may tell it when we have ended)
 
@@ -235,19 +232,8 @@ class Engine:
             problems.append(f"clock: {offset_seconds:.1f} s off from Postgres's; correct this machine's clock")
         if self.unsafe:
             problems.append(self.unsafe)
-        if not await self._answers(self._store.ping):
-            problems.append("postgres: no answer")
-        if not await self._answers(self._ledger.ping):
-            problems.append("redis: no answer")
-        return problems
-
-    async def _answers(self, ping: Callable[[], object]) -> bool:
-        with trio.move_on_after(_PING_SECONDS):
-            try:
-                return bool(await ping())  # type: ignore[misc]
-            except StoreUnavailable:
-                return False
-        return False
+        await self._registry.probes.probe()
+        return problems + self._registry.outages.problems()
 
 
 def _by_campaign(events: Sequence[Event | Invalid], submission: Submission) -> Iterable[Sequence[_Placed]]:

@@ -37,6 +37,8 @@ _ABANDONED_MS: Final = 60_000
 _UNCERTAIN: Final = ("08", "57P", "40003")
 # Mistakes in the statement or its values (trying again won't help), and a lock that was asked for with a limit.
 _AS_THEY_ARE: Final = ("22", "23", "42", "55P03")
+# Of these, what an administrator does while we run: a right that was taken away, a table or schema that is gone.
+_TAKEN_AWAY: Final = ("42501", "42P01", "3F000")
 
 _CONNECTION_ERRORS: Final = (
     asyncpg.PostgresError,
@@ -212,7 +214,7 @@ def mapped_errors(*, certain: bool) -> Iterator[None]:
         yield
     except asyncpg.PostgresError as error:
         sqlstate = error.sqlstate or ""
-        if sqlstate.startswith(_AS_THEY_ARE):
+        if sqlstate.startswith(_AS_THEY_ARE) and sqlstate not in _TAKEN_AWAY:
             raise
         told = certain or not sqlstate.startswith(_UNCERTAIN)
         raise StoreUnavailable(f"Postgres: {sqlstate} {error}", certain=told) from error
