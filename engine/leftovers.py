@@ -123,7 +123,7 @@ def decide_idle(held: Held, today: int | None, turn: int, *, pressed: bool) -> D
     `pressed`: Redis refuses for want of memory. Then the users of the present day go, too: a rebuild reads them again.
     """
     if held.pending:
-        return RECOVER
+        return LEAVE if today is None else RECOVER
     if today is None:
         return Drop(held)
     if not (held.users or held.ids):
