@@ -56,7 +56,7 @@ def refused_and_taken_again(program: Program, campaign: int, store: str, words: 
 
 
 @contextmanager
-def tenant(redis_url: str) -> Iterator[redis.Redis]:
+def tenant(redis_url: str) -> Iterator[Any]:
     """A user of this Redis whose rights a test may take away."""
     with redis.Redis.from_url(redis_url) as client:
         client.acl_setuser("tenant", enabled=True, nopass=True, categories=["+@all"], keys=["*"])
