@@ -42,6 +42,9 @@ PRESSED_PAUSE_SECONDS: Final = 2.0
 SURVEYS_MAX: Final = 50
 # Campaigns of dead engines that one pass has recovered: a tenth of a recovery's bulk, so others hardly wait for them.
 TAKEN_UP_MAX: Final = 100
+# So many passes running that Redis refuses to be looked through are told, once: that is no short outage, which is told
+# as such, but a right (SCAN) that is missing.
+FAILURES_TOLD: Final = 3
 # Closed campaigns that are remembered from one time around to the next; there are more only when Redis was emptied.
 CLOSED_MAX: Final = 10_000
 
@@ -70,6 +73,7 @@ class Sweep:
         self._jitter = random.Random(number)
         self._full = trio.Event()
         self._cursor = 0
+        self._failures = 0  # passes that Redis has refused, one after the other
         # Closed campaigns as they were found, and since when: the last time around, and this time.
         self._closed: dict[CampaignId, tuple[Held, float]] = {}
         self._closed_now: dict[CampaignId, tuple[Held, float]] = {}
@@ -94,7 +98,11 @@ class Sweep:
         for _ in range(SURVEYS_MAX):
             survey = await self._ledger.survey(self._cursor)
             if isinstance(survey, NotRun):
+                self._failures += 1
+                if self._failures == FAILURES_TOLD:
+                    log.warning("ended campaigns keep their memory, Redis can't be swept: %s", survey.detail)
                 return
+            self._failures = 0
             try:
                 decisions = await self._decide(survey.held, pressed)
             except StoreUnavailable:

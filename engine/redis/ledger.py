@@ -148,8 +148,16 @@ class RedisLedger:
     async def _prepare(self) -> None:
         """Check what the engine relies on, and load the library. Raises `ConfigurationUnsafe`, `StoreUnavailable`."""
         check_configuration(await self._info())
-        if not await self._has_library():
-            await self._told((b"FUNCTION", b"LOAD", b"REPLACE", self._library))
+        if await self._has_library():
+            return
+        loaded = await self._send_one((b"FUNCTION", b"LOAD", b"REPLACE", self._library))
+        if calls.is_out_of_memory(loaded):
+            raise StoreUnavailable(
+                "Redis (REDIS_URL) is full, and has no room for the functions of this version: raise its maxmemory, or "
+                "restart it empty; engines rebuild what they need from Postgres",
+                certain=True,
+            )
+        _of_success(loaded)
 
     async def _has_library(self) -> bool:
         """Whether this very library is there: a Redis that is full takes none, and room comes from engines that run."""
@@ -162,11 +170,7 @@ class RedisLedger:
         return dict(line.split(":", 1) for line in told.decode().splitlines() if ":" in line)
 
     async def _told(self, command: Command) -> bytes:
-        told = calls.read_reply(await self._send_one(command))
-        if isinstance(told, NotRun | Unknown):
-            raise StoreUnavailable(f"Redis can't be reached or used: {told.detail}", certain=True)
-        assert isinstance(told, bytes)
-        return told
+        return _of_success(await self._send_one(command))
 
     async def _send_one(self, command: Command) -> Any:
         return (await self._send([command]))[0]
@@ -205,6 +209,15 @@ class RedisLedger:
         """Close every connection. Exchanges under way must have ended."""
         for connection in self._idle:
             connection.close()
+
+
+def _of_success(reply: Any) -> bytes:
+    """What Redis said, if it did what it was told. Raises `StoreUnavailable`."""
+    told = calls.read_reply(reply)
+    if isinstance(told, NotRun | Unknown):
+        raise StoreUnavailable(f"Redis can't be reached or used: {told.detail}", certain=True)
+    assert isinstance(told, bytes)
+    return told
 
 
 @asynccontextmanager

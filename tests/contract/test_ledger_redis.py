@@ -17,6 +17,7 @@ import redis
 import trio
 
 from config.settings import Settings
+from engine.errors import StoreUnavailable
 from engine.model import CampaignId
 from engine.ports import DayBehind, Done, Letter, Lost, NotRun, Reserved, Unknown
 from engine.redis.calls import LIBRARY, keys_of
@@ -129,6 +130,15 @@ async def test_an_engine_starts_on_a_full_redis_that_has_the_library(rig: RedisR
     with rig.full():
         async with open_ledger(redis_url, Settings()) as another:
             assert not await another.unsafe()
+
+
+@pytest.mark.stores
+async def test_a_full_redis_without_the_library_says_what_to_do(rig: RedisRig, redis_url: str) -> None:
+    """As at the first start of a new version: whoever reads it learns that nothing is lost by a restart."""
+    rig.forget()
+    with rig.full(), pytest.raises(StoreUnavailable, match="raise its maxmemory, or restart it"):
+        async with open_ledger(redis_url, Settings()):
+            pass
 
 
 @pytest.mark.stores

@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 from engine.leftovers import ABANDONED_SECONDS
 from engine.model import CampaignId, HeartbeatReply
+from engine.ports import NotRun
 from engine.steps import Begin
 from tests.contract.reservations import reserve
 from tests.fakes.ledger import Book, Trouble
@@ -169,6 +170,22 @@ async def test_a_halted_campaign_is_left_as_it_is(autojump_clock: MockClock, wor
     world.store.ledger[CampaignId(campaign)].halted = "as the test wished"
     await later(world, 4 * 86_400)
     assert held(world, campaign) == (1, 1)
+
+
+async def test_a_redis_that_can_not_be_swept_is_told_once(
+    autojump_clock: MockClock, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A right is missing, say. Events are taken all the same."""
+
+    async def refused(_: int) -> NotRun:
+        return NotRun("NOPERM no permissions to run the 'scan' command")
+
+    world.ledger.survey = refused  # type: ignore[method-assign, assignment]
+    await trio.sleep(5 * PASSES_SECONDS)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1
+    assert "NOPERM" in told[0]
+    assert await world.engine.problems() == []
 
 
 async def test_a_sweep_goes_on_where_a_store_failed_it(autojump_clock: MockClock, world: World) -> None:
