@@ -4,8 +4,8 @@ Owns the loop, the pool, the forms in which values cross (instants as `_us` inte
 16 bytes), and the mapping of asyncpg's errors. Knows no table.
 
 Any task may call, whatever nursery it lives in: each call names the loop itself. Errors come out as
-`StoreUnavailable`, with `certain` true when the statement certainly had no effect; what is wrong with the statement
-itself, and a lock not got in time, come out as they are.
+`StoreUnavailable`, with `certain` true when the statement certainly had no effect; what is wrong with the statement's
+values, and a lock not got in time, come out as they are.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _ABANDONED_MS: Final = 60_000
 
 # Answers that say nothing of what happened to the statement: the session ended.
 _UNCERTAIN: Final = ("08", "57P", "40003")
-# Mistakes in the statement or its values (trying again won't help), and a lock that was asked for with a limit.
-_AS_THEY_ARE: Final = ("22", "23", "42", "55P03")
-# Of these, what an administrator does while we run: a right that was taken away, a table or schema that is gone.
-_TAKEN_AWAY: Final = ("42501", "42P01", "3F000")
+# Mistakes in a statement's values (trying again won't help), and a lock that was asked for with a limit. (Not class 42:
+# our statements are right, so it is what an administrator changed while we run: a right that was taken away, a table or
+# a function that is gone. It is put right without us.)
+_AS_THEY_ARE: Final = ("22", "23", "55P03")
 
 _CONNECTION_ERRORS: Final = (
     asyncpg.PostgresError,
@@ -214,7 +214,7 @@ def mapped_errors(*, certain: bool) -> Iterator[None]:
         yield
     except asyncpg.PostgresError as error:
         sqlstate = error.sqlstate or ""
-        if sqlstate.startswith(_AS_THEY_ARE) and sqlstate not in _TAKEN_AWAY:
+        if sqlstate.startswith(_AS_THEY_ARE):
             raise
         told = certain or not sqlstate.startswith(_UNCERTAIN)
         raise StoreUnavailable(f"Postgres: {sqlstate} {error}", certain=told) from error
