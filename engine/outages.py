@@ -12,13 +12,11 @@ from typing import Final
 
 log = logging.getLogger(__name__)
 
-# A part works again when it has succeeded and nothing has failed for so long: where one campaign is refused and the
-# others are not, failures and successes alternate, and that is one outage. Longer than the pause between two attempts
-# to recover a campaign, which is 2 s at most.
-QUIET_SECONDS: Final = 3.0
-# A part that fails again within a minute of its end has to be quiet for twice as long as before, up to this: what can't
-# be probed (a disk that is full for rows, but not for an empty flush) would begin and end every few seconds.
-QUIET_SECONDS_MAX: Final = 12.0
+# A part works again when it has succeeded and nothing has failed for `quiet_seconds`: where one campaign is refused and
+# the others are not, failures and successes alternate, and that is one outage. A part that fails again within a minute
+# of its end has to be quiet for twice as long as before, up to so many times: what can't be probed (a disk that is full
+# for rows, but not for an empty flush) would begin and end every few seconds.
+QUIET_TIMES_MAX: Final = 4
 AGAIN_SECONDS: Final = 60.0
 # A store that fails in a new way meanwhile is worth a line more, but not every second.
 REPEAT_SECONDS: Final = 60.0
@@ -43,7 +41,8 @@ class _Outage:
 class Outages:
     """The outages of one engine process. `now` is always trio's time, in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet_seconds: float) -> None:
+        self._quiet_at_first = quiet_seconds
         self._outages: dict[str, _Outage] = {}
         self._ended: dict[str, tuple[float, float]] = {}  # when a part's latest outage ended, and how quiet it was then
 
@@ -82,7 +81,8 @@ class Outages:
 
     def _quiet_seconds(self, part: str, now: float) -> float:
         ended, quiet_seconds = self._ended.get(part, (now - AGAIN_SECONDS, 0.0))
-        return min(2 * quiet_seconds, QUIET_SECONDS_MAX) if now - ended < AGAIN_SECONDS else QUIET_SECONDS
+        longest = QUIET_TIMES_MAX * self._quiet_at_first
+        return min(2 * quiet_seconds, longest) if now - ended < AGAIN_SECONDS else self._quiet_at_first
 
     def problems(self) -> list[str]:
         """What fails now and keeps the engine from being ready, a sentence each, for /readyz."""

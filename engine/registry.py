@@ -85,7 +85,7 @@ class Registry:
         nursery: trio.Nursery,
     ) -> None:
         self._settings = settings
-        self.outages = Outages()
+        self.outages = Outages(settings.outage_quiet_seconds)
         ledger = self._ledger = WatchedLedger(ledger, self.outages, lambda: self.sweep.hurry())
         store = self._store = WatchedStore(store, self.outages)
         self.probes = Probes(ledger, store, self.outages)
