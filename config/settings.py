@@ -118,6 +118,9 @@ class Settings:
     clock_refuse_seconds: float = _number(
         30.0, "Clock off from a store's, or from one that nobody sets, by more: not ready, 503.", 1, 600
     )
+    outage_quiet_seconds: float = _number(
+        2.0, "A store that failed must work for so long before `/readyz` is 200 again: a campaign's retry.", 0.05, 60
+    )
     partitions_ahead_days: int = _number(7, "Daily partitions made ahead: a week without a running engine.", 1, 90)
 
     worker_silent_seconds: float = _number(

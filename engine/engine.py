@@ -18,7 +18,7 @@ from engine import metrics
 from engine.arrival import ArrivalLimits, arrive
 from engine.clock_check import ClockCheck
 from engine.derived_ids import DerivedIds
-from engine.errors import CampaignNotFound, StoreUnavailable
+from engine.errors import CampaignNotFound
 from engine.model import (
     Campaign,
     CampaignId,
@@ -34,14 +34,13 @@ from engine.model import (
 )
 from engine.pacing import spend_day
 from engine.plans import read_change, read_new
-from engine.ports import CampaignStore, Clock, Ledger
+from engine.ports import CampaignStore, Clock
 from engine.registry import Registry
 from engine.submission import Entry, Submission
 from engine.verdicts import OVERLOADED, UNAVAILABLE
 
 # How often deadlines are looked at: a late answer is late by this much at most.
 _TICK_SECONDS = 0.25
-_PING_SECONDS = 2.0
 
 _Placed = tuple[int, Event]  # an event, and its place in its request
 
@@ -49,15 +48,12 @@ _Placed = tuple[int, Event]  # an event, and its place in its request
 class Engine:
     """One engine process. Get it from `engine.runtime.open_engine`."""
 
-    def __init__(
-        self, settings: Settings, registry: Registry, store: CampaignStore, ledger: Ledger, clock: Clock
-    ) -> None:
+    def __init__(self, settings: Settings, registry: Registry, store: CampaignStore, clock: Clock) -> None:
         self.settings = settings
         self.clocks = ClockCheck(settings.clock_warn_seconds, settings.clock_refuse_seconds)
         self.unsafe: str | None = None  # why a store, as it was set up then, could make a 200 wrong
         self._registry = registry
         self._store = store
-        self._ledger = ledger
         self._clock = clock
         self._limits = ArrivalLimits.of(settings)
         self._open: dict[Submission, None] = {}  # in order of deadline
@@ -167,6 +163,7 @@ class Engine:
                 metrics.flush_queue_events.set(self._registry.flusher.events_waiting)
                 metrics.actors.set(len(self._registry))
                 metrics.campaigns_halted.set(len(self._registry.halts))
+                metrics.outages.set(len(self._registry.outages))
         finally:
             metrics.publish()  # (another worker may tell it when we have ended)
 
@@ -236,19 +233,8 @@ class Engine:
             problems.append(self.clocks.wrong)
         if self.unsafe:
             problems.append(self.unsafe)
-        if not await self._answers(self._store.ping):
-            problems.append("postgres: no answer")
-        if not await self._answers(self._ledger.ping):
-            problems.append("redis: no answer")
-        return problems
-
-    async def _answers(self, ping: Callable[[], object]) -> bool:
-        with trio.move_on_after(_PING_SECONDS):
-            try:
-                return bool(await ping())  # type: ignore[misc]
-            except StoreUnavailable:
-                return False
-        return False
+        await self._registry.probes.probe()
+        return problems + self._registry.outages.problems()
 
 
 def _by_campaign(events: Sequence[Event | Invalid], submission: Submission) -> Iterable[Sequence[_Placed]]:

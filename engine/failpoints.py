@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LEDGER: Final = (
-    "begin", "load", "pending_tags", "ping", "ready", "round", "settle", "unsafe",
+    "begin", "give_back", "load", "pending_tags", "probe", "ready", "round", "settle", "survey", "unsafe",
 )  # fmt: skip
 _STORE: Final = (
     "campaign", "create_campaign", "end_dead_sessions", "events_since", "flush", "halt", "heartbeat", "ids_received",
-    "listening", "look_up", "make_partitions", "page_campaigns", "ping", "plans", "raise_generations",
+    "listening", "look_up", "make_partitions", "page_campaigns", "plans", "probe", "raise_generations",
     "register_engine", "report", "retire_engine", "update_campaign", "users_on",
 )  # fmt: skip
 _SPANS: Final = ("store.listening",)

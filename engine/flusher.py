@@ -28,8 +28,9 @@ _HELD = "rows in Postgres that another session holds"
 class Flusher:
     """`put` reservations; `run` one worker a connection."""
 
-    def __init__(self, store: EventStore, *, flush_events_max: int, queue_events_max: int) -> None:
+    def __init__(self, store: EventStore, outages: Outages, *, flush_events_max: int, queue_events_max: int) -> None:
         self._store = store
+        self._outages = outages
         self._flush_events_max = flush_events_max
         self._queue_events_max = queue_events_max
         self._queue: deque[_Waiting] = deque()
@@ -40,7 +41,6 @@ class Flusher:
         self._events_apart = 0
         self._apart_under_way = False
         self._apart_is_next = False
-        self._outages = Outages()  # for the log alone: other campaigns are taken, so the engine is ready
         self._idle = trio.lowlevel.ParkingLot()  # workers without work
         self._room = trio.Event()
         self._room.set()
@@ -199,7 +199,6 @@ class Flusher:
             else:
                 if isinstance(reply, Committed):
                     self._suspects.committed(reservation.campaign_id for _, reservation in part)
-                    self._outages.works(_HELD, now)
                 self._tell(part, reply)
 
     def _blame(self, part: Sequence[_Waiting], reply: Locked, now: float, *, apart: bool) -> list[_Waiting]:
@@ -209,7 +208,7 @@ class Flusher:
         self._suspects.waited_for(reply.campaigns, now)
         if apart:
             numbers = ", ".join(map(str, sorted(reply.campaigns)))
-            self._outages.failed(_HELD, f"campaigns {numbers}: {reply.detail}", now)
+            self._outages.failed(_HELD, f"campaigns {numbers}: {reply.detail}", now, blocks=False)
             self._tell(named, NotRun(reply.detail))
         else:
             self._set_apart(named)

@@ -95,7 +95,8 @@ class Halts:
             try:
                 generation = await self._store.halt(campaign_id, reason)
             except StoreUnavailable as away:
-                log.warning("campaign %s: its halt is not written yet: %s", campaign_id, away)
+                if attempt == 0:
+                    log.warning("campaign %s: its halt is not written yet, and will be: %s", campaign_id, away)
                 await trio.sleep(_PAUSES_SECONDS[min(attempt, len(_PAUSES_SECONDS) - 1)])
                 attempt += 1
             else:

@@ -45,6 +45,9 @@ differences = Counter("headrace_differences_total", "Contradictions that were fo
 campaigns_halted = Gauge(
     "headrace_campaigns_halted", "Halted campaigns that this process has met.", multiprocess_mode="livemax"
 )
+leftovers = Counter("headrace_leftovers_total", "Idle campaigns of which Redis gave memory back.", ["done"])
+# (A store that fails is the same for every process.)
+outages = Gauge("headrace_outages", "What fails now so that events are refused.", multiprocess_mode="livemax")
 clock_offset_seconds = Gauge(
     "headrace_clock_offset_seconds", "Our clock less that of Postgres.", multiprocess_mode="livemostrecent"
 )

@@ -7,39 +7,54 @@ failure or a success of a part says so; one log line a call would be thousands a
 from __future__ import annotations
 
 import logging
+import re
 from typing import Final
 
 log = logging.getLogger(__name__)
 
-# A part works again when it has succeeded and nothing has failed for so long: where one campaign is refused and the
-# others are not, failures and successes alternate, and that is one outage.
-QUIET_SECONDS: Final = 2.0
+# A part works again when it has succeeded and nothing has failed for `quiet_seconds`: where one campaign is refused and
+# the others are not, failures and successes alternate, and that is one outage. A part that fails again within a minute
+# of its end has to be quiet for twice as long as before, up to so many times: what can't be probed (a disk that is full
+# for rows, but not for an empty flush) would begin and end every few seconds.
+QUIET_TIMES_MAX: Final = 4
+AGAIN_SECONDS: Final = 60.0
 # A store that fails in a new way meanwhile is worth a line more, but not every second.
 REPEAT_SECONDS: Final = 60.0
+# Anybody may read /readyz. A store's words are a sentence or two; a URL in them may hold a password.
+WORDS_MAX: Final = 300
+_URL: Final = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 
 
 class _Outage:
     """One part that fails: when it began and failed last, how often, and what was said of it last."""
 
-    __slots__ = ("failures", "latest", "logged", "since", "why")
+    __slots__ = ("blocks", "failures", "latest", "logged", "quiet_seconds", "since", "why")
 
-    def __init__(self, now: float, why: str) -> None:
+    def __init__(self, now: float, why: str, blocks: bool, quiet_seconds: float) -> None:
         self.since = self.latest = self.logged = now
         self.failures = 0
         self.why = why
+        self.blocks = blocks
+        self.quiet_seconds = quiet_seconds
 
 
 class Outages:
     """The outages of one engine process. `now` is always trio's time, in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet_seconds: float) -> None:
+        self._quiet_at_first = quiet_seconds
         self._outages: dict[str, _Outage] = {}
+        self._ended: dict[str, tuple[float, float]] = {}  # when a part's latest outage ended, and how quiet it was then
 
-    def failed(self, part: str, why: str, now: float) -> None:
-        """A part failed: `part` as operators call it ("Redis", "Postgres"), `why` in the store's own words."""
+    def failed(self, part: str, why: str, now: float, *, blocks: bool = True) -> None:
+        """A part failed: `part` as operators call it ("Redis", "Postgres"), `why` in the store's own words.
+
+        `blocks`: the engine is not ready meanwhile. (What concerns one campaign alone is logged and counted only.)
+        """
+        why = _plain(why, part)
         outage = self._outages.get(part)
         if outage is None:
-            outage = self._outages[part] = _Outage(now, why)
+            outage = self._outages[part] = _Outage(now, why, blocks, self._quiet_seconds(part, now))
             log.warning("%s: %s: what needs it is answered 503 until it works again", part, why)
         elif why != outage.why and now - outage.logged >= REPEAT_SECONDS:
             outage.logged = now
@@ -53,15 +68,34 @@ class Outages:
         if not self._outages:
             return
         outage = self._outages.get(part)
-        if outage is not None and now - outage.latest >= QUIET_SECONDS:
+        if outage is not None and now - outage.latest >= outage.quiet_seconds:
             del self._outages[part]
+            self._ended[part] = now, outage.quiet_seconds
             seconds, failures = now - outage.since, outage.failures
             log.warning("%s: works again after %.1f s and %d failures", part, seconds, failures)
 
+    def expire(self, now: float) -> None:
+        """End what concerns one campaign alone once it has not failed for a while: nobody probes it."""
+        for part in [part for part, outage in self._outages.items() if not outage.blocks]:
+            self.works(part, now)
+
+    def _quiet_seconds(self, part: str, now: float) -> float:
+        ended, quiet_seconds = self._ended.get(part, (now - AGAIN_SECONDS, 0.0))
+        longest = QUIET_TIMES_MAX * self._quiet_at_first
+        return min(2 * quiet_seconds, longest) if now - ended < AGAIN_SECONDS else self._quiet_at_first
+
     def problems(self) -> list[str]:
-        """What fails now, a sentence each, for /readyz."""
-        return [f"{part}: {outage.why}" for part, outage in self._outages.items()]
+        """What fails now and keeps the engine from being ready, a sentence each, for /readyz."""
+        return [f"{part}: {outage.why}" for part, outage in self._outages.items() if outage.blocks]
+
+    def __len__(self) -> int:
+        return len(self._outages)
 
     def __contains__(self, part: str) -> bool:
         """Whether this part fails now: then somebody must try it, or nobody would find out that it works again."""
         return part in self._outages
+
+
+def _plain(why: str, part: str) -> str:
+    """A store's words in one line, without URLs, and without the name that stands before them anyway."""
+    return _URL.sub("(a URL)", " ".join(why.split())).removeprefix(f"{part}: ")[:WORDS_MAX]

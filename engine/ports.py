@@ -141,11 +141,13 @@ class NotRun:
     """The store said no, or could not be reached: the call certainly had no effect.
 
     `data` is true when a flush was refused because of what it carried (not because Postgres is away), and
-    nobody can say which of its campaigns is the culprit: the caller halves it.
+    nobody can say which of its campaigns is the culprit: the caller halves it. `full`: for want of memory, which Redis
+    has again once something is given back.
     """
 
     detail: str
     data: bool = False
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +199,8 @@ class Ledger(Protocol):
         """Tags of all reservations that wait for their commit."""
         ...
 
-    async def ping(self) -> bool:
-        """Whether Redis answers."""
+    async def probe(self, campaign_id: CampaignId) -> NotRun | Unknown | None:
+        """How a reserve for this campaign would fail now; None if Redis would decide it. Nothing is written."""
         ...
 
     async def clock_offset_us(self) -> int | None:
@@ -346,8 +348,8 @@ class EventStore(Protocol):
         """Ids and receive times of what was received since then, in pieces of at most 10,000. Use `aclosing`, too."""
         ...
 
-    async def ping(self) -> bool:
-        """Whether Postgres answers."""
+    async def probe(self) -> str | None:
+        """Why flushes, plans or look-ups fail now; None if they succeed. Nothing is written."""
         ...
 
 
@@ -374,10 +376,6 @@ class CampaignStore(Protocol):
 
     async def report(self, campaign_id: CampaignId, start_us: int | None, end_us: int | None) -> Report | None:
         """Counts and spend of events that occurred from start up to end, exact; None bounds are open."""
-        ...
-
-    async def ping(self) -> bool:
-        """Whether Postgres answers."""
         ...
 
 

@@ -17,6 +17,7 @@ import trio
 from engine import metrics
 from engine.actor import Actor
 from engine.lifecycle import Phase
+from engine.outages import Outages
 from engine.recovery import Alone, Case, Failed, Followed, Halted, Outcome, Recovery
 from engine.verdicts import UNAVAILABLE
 
@@ -40,12 +41,14 @@ class Recoveries:
         recoveries_max: int,
         recovered: Callable[[Actor, int], None],
         halted: Callable[[Actor, int, str], None],
+        outages: Outages,
     ) -> None:
         self._recovery = recovery
         self._nursery = nursery
         self._alone = trio.CapacityLimiter(recoveries_max - 1)  # besides the bulk
         self._recovered = recovered
         self._halted = halted
+        self._outages = outages
         self._queue: deque[tuple[Actor, int]] = deque()  # and its attempts so far
         self._work = trio.Event()
 
@@ -83,13 +86,18 @@ class Recoveries:
                 log.debug("campaign %s: recovered, generation %s", campaign_id, generation)
                 metrics.recoveries.labels("done").inc()
                 metrics.recovery_seconds.observe(trio.current_time() - started)
+                if attempts and not self._outages:
+                    log.warning("campaign %s: recovered, after %d failed attempts", campaign_id, attempts)
                 self._recovered(actor, generation)
             case Halted(generation, reason):
                 self._halted(actor, generation, reason)
             case Alone():
                 self._nursery.start_soon(self._recover_alone, actor, attempts)
             case Failed(detail):
-                log.warning("campaign %s: not recovered yet: %s", campaign_id, detail)
+                # A store that is away was told once, for all campaigns; of what else there is, each doubling is told.
+                if not self._outages and attempts & (attempts + 1) == 0:
+                    told = "campaign %s: not recovered yet, after %d attempts: %s"
+                    log.warning(told, campaign_id, attempts + 1, detail)
                 metrics.recoveries.labels("failed").inc()
                 # Whoever waits is answered after each failure, so nobody waits for a dead store.
                 with actor.boundary:

@@ -6,7 +6,6 @@ the engine's nursery; knows the stores only through the ports.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
@@ -20,19 +19,22 @@ from engine.campaign import CampaignState
 from engine.errors import StoreUnavailable
 from engine.flusher import Flusher
 from engine.halts import HALTED, Halts
+from engine.leftovers import SweptLedger
 from engine.lifecycle import Phase
 from engine.lookups import LookUps
 from engine.mailbox import Mailbox
 from engine.model import Campaign, CampaignId, HeartbeatReply, Verdict
-from engine.ports import Clock, EventStore, Ledger, NotRun
+from engine.outages import Outages
+from engine.ports import Clock, EventStore, NotRun
+from engine.probes import Probes
 from engine.recoveries import PAUSES_SECONDS, Recoveries
 from engine.recovery import Recovery
 from engine.rounds import Rounds
 from engine.services import Services
 from engine.submission import Entry
+from engine.sweep import Sweep
 from engine.verdicts import OVERLOADED, UNAVAILABLE, UNKNOWN_CAMPAIGN
-
-log = logging.getLogger(__name__)
+from engine.watched import WatchedLedger, WatchedStore
 
 # Plans read in one query: what a round of many new campaigns asks for.
 _LOADS_MAX = 1_000
@@ -76,20 +78,34 @@ class Registry:
     def __init__(
         self,
         settings: Settings,
-        ledger: Ledger,
+        ledger: SweptLedger,
         store: EventStore,
         clock: Clock,
         engines: Engines,
         nursery: trio.Nursery,
     ) -> None:
         self._settings = settings
-        self._ledger = ledger
-        self._store = store
+        self.outages = Outages(settings.outage_quiet_seconds)
+        ledger = self._ledger = WatchedLedger(ledger, self.outages, lambda: self.sweep.hurry())
+        store = self._store = WatchedStore(store, self.outages)
+        self.probes = Probes(ledger, store, self.outages)
+        self.sweep = Sweep(
+            ledger,
+            store,
+            clock,
+            number=engines.own,
+            turn_us=settings.dedup_turn_seconds * 1_000_000,
+            orphaned=engines.orphaned,
+            take_up=self._take_up,
+        )
         self._clock = clock
         self._engines = engines
         self._nursery = nursery
         self.flusher = Flusher(
-            store, flush_events_max=settings.flush_events_max, queue_events_max=settings.flush_queue_events_max
+            store,
+            self.outages,
+            flush_events_max=settings.flush_events_max,
+            queue_events_max=settings.flush_queue_events_max,
         )
         self._rounds = Rounds(ledger, self.flusher, clock, events_max=settings.round_events_max)
         self._look_ups = LookUps(
@@ -101,6 +117,7 @@ class Registry:
             recoveries_max=settings.recoveries_max,
             recovered=self._recovered,
             halted=self._halted,
+            outages=self.outages,
         )
         self.halts = Halts(store, clock, nursery)
         self._actors: dict[CampaignId, Actor] = {}
@@ -133,6 +150,8 @@ class Registry:
         self._nursery.start_soon(self._load_loop)
         self._nursery.start_soon(self._recoveries.run)
         self._nursery.start_soon(self._passivation_loop)
+        self._nursery.start_soon(self.sweep.run)
+        self._nursery.start_soon(self.probes.run)
         for _ in range(self._settings.flush_connections):
             self._nursery.start_soon(self.flusher.run)
 
@@ -231,8 +250,7 @@ class Registry:
     async def _load_batch(self, loads: Sequence[Actor]) -> None:
         try:
             plans = await self._store.plans([actor.state.campaign_id for actor in loads])
-        except StoreUnavailable as away:
-            log.warning("plans can't be read: %s", away)
+        except StoreUnavailable:
             for actor in loads:
                 self._load_failed(actor)
             return
@@ -286,6 +304,15 @@ class Registry:
                 if actor is not None and actor.state.phase is not Phase.LOADING:
                     with actor.boundary:
                         actor.doubt()
+
+    def _take_up(self, campaign_id: CampaignId) -> None:
+        """Nobody uses this campaign, and dead engines left reservations in it: its actor will find them, and recover.
+
+        (Its place is that of an idle one, so it takes none from campaigns that are used.)
+        """
+        if campaign_id not in self._actors and len(self._actors) < self._settings.actors_max:
+            actor = self._actors[campaign_id] = self._new_actor(campaign_id)
+            actor.load()
 
     # --- recovered, halted, pauses, faults ---------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from engine.ports import Clock, Ledger, Roster
 from engine.postgres.store import open_store
 from engine.redis.ledger import open_ledger
 from engine.registry import Engines, Registry
+from engine.watched import POSTGRES
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
         await store.end_dead_sessions(engines.own)
         async with trio.open_nursery() as nursery:
             registry = Registry(settings, ledger, store, clock, engines, nursery)
-            engine = Engine(settings, registry, store, ledger, clock)
+            engine = Engine(settings, registry, store, clock)
             judge_clock(engine, clock, reading_us, first.clock_offset_us, await _redis_clock(ledger))
             registry.start()
             nursery.start_soon(engine.tick)
@@ -94,7 +95,7 @@ async def heartbeats(
         try:
             reply = await roster.heartbeat(engines.own)
         except StoreUnavailable as away:
-            log.warning("no heartbeat: %s", away)
+            registry.outages.failed(POSTGRES, f"no heartbeat: {away}", trio.current_time())
         except ConfigurationUnsafe as found:
             _judge_stores(engine, str(found))
         else:
@@ -138,6 +139,8 @@ async def _redis_clock(ledger: Ledger) -> int | None:
 def _judge_stores(engine: Engine, unsafe: str | None) -> None:
     if unsafe and not engine.unsafe:
         log.error("no events are taken: %s", unsafe)
+    elif engine.unsafe and not unsafe:
+        log.warning("events are taken again: the stores are safe")
     engine.unsafe = unsafe
 
 

@@ -108,8 +108,10 @@ async def read_facts(database: Database) -> list[CampaignFacts]:
 
     try:
         return await database.run(read)
-    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:
-        what = "no tables" if isinstance(error, asyncpg.UndefinedTableError) else "older tables"
+    except StoreUnavailable as error:
+        if not isinstance(error.__cause__, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError):
+            raise
+        what = "no tables" if isinstance(error.__cause__, asyncpg.UndefinedTableError) else "older tables"
         message = f"Postgres: this database has {what} of Headrace yet; an engine makes them at its start"
         raise StoreUnavailable(message, certain=True) from error
 

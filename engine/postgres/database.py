@@ -5,7 +5,7 @@ Owns the loop, the pool, the forms in which values cross (instants as `_us` inte
 
 Any task may call, whatever nursery it lives in: each call names the loop itself. Errors come out as
 `StoreUnavailable`, with `certain` true when the statement certainly had no effect, and as `StoreBusy` for a lock not
-got in time; what is wrong with the statement itself comes out as it is.
+got in time; what is wrong with the statement's values comes out as it is.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ _LOCK_MS: Final = 1_000
 
 # Answers that say nothing of what happened to the statement: the session ended.
 _UNCERTAIN: Final = ("08", "57P", "40003")
-# Mistakes in the statement or its values: trying again won't help.
-_AS_THEY_ARE: Final = ("22", "23", "42")
+# Mistakes in a statement's values: trying again won't help. (Not class 42: our statements are right, so it is what an
+# administrator changed while we run: a right that was taken away, a table or a function that is gone. It is put right
+# without us.)
+_AS_THEY_ARE: Final = ("22", "23")
 
 _CONNECTION_ERRORS: Final = (
     asyncpg.PostgresError,

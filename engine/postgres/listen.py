@@ -44,11 +44,14 @@ async def listen(
     timeout_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:  # fmt: skip
     """Listen until cancelled, by sessions of this name. Started once the first connection listens, or has failed."""
-    started = False
+    started = told = False
     pause_seconds = _FIRST_PAUSE_SECONDS
 
     def listening() -> None:
-        nonlocal started, pause_seconds
+        nonlocal started, told, pause_seconds
+        if told:
+            log.warning("listening for news from Postgres again")
+            told = False
         if started:
             listener.lost()
         else:
@@ -60,7 +63,9 @@ async def listen(
         try:
             await on_loop(loop, lambda: _session(db_url, name, listener, listening, probe_seconds, timeout_seconds))
         except StoreUnavailable as error:
-            log.warning("not listening for news: %s", error)
+            if not told:
+                log.warning("not listening for news from Postgres: %s; trying again every few seconds", error)
+                told = True
         listener.lost()
         if not started:
             task_status.started()

@@ -25,7 +25,7 @@ from engine.model import (
     Report,
     StoredEvent,
 )
-from engine.ports import Batch, FlushReply, LedgerRow, Wanted
+from engine.ports import Batch, Committed, FlushReply, LedgerRow, NotRun, Unknown, Wanted
 from engine.postgres import campaigns, engines, halt, recovery, reports
 from engine.postgres.database import Database, normal_url, on_loop, open_connection, open_database
 from engine.postgres.flush import FlushPool, open_flush_pool
@@ -58,6 +58,18 @@ class PostgresStore:
         self._now_us = now_us
 
     # --- EventStore ---
+
+    async def probe(self) -> str | None:
+        """Why flushes, plans or look-ups fail now: an empty flush, and questions about what can't exist."""
+        reply = await self._flushes.flush([])
+        if not isinstance(reply, Committed):
+            return f"flushes: {reply.detail if isinstance(reply, NotRun | Unknown) else reply}"
+        try:
+            await self.plans([CampaignId(0)])
+            await self.look_up([Wanted(CampaignId(0), bytes(16), [0])])
+        except StoreUnavailable as away:
+            return str(away)
+        return None
 
     async def flush(self, batches: Sequence[Batch], *, hasty: bool = False) -> FlushReply:
         """One transaction for all batches; at most one generation and spend day a campaign."""
@@ -122,14 +134,6 @@ class PostgresStore:
     async def report(self, campaign_id: CampaignId, start_us: int | None, end_us: int | None) -> Report | None:
         """Counts and spend of events that occurred from start up to end, exact; None bounds are open."""
         return await reports.read_report(self.database, campaign_id, start_us, end_us)
-
-    async def ping(self) -> bool:
-        """Whether Postgres answers."""
-        try:
-            await self.database.fetch("SELECT 1")
-        except StoreUnavailable:
-            return False
-        return True
 
     # --- Roster ---
 

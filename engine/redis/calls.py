@@ -23,6 +23,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from engine.leftovers import Drop, Held, MoveOn, Used
 from engine.model import CampaignId, CampaignSpend, EventId
 from engine.ports import (
     BeginReply,
@@ -42,7 +43,7 @@ from engine.steps import Emptied, Kept, LoadIds, LoadUsers, Mismatch, Pending
 
 Command = tuple[bytes | str | int, ...]
 
-LIBRARY: Final = b"headrace2"  # of functions.lua: a number more with every change of what a function takes or answers
+LIBRARY: Final = b"headrace3"  # of functions.lua: a number more with every change of what a function takes or answers
 OPEN: Final = b"1"
 CLOSED: Final = b"0"
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -62,7 +63,7 @@ _REFUSALS: Final = (
 )
 _REFUSAL_CODES: Final = ("BUSY", "MISCONF", "NOREPLICAS", "SHAPE")
 # Redis ends so what comes out of a function that has begun, whatever its code is: then some of it may be written.
-_FROM_INSIDE: Final = "script: headrace2_"
+_FROM_INSIDE: Final = "script: headrace3_"
 
 
 def keys_of(campaign_id: CampaignId) -> tuple[str, str, str, str, str]:
@@ -94,7 +95,7 @@ def round_command(call: Reserve | Resolve) -> Command:
         call.allowance_micros, call.cap, call.cost_micros,
     )  # fmt: skip
     return _call(
-        b"headrace2_reserve",
+        b"headrace3_reserve",
         call.campaign_id,
         call.generation,
         pack_tag(call.tag),
@@ -108,26 +109,26 @@ def round_command(call: Reserve | Resolve) -> Command:
 
 def turn_command(call: Reserve) -> Command:
     """Move day and window on as that call would have, and drop what they leave behind."""
-    return _call(b"headrace2_turn", call.campaign_id, call.generation, call.day, call.turn)
+    return _call(b"headrace3_turn", call.campaign_id, call.generation, call.day, call.turn)
 
 
 def resolve_command(campaign_id: CampaignId, generation: int, tag: int, *, commit: bool, needs: bytes) -> Command:
     """Settle one reservation; `needs` is OPEN for an engine, CLOSED for a recoverer."""
     what = b"commit" if commit else b"void"
-    return _call(b"headrace2_resolve", campaign_id, generation, pack_tag(tag), what, needs)
+    return _call(b"headrace3_resolve", campaign_id, generation, pack_tag(tag), what, needs)
 
 
 def begin_command(campaign_id: CampaignId, generation: int) -> Command:
     """Close a campaign under a new generation."""
-    return _call(b"headrace2_begin", campaign_id, generation)
+    return _call(b"headrace3_begin", campaign_id, generation)
 
 
 def load_command(call: LoadUsers | LoadIds) -> Command:
     """One chunk of a rebuild."""
     if isinstance(call, LoadUsers):
         flat = _encode([part for user in call.users for part in user])
-        return _call(b"headrace2_load", call.campaign_id, call.generation, b"users", flat)
-    return _call(b"headrace2_load", call.campaign_id, call.generation, b"ids", b"".join(call.ids), call.turn)
+        return _call(b"headrace3_load", call.campaign_id, call.generation, b"users", flat)
+    return _call(b"headrace3_load", call.campaign_id, call.generation, b"ids", b"".join(call.ids), call.turn)
 
 
 def ready_command(
@@ -135,7 +136,7 @@ def ready_command(
 ) -> Command:
     """Open a campaign with these sums."""
     return _call(
-        b"headrace2_ready",
+        b"headrace3_ready",
         campaign_id,
         generation,
         spend.spent_micros,
@@ -144,6 +145,47 @@ def ready_command(
         turn,
         plan_version,
     )
+
+
+def scan_command(cursor: int, count: int) -> Command:
+    """Some campaigns that have a state, by the names of their keys; `count` bounds how many keys Redis looks at."""
+    return (b"SCAN", cursor, b"MATCH", b"{*}:s", b"COUNT", count)
+
+
+def read_scan(reply: Any) -> tuple[int, list[CampaignId]] | NotRun:
+    """Where to go on (0: that was all), and the campaigns that were found."""
+    if not isinstance(reply, list):
+        return NotRun(read_reply(reply).detail)  # a read has no effect, answered or not
+    cursor, keys = reply
+    numbers = [key[1:-3] for key in keys]
+    return int(cursor), [CampaignId(int(number)) for number in numbers if number.isdigit()]
+
+
+def look_command(campaign_id: CampaignId) -> Command:
+    """What is held of a campaign."""
+    return _call(b"headrace3_look", campaign_id)
+
+
+def read_look(campaign_id: CampaignId, reply: Any) -> Held | None:
+    """What is held of it; None if nothing is, or nobody knows."""
+    if not isinstance(reply, list) or reply[0] != b"OK":
+        return None
+    generation, ours, is_open, day, turn, pending, users, ids = map(int, reply[1:])
+    return Held(campaign_id, generation, bool(ours), bool(is_open), day, turn, pending, users, ids)
+
+
+def give_back_command(call: MoveOn | Drop) -> Command:
+    """Free what an idle campaign holds."""
+    held = call.held
+    if isinstance(call, MoveOn):
+        return _call(b"headrace3_turn", held.campaign_id, held.generation, call.day, call.turn)
+    return _call(b"headrace3_drop", held.campaign_id, held.generation, OPEN if held.open else CLOSED, held.turn)
+
+
+def probe_command(campaign_id: CampaignId) -> Command:
+    """A reserve that no state answers with more than STALE: Redis refuses it for all that it refuses reserves for."""
+    numbers = _encode((0,) * 9)
+    return _call(b"headrace3_reserve", campaign_id, -1, pack_tag(0), numbers, b"\0", bytes(16), _encode([""]), b"")
 
 
 def read_reply(reply: Any) -> Any:
@@ -173,6 +215,7 @@ _READERS: Final[dict[bytes, Callable[[list[bytes]], object]]] = {
     b"DAY": lambda reply: DayBehind(int(reply[1])),
     b"MISMATCH": lambda _: Mismatch(),
     b"EMPTY": lambda _: Emptied(),
+    b"USED": lambda _: Used(),
 }
 
 
@@ -193,5 +236,5 @@ def read_error(error: RedisError) -> NotRun | Unknown:
         return Unknown(told)
     code = str(error).split(" ", 1)[0]
     if isinstance(error, _REFUSALS) or code in _REFUSAL_CODES or function_is_missing(error):
-        return NotRun(told)
+        return NotRun(told, full=is_out_of_memory(error))
     return Unknown(told)

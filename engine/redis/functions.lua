@@ -1,6 +1,6 @@
-#!lua name=headrace2
+#!lua name=headrace3
 --
--- The ledger's functions: reserve, turn, resolve, begin, load, ready (docs/architecture.md; the protocol behind them
+-- The ledger's functions: reserve, turn, resolve, begin, load, ready, look, drop (docs/architecture.md; the protocol behind them
 -- is checked by tests/contract/test_ledger.py, against this file and against a fake in Python).
 --
 -- The number in the library's name, and in that of every function, is raised with every change of what a function takes
@@ -346,12 +346,39 @@ local function ready(keys, argv)
     return {'OK'}
 end
 
+-- look: what a campaign's keys hold, changing nothing. For the sweep (engine/sweep.py), which finds the idle ones.
+-- Reply OK gen, "1" if this memory image wrote it, open, day, bkt (0 while it is rebuilt), pending, users, ids | LOST
+local function look(keys, _)
+    local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open', 'day', 'bkt')
+    if not s[1] then return {'LOST'} end
+    local pending, users = redis.call('HLEN', keys[2]), redis.call('HLEN', keys[3])
+    local ids = redis.call('HLEN', keys[4]) + redis.call('HLEN', keys[5])
+    return {'OK', s[1], s[2] == this_image() and '1' or '0', s[3], s[4] or '0', s[5] or '0', pending, users, ids}
+end
+
+-- drop: forget a campaign whole, if it is still as `look` found it. At its next use it is LOST, and rebuilt.
+-- ARGV  1 gen  2 open  3 bkt (0 while it is rebuilt)
+-- Reply OK | LOST | STALE g | CLOSED (`open` is another by now) | USED (it has moved on, or holds what may commit still)
+local function drop(keys, argv)
+    local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open', 'bkt')
+    if not s[1] then return {'LOST'} end
+    if s[1] ~= argv[1] then return {'STALE', s[1]} end
+    if s[3] ~= argv[2] then return {'CLOSED'} end
+    if (s[4] or '0') ~= argv[3] then return {'USED'} end
+    -- (Of a state that no caller trusts, and of one whose recovery has stopped, nothing pending can commit any more.)
+    if s[2] == this_image() and s[3] == '1' and redis.call('HLEN', keys[2]) > 0 then return {'USED'} end
+    redis.call('UNLINK', unpack(keys))
+    return {'OK'}
+end
+
 -- What frees memory must work without any. (reserve and load wait until there is some.)
 local frees = {'allow-oom'}
 
-redis.register_function('headrace2_reserve', reserve)
-redis.register_function{function_name = 'headrace2_turn', callback = turn, flags = frees}
-redis.register_function{function_name = 'headrace2_resolve', callback = resolve, flags = frees}
-redis.register_function{function_name = 'headrace2_begin', callback = begin, flags = frees}
-redis.register_function('headrace2_load', load)
-redis.register_function{function_name = 'headrace2_ready', callback = ready, flags = frees}
+redis.register_function('headrace3_reserve', reserve)
+redis.register_function{function_name = 'headrace3_turn', callback = turn, flags = frees}
+redis.register_function{function_name = 'headrace3_resolve', callback = resolve, flags = frees}
+redis.register_function{function_name = 'headrace3_begin', callback = begin, flags = frees}
+redis.register_function('headrace3_load', load)
+redis.register_function{function_name = 'headrace3_ready', callback = ready, flags = frees}
+redis.register_function{function_name = 'headrace3_look', callback = look, flags = {'no-writes'}}
+redis.register_function{function_name = 'headrace3_drop', callback = drop, flags = frees}

@@ -22,6 +22,7 @@ from redis.retry import Retry
 from config.settings import Settings, SettingsError
 from engine.clock import machine_us
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
+from engine.leftovers import Drop, GiveBackReply, MoveOn, Survey
 from engine.model import CampaignId
 from engine.ports import (
     BeginReply,
@@ -39,10 +40,12 @@ from engine.redis.calls import Command
 from engine.redis.connection import Connection, Part
 from engine.steps import Begin, LoadIds, LoadUsers, Ready
 
-# Besides the round's own connection and those of the recoveries: pings and the look for orphans.
-_OTHER_CONNECTIONS: Final = 2
+# Besides the round's own connection and those of the recoveries: probes, the look for orphans, the sweep.
+_OTHER_CONNECTIONS: Final = 3
 VERSION_MIN: Final = (7, 0)
-_INFO: Final = ("server", "memory", "replication", "stats")
+_INFO: Final = ("server", "memory", "replication", "stats", "cluster")
+# Keys that one SCAN looks at: five a campaign. Redis does nothing else for 0.1 ms, and 1.5 ms for the looks at them.
+_SCANNED: Final = 500
 
 
 class RedisLedger:
@@ -121,9 +124,24 @@ class RedisLedger:
             tags[campaign_id] = [calls.unpack_tag(tag) for tag in reply]
         return tags
 
-    async def ping(self) -> bool:
-        """Whether Redis answers."""
-        return bool(await self._send_one((b"PING",)) == b"PONG")
+    async def survey(self, cursor: int) -> Survey | NotRun:
+        """What Redis holds of some campaigns, from there on."""
+        scanned = calls.read_scan(await self._send_one(calls.scan_command(cursor, _SCANNED)))
+        if isinstance(scanned, NotRun):
+            return scanned
+        onward, campaign_ids = scanned
+        replies = await self._send([calls.look_command(each) for each in campaign_ids]) if campaign_ids else []
+        held = map(calls.read_look, campaign_ids, replies)
+        return Survey(onward, [each for each in held if each is not None])
+
+    async def give_back(self, calls_: Sequence[MoveOn | Drop]) -> list[GiveBackReply]:
+        """Free what idle campaigns hold."""
+        return [calls.read_reply(reply) for reply in await self._send(list(map(calls.give_back_command, calls_)))]
+
+    async def probe(self, campaign_id: CampaignId) -> NotRun | Unknown | None:
+        """How a reserve for this campaign would fail now."""
+        reply = calls.read_reply(await self._send_one(calls.probe_command(campaign_id)))
+        return reply if isinstance(reply, NotRun | Unknown) else None
 
     async def clock_offset_us(self) -> int | None:
         """Our clock minus Redis's, half of the round trip counted; None when Redis can't be asked."""
@@ -147,8 +165,16 @@ class RedisLedger:
     async def _prepare(self) -> None:
         """Check what the engine relies on, and load the library. Raises `ConfigurationUnsafe`, `StoreUnavailable`."""
         check_configuration(await self._info())
-        if not await self._has_library():
-            await self._told((b"FUNCTION", b"LOAD", b"REPLACE", self._library))
+        if await self._has_library():
+            return
+        loaded = await self._send_one((b"FUNCTION", b"LOAD", b"REPLACE", self._library))
+        if calls.is_out_of_memory(loaded):
+            raise StoreUnavailable(
+                "Redis (REDIS_URL) is full, and has no room for the functions of this version: raise its maxmemory, or "
+                "restart it empty; engines rebuild what they need from Postgres",
+                certain=True,
+            )
+        _of_success(loaded)
 
     async def _has_library(self) -> bool:
         """Whether this very library is there: a Redis that is full takes none, and room comes from engines that run."""
@@ -161,11 +187,7 @@ class RedisLedger:
         return dict(line.split(":", 1) for line in told.decode().splitlines() if ":" in line)
 
     async def _told(self, command: Command) -> bytes:
-        told = calls.read_reply(await self._send_one(command))
-        if isinstance(told, NotRun | Unknown):
-            raise StoreUnavailable(f"Redis can't be reached or used: {told.detail}", certain=True)
-        assert isinstance(told, bytes)
-        return told
+        return _of_success(await self._send_one(command))
 
     async def _send_one(self, command: Command) -> Any:
         return (await self._send([command]))[0]
@@ -204,6 +226,15 @@ class RedisLedger:
         """Close every connection. Exchanges under way must have ended."""
         for connection in self._idle:
             connection.close()
+
+
+def _of_success(reply: Any) -> bytes:
+    """What Redis said, if it did what it was told. Raises `StoreUnavailable`."""
+    told = calls.read_reply(reply)
+    if isinstance(told, NotRun | Unknown):
+        raise StoreUnavailable(f"Redis can't be reached or used: {told.detail}", certain=True)
+    assert isinstance(told, bytes)
+    return told
 
 
 @asynccontextmanager
@@ -246,12 +277,17 @@ def _maker(redis_url: str, timeout_seconds: float) -> Callable[[], Any]:
 
 
 def check_configuration(info: Mapping[str, Any]) -> None:
-    """Raise `ConfigurationUnsafe` when this Redis is too old, a replica, or may drop keys on its own."""
+    """Raise `ConfigurationUnsafe` when this Redis is too old, a replica, of a cluster, or may drop keys on its own."""
     version = str(info["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < VERSION_MIN:
         raise ConfigurationUnsafe(f"this Redis (REDIS_URL) has version {version}: 7.0 or newer is needed")
     if info["role"] != "master":
         raise ConfigurationUnsafe("this Redis is a replica: point REDIS_URL to the primary")
+    if int(info.get("cluster_enabled", 0)):
+        raise ConfigurationUnsafe(
+            "this Redis (REDIS_URL) is a node of a cluster (cluster-enabled yes): it would refuse every campaign whose "
+            "keys belong to another node; point REDIS_URL to a Redis with cluster-enabled no"
+        )
     policy = info["maxmemory_policy"]
     if policy != "noeviction":
         raise ConfigurationUnsafe(

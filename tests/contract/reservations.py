@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import redis
 
 from config.settings import Settings
+from engine.leftovers import SweptLedger
 from engine.model import CampaignId, CampaignSpend, EventId, Micros
 from engine.ports import (
     BILLABLE,
@@ -42,7 +43,7 @@ _tags = itertools.count(5 << 40)
 class Rig(Protocol):
     """A ledger, and what can befall its memory."""
 
-    ledger: Ledger
+    ledger: SweptLedger
 
     def forget(self) -> None:
         """Nothing is left of the memory."""
@@ -62,7 +63,7 @@ class FakeRig:
 
     def __init__(self) -> None:
         self.fake = FakeLedger()
-        self.ledger: Ledger = self.fake
+        self.ledger: SweptLedger = self.fake
 
     def forget(self) -> None:
         """Nothing is left."""
@@ -83,7 +84,7 @@ class FakeRig:
 class RedisRig:
     """A real Redis."""
 
-    def __init__(self, ledger: Ledger, client: redis.Redis) -> None:
+    def __init__(self, ledger: SweptLedger, client: redis.Redis) -> None:
         self.ledger = ledger
         self.client = client
 

@@ -741,9 +741,16 @@ async def test_one_bad_call_does_not_touch_the_others(ledger: Ledger) -> None:
     assert replies[1:] == [Reserved(b"A", COST, COST), Lost(), Done()]
 
 
-async def test_a_ledger_that_answers_says_so(ledger: Ledger) -> None:
-    """Ping."""
-    assert await ledger.ping()
+async def test_a_probe_tells_whether_a_reserve_would_be_decided(rig: Rig, ledger: Ledger) -> None:
+    """Of a campaign that is open, and of one that is not there; nothing is changed by it."""
+    for campaign in (CAMPAIGN, CampaignId(0)):
+        assert await ledger.probe(campaign) is None
+        with rig.full():
+            refused = await ledger.probe(campaign)
+            assert isinstance(refused, NotRun)
+            assert refused.full
+    assert await ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: []}
+    assert await ask(ledger, reserve()) == Reserved(b"A", COST, COST)
 
 
 # --- out of memory ---

@@ -1,4 +1,4 @@
-"""What is checked of a Redis at start: it must be there, new enough, the primary, and must not drop keys."""
+"""What is checked of a Redis at start: there, new enough, the primary, in no cluster, and never dropping keys."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ async def test_a_sound_redis_is_taken(scripted: ScriptedRedis) -> None:
         ("maxmemory_policy", "volatile-ttl", "maxmemory-policy = volatile-ttl", "set it to noeviction"),
         ("role", "slave", "replica", "point REDIS_URL to the primary"),
         ("evicted_keys", "7", "dropped 7 keys", "restart it"),
+        ("cluster_enabled", "1", "node of a cluster", "cluster-enabled no"),
     ],
 )
 async def test_an_unsafe_redis_is_refused(

@@ -17,6 +17,7 @@ import redis
 import trio
 
 from config.settings import Settings
+from engine.errors import StoreUnavailable
 from engine.model import CampaignId
 from engine.ports import DayBehind, Done, Letter, Lost, NotRun, Reserved, Unknown
 from engine.redis.calls import LIBRARY, keys_of
@@ -94,11 +95,11 @@ async def test_the_library_of_another_version_works_beside_ours(rig: RedisRig) -
     """While workers are started anew, those of the older version go on with theirs, whoever loads what."""
     client: Any = rig.client  # redis-py leaves these methods untyped
     ours = files("engine.redis").joinpath("functions.lua").read_text()
-    client.function_load(ours.replace("headrace2", "headrace1"), replace=True)
+    client.function_load(ours.replace("headrace3", "headrace2"), replace=True)
     assert await letters(rig.ledger, reserve()) == b"A"
-    client.function_delete("headrace2")
+    client.function_delete("headrace3")
     assert await letters(rig.ledger, reserve()) == b"A"
-    assert client.fcall("headrace1_turn", 5, *keys_of(CAMPAIGN), 1, DAY, TURN) == [b"OK"]
+    assert client.fcall("headrace2_turn", 5, *keys_of(CAMPAIGN), 1, DAY, TURN) == [b"OK"]
 
 
 @pytest.mark.stores
@@ -128,7 +129,16 @@ async def test_an_engine_starts_on_a_full_redis_that_has_the_library(rig: RedisR
     await ask(rig.ledger, reserve())
     with rig.full():
         async with open_ledger(redis_url, Settings()) as another:
-            assert await another.ping()
+            assert not await another.unsafe()
+
+
+@pytest.mark.stores
+async def test_a_full_redis_without_the_library_says_what_to_do(rig: RedisRig, redis_url: str) -> None:
+    """As at the first start of a new version: whoever reads it learns that nothing is lost by a restart."""
+    rig.forget()
+    with rig.full(), pytest.raises(StoreUnavailable, match="raise its maxmemory, or restart it"):
+        async with open_ledger(redis_url, Settings()):
+            pass
 
 
 @pytest.mark.stores
@@ -263,7 +273,7 @@ async def test_an_unreachable_redis_does_nothing(scripted: ScriptedRedis, talkin
     assert isinstance(await settle(talking, CAMPAIGN, 1, 1, commit=True), NotRun)
     assert isinstance(await ready(talking, CAMPAIGN, 1, spend(), TURN, 1), NotRun)
     assert isinstance(await talking.pending_tags([CAMPAIGN]), NotRun)
-    assert not await talking.ping()
+    assert await talking.probe(CAMPAIGN) is not None
 
 
 async def test_of_a_round_that_breaks_the_parts_that_were_not_sent_did_nothing(
@@ -276,7 +286,7 @@ async def test_of_a_round_that_breaks_the_parts_that_were_not_sent_did_nothing(
     parts = [large, [reserve()], [reserve()]]
     await talking.round(parts, lambda replies: heard.append(set(map(type, replies))))
     assert heard == [{Unknown}, {NotRun}, {NotRun}]
-    assert scripted.heard == [b"headrace2_reserve"]
+    assert scripted.heard == [b"headrace3_reserve"]
     scripted.answers.append(ACCEPTED)
     assert await ask(talking, reserve()) == Reserved(b"A", COST, COST)
 
@@ -330,7 +340,7 @@ async def test_a_call_without_an_answer_is_unknown(
     scripted.answers.append(end)
     call = reserve()
     assert [type(reply) for reply in await ask_all(talking, [call, commit(call)])] == [Unknown, Unknown]
-    assert scripted.heard.count(b"headrace2_reserve") == 1
+    assert scripted.heard.count(b"headrace3_reserve") == 1
     scripted.answers.append(ACCEPTED)
     assert await ask(talking, reserve()) == Reserved(b"A", COST, COST)
 
@@ -378,8 +388,8 @@ async def test_a_refusal_of_redis_did_nothing(scripted: ScriptedRedis, talking: 
 @pytest.mark.parametrize(
     "told",
     [
-        "ERR user_function:12: attempt to index a nil value script: headrace2_reserve, on @user_function:12.",
-        "OOM command not allowed when used memory > 'maxmemory'. script: headrace2_reserve, on @user_function:12.",
+        "ERR user_function:12: attempt to index a nil value script: headrace3_reserve, on @user_function:12.",
+        "OOM command not allowed when used memory > 'maxmemory'. script: headrace3_reserve, on @user_function:12.",
         "ERR Error running script: Script killed by user with FUNCTION KILL.",
         "NEWCODE of a newer Redis",
     ],
@@ -396,7 +406,7 @@ async def test_a_library_that_cannot_be_loaded_did_nothing(scripted: ScriptedRed
     scripted.loading = b"-NOPERM no permissions to run the 'function|load' command\r\n"
     scripted.answers.extend([b"-ERR Function not found\r\n"] * 2)
     assert isinstance(await ask(talking, reserve()), NotRun)
-    assert scripted.heard == [b"headrace2_reserve", b"FUNCTION", b"headrace2_reserve"]
+    assert scripted.heard == [b"headrace3_reserve", b"FUNCTION", b"headrace3_reserve"]
 
 
 async def test_only_the_calls_that_did_not_run_are_sent_again(scripted: ScriptedRedis, talking: RedisLedger) -> None:
@@ -406,7 +416,7 @@ async def test_only_the_calls_that_did_not_run_are_sent_again(scripted: Scripted
         Lost(),
         Reserved(b"A", COST, COST),
     ]
-    assert scripted.heard == [b"headrace2_reserve", b"headrace2_reserve", b"FUNCTION", b"headrace2_reserve"]
+    assert scripted.heard == [b"headrace3_reserve", b"headrace3_reserve", b"FUNCTION", b"headrace3_reserve"]
 
 
 async def test_parts_after_a_lost_library_keep_their_order(scripted: ScriptedRedis, talking: RedisLedger) -> None:
@@ -437,5 +447,5 @@ async def test_a_connection_that_owes_an_answer_is_not_used_again(
     assert isinstance(await ask(talking, reserve()), Unknown)
     assert await ask(talking, reserve()) == Lost()
     first, *greeting, second = scripted.heard
-    assert first == second == b"headrace2_reserve"
+    assert first == second == b"headrace3_reserve"
     assert b"CLIENT" in greeting

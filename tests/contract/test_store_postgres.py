@@ -10,9 +10,10 @@ import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -22,7 +23,7 @@ import trio.testing
 from config.settings import Settings
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
 from engine.locks import Locked
-from engine.model import DAY_US, EventType, Micros
+from engine.model import DAY_US, CampaignId, EventType, Micros
 from engine.ports import Committed, LedgerRow, NotRun, Refused, Unknown, Wanted
 from engine.postgres.copy import guard_call, sum_rows
 from engine.postgres.migrate import read_migrations
@@ -377,7 +378,7 @@ async def test_migrations_run_once_however_many_start(database_url: str) -> None
 
         async def start() -> None:
             async with open_store(database_url, Settings()) as store:
-                assert await store.ping()
+                assert await store.probe() is None
 
         for _ in range(3):
             nursery.start_soon(start)
@@ -406,7 +407,7 @@ async def test_a_database_set_to_lose_commits_is_refused(database_url: str, sett
                 pass
     else:
         async with open_store(database_url, Settings()) as store:
-            assert await store.ping()
+            assert await store.probe() is None
 
 
 async def test_another_default_isolation_does_no_harm(database_url: str) -> None:
@@ -432,6 +433,28 @@ async def test_another_default_isolation_does_no_harm(database_url: str) -> None
         assert replies == [Committed()]
 
 
+@pytest.mark.parametrize("right", ["INSERT", "SELECT"])
+async def test_a_right_that_was_taken_away_is_a_store_that_is_unavailable(database_url: str, right: str) -> None:
+    """Nobody made a mistake that trying again won't mend: an administrator gives it back, and the engine goes on."""
+    if not ask(database_url, "SELECT 1 FROM pg_roles WHERE rolname = 'tenant'"):
+        ask(database_url, "CREATE ROLE tenant")
+    ask(database_url, "ALTER SCHEMA public OWNER TO tenant")
+    async with open_store(f"{database_url}&options={quote('-c role=tenant')}", Settings()) as store:
+        campaign = await new_campaign(store)
+        assert await store.probe() is None
+        ask(database_url, f"REVOKE {right} ON events FROM tenant")
+        assert "permission denied for table events" in str(await store.probe())
+        if right == "SELECT":
+            with pytest.raises(StoreUnavailable, match="42501"):
+                await store.look_up([Wanted(campaign, bytes(16), None)])
+        else:
+            reply = await store.flush([bunch(campaign, [impression(now())])])
+            assert isinstance(reply, NotRun)
+            assert not reply.data
+        ask(database_url, f"GRANT {right} ON events TO tenant")
+        assert await store.probe() is None
+
+
 async def test_every_commit_waits_for_the_disk(database_url: str) -> None:
     """Though the database's default is changed after the check at start: flushes, campaigns and generations."""
     async with open_store(database_url, Settings()) as store:
@@ -448,7 +471,8 @@ async def test_every_commit_waits_for_the_disk(database_url: str) -> None:
             "CREATE TRIGGER see AFTER INSERT OR UPDATE ON ledger FOR EACH STATEMENT EXECUTE FUNCTION see()",
         )
         end_sessions(database_url, "headrace query")
-        await store.ping()  # which may meet the session that has ended
+        with suppress(StoreUnavailable):  # it may meet the session that has ended
+            await store.plans([CampaignId(0)])
         campaign = await new_campaign(store)
         assert await store.flush([bunch(campaign, [impression(now())])]) == Committed()
         await raise_generation(store, campaign)
@@ -547,5 +571,5 @@ async def test_a_connection_that_fails_when_nobody_waits_for_it_ends_no_engine(
     del lost
     gc.collect()
     await trio.testing.wait_all_tasks_blocked()
-    assert await store.ping()
+    assert await store.probe() is None
     assert "nobody waits for" in caplog.text

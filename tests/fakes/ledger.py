@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from engine.leftovers import Drop, GiveBackReply, Held, MoveOn, Survey, Used
 from engine.model import CampaignId, EventId
 from engine.ports import (
     BILLABLE,
@@ -42,6 +43,7 @@ from engine.ports import (
 from engine.steps import Begin, Emptied, Kept, LoadIds, LoadUsers, Mismatch, Pending, Ready
 
 CHUNK = 1_000
+SURVEYED = 3  # campaigns of one survey: few, so that there are more of them
 T = TypeVar("T")
 LOADED = -1  # tag of an id that a rebuild loaded
 
@@ -164,9 +166,21 @@ class FakeLedger:
         )
         return NotRun(reply.detail) if isinstance(reply, Unknown) else reply
 
-    async def ping(self) -> bool:
-        """Whether it answers."""
-        return await self._trip_of_one(lambda: True) is True
+    async def survey(self, cursor: int) -> Survey | NotRun:
+        """What is held of some campaigns: three at a time, in order of campaign."""
+        found = await self._trip_of_one(lambda: self._survey(cursor))
+        return NotRun(found.detail) if isinstance(found, Unknown) else found
+
+    async def give_back(self, calls: Sequence[MoveOn | Drop]) -> list[GiveBackReply]:
+        """Free what idle campaigns hold."""
+        return await self._trip([partial(self._give_back, call) for call in calls])
+
+    async def probe(self, campaign_id: CampaignId) -> NotRun | Unknown | None:
+        """What a reserve would hear. Trouble that a test wished for is that of another call."""
+        await trio.lowlevel.checkpoint()
+        if self.away:
+            return NotRun("the fake is away")
+        return NotRun("OOM", full=True) if self.full else None
 
     async def clock_offset_us(self) -> int | None:
         """How far our clock is ahead."""
@@ -221,7 +235,7 @@ class FakeLedger:
                     book.image = 0
                 else:
                     _move_on(book, book.sums, call.day, call.turn)
-            return NotRun("OOM")
+            return NotRun("OOM", full=True)
         if not isinstance(book, Book):
             return book
         sums = book.sums
@@ -266,9 +280,45 @@ class FakeLedger:
         self.books[campaign_id] = Book(generation, self.image)
         return Emptied()
 
+    def _survey(self, cursor: int) -> Survey:
+        found = sorted(campaign_id for campaign_id in self.books if campaign_id > cursor)
+        onward = found[SURVEYED - 1] if len(found) > SURVEYED else 0
+        return Survey(onward, [self._held(campaign_id, self.books[campaign_id]) for campaign_id in found[:SURVEYED]])
+
+    def _held(self, campaign_id: CampaignId, book: Book) -> Held:
+        day, turn = (0, 0) if book.sums is None else (book.sums.day, book.sums.turn)
+        ids = sum(map(len, book.buckets))
+        ours = book.image == self.image
+        return Held(campaign_id, book.generation, ours, book.open, day, turn, len(book.pending), len(book.users), ids)
+
+    def _give_back(self, call: MoveOn | Drop) -> GiveBackReply:
+        held = call.held
+        if isinstance(call, MoveOn):
+            book = self._enter(held.campaign_id, held.generation, needs_open=True)
+            if not isinstance(book, Book):
+                return book
+            assert book.sums is not None
+            if _outruns_pending(book, book.sums, call.turn, ()):
+                book.image = 0
+                return Lost()
+            _move_on(book, book.sums, call.day, call.turn)
+            return Done()
+        found = self.books.get(held.campaign_id)
+        if found is None:
+            return Lost()
+        now = self._held(held.campaign_id, found)
+        if now.generation != held.generation:
+            return Stale(now.generation)
+        if now.open != held.open:
+            return Closed()
+        if now.turn != held.turn or (now.ours and now.open and now.pending):
+            return Used()
+        del self.books[held.campaign_id]
+        return Done()
+
     def _load(self, call: LoadUsers | LoadIds) -> LoadReply:
         if self.full:
-            return NotRun("OOM")
+            return NotRun("OOM", full=True)
         book = self._enter(call.campaign_id, call.generation, needs_open=False)
         if not isinstance(book, Book):
             return book

@@ -323,10 +323,10 @@ class FakeStore:
             Micros(sum(event.cost_micros for event in within)),
         )
 
-    async def ping(self) -> bool:
-        """Whether the fake is there."""
+    async def probe(self) -> str | None:
+        """Why it takes nothing, if so."""
         await trio.lowlevel.checkpoint()
-        return not self.away
+        return "the fake is away" if self.away else None
 
     # --- Roster ---
 

@@ -41,6 +41,7 @@ QUICK = {
     "HEADRACE_QUERY_TIMEOUT_SECONDS": "1.5",
     "HEADRACE_REQUEST_DEADLINE_SECONDS": "2.5",
     "HEADRACE_DRAIN_SECONDS": "5",
+    "HEADRACE_OUTAGE_QUIET_SECONDS": "0.1",  # a seed ends when engines are ready: nobody is to wait for that alone
 }
 
 

@@ -171,6 +171,14 @@ async def _by_empty_redis(world: World) -> None:
     await trio.to_thread.run_sync(world.redis.do, "FLUSHALL")
 
 
+async def _by_full_redis(world: World) -> None:
+    """Engines sweep when Redis is full, and find what another memory image has left of a campaign."""
+    await trio.to_thread.run_sync(world.redis.do, "HSET", "{999999999}:s", "gen", 0, "run", "another", "open", 1)
+    await trio.to_thread.run_sync(world.redis.do, "CONFIG", "SET", "maxmemory", "1mb")
+    await world.pause(0.3, 0.5)
+    await trio.to_thread.run_sync(world.redis.do, "CONFIG", "SET", "maxmemory", "64mb")
+
+
 async def _by_swallowed_commit(world: World) -> None:
     back = world.first.postgres.back
 
@@ -235,10 +243,12 @@ _NEW = {"name": "new", "pricing_model": "cpc", "unit_price": "1", "total_budget"
 # What makes an engine pass a point; everything else passes by itself under load.
 STIMULI: dict[str, Callable[[World], Awaitable[None]]] = {
     "ledger.begin": _by_empty_redis,
+    "ledger.give_back": _by_full_redis,
     "ledger.load": _by_empty_redis,
     "ledger.ready": _by_empty_redis,
     "ledger.settle": _by_swallowed_commit,
-    "ledger.ping": _by_request("GET", "/readyz"),
+    "ledger.survey": _by_full_redis,
+    "ledger.probe": _by_request("GET", "/readyz"),
     "store.campaign": _by_request("GET", "/campaigns/{campaign}"),
     "store.create_campaign": _by_request("POST", "/campaigns/", _NEW),
     "store.events_since": _by_empty_redis,
@@ -246,7 +256,7 @@ STIMULI: dict[str, Callable[[World], Awaitable[None]]] = {
     "store.ids_received": _by_empty_redis,
     "store.make_partitions": _by_midnight,
     "store.page_campaigns": _by_request("GET", "/campaigns/"),
-    "store.ping": _by_request("GET", "/readyz"),
+    "store.probe": _by_request("GET", "/readyz"),
     "store.raise_generations": _by_empty_redis,
     "store.report": _by_request("GET", "/report/campaign/{campaign}"),
     "store.retire_engine": _by_sigterm,
@@ -256,7 +266,7 @@ STIMULI: dict[str, Callable[[World], Awaitable[None]]] = {
 
 
 # Points that are passed only when both engines, or the day, are in trouble.
-DISTURBING = {call for call, stimulus in STIMULI.items() if stimulus in (_by_empty_redis, _by_midnight)}
+DISTURBING = {call for call, stimulus in STIMULI.items() if stimulus in (_by_empty_redis, _by_full_redis, _by_midnight)}
 
 
 def at(point: str) -> Callable[[World], Awaitable[None]]:

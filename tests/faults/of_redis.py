@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import trio
 
+from config.settings import Settings
+from engine.model import DAY_US, SECOND_US, CampaignId, CampaignSpend, EventId, Micros
+from engine.ports import Done
+from engine.redis.ledger import RedisLedger, open_ledger
+from engine.steps import Begin, Emptied, LoadIds, Ready
+from tests.faults.load import ANSWER_SECONDS, client_of
 from tests.faults.servers import RedisServer
 from tests.faults.waiting import WAIT_SECONDS, until, until_told, within
 from tests.faults.world import LOST_REDIS_SECONDS, Fault, World
 
+ENDED = {"name": "ended", "pricing_model": "cpm", "unit_price": "1.00", "total_budget": "1", "daily_budget": "1"}
+ENDED_CHUNKS = 10  # of 1,000 ids: 0.8 MB a campaign
+ENDED_BYTES = 4 << 20  # what campaigns that are over may fill, so that it takes no minute to fill it
+FULL_SECONDS = 10.0  # a pass of the sweep, twice, on two busy cores
 EVICTION = ("CONFIG", "SET", "maxmemory-policy")
 
 
@@ -145,6 +156,45 @@ async def out_of_memory(world: World) -> None:
     await world.pause(0.1, 0.4)
 
 
+async def full_by_ended_campaigns(world: World) -> None:
+    """Campaigns of yesterday have left it no memory: a new one must get its 200s all the same, soon."""
+    await world.pause(0.0, 0.4)
+    refusals = await _refusals(world, "OOM")
+    used = (await do(world, "INFO", "memory"))["used_memory"]
+    await do(world, "CONFIG", "SET", "maxmemory", used + ENDED_BYTES)
+    async with open_ledger(world.stores()["REDIS_URL"], Settings()) as ledger:
+        while await _end_campaign(world, ledger):
+            pass
+    await _refused(world, "OOM", refusals)
+    load = world.load_on(world.second, await world.create())
+    event = load.event()
+    world.clear()
+    async with client_of(ANSWER_SECONDS) as client:
+
+        async def recorded() -> bool:
+            return bool(await load.attempt(client, [event], keep=True))
+
+        await until_told(recorded, "a new campaign has its first 200", FULL_SECONDS)
+    await do(world, "CONFIG", "SET", "maxmemory", "64mb")
+    await world.pause(0.1, 0.4)
+
+
+async def _end_campaign(world: World, ledger: RedisLedger) -> bool:
+    """One that was last used yesterday, with as many ids as there is room for; whether there is room for another."""
+    made = await world.second.call("POST", "/campaigns/", json=ENDED)
+    campaign = CampaignId(made.json()["id"])
+    used_us = int(time.time() - 86_400) * SECOND_US
+    turn = used_us // (Settings().dedup_turn_seconds * SECOND_US)
+    assert await ledger.begin([Begin(campaign, 0)]) == [Emptied()]
+    room = True
+    for _ in range(ENDED_CHUNKS):
+        ids = [EventId(world.source.randbytes(16)) for _ in range(1_000)]
+        room = room and await ledger.load([LoadIds(campaign, 0, turn, ids)]) == [Done()]
+    nothing = CampaignSpend(Micros(0), used_us // DAY_US, Micros(0))
+    assert await ledger.ready([Ready(campaign, 0, nothing, turn, 1)]) == [Done()]
+    return room
+
+
 async def disk_full(world: World) -> None:
     """It can't save what it was told to save, and refuses to write."""
     await world.pause(0.0, 0.3)
@@ -235,6 +285,7 @@ FAULTS = [
     Fault("redis: two that both lead", two_leaders, recovery_seconds_max=LOST_REDIS_SECONDS),
     Fault("redis: frozen for 5 s", frozen),
     Fault("redis: out of memory", out_of_memory),
+    Fault("redis: full by ended campaigns", full_by_ended_campaigns),
     Fault("redis: disk full", disk_full),
     Fault("redis: functions flushed", functions_flushed, recovery_seconds_max=LOST_REDIS_SECONDS),
     Fault("redis: may drop keys", unsafe((*EVICTION, "allkeys-lru"), (*EVICTION, "noeviction"))),

@@ -99,7 +99,7 @@ class Two:
                 registry = Registry(settings, ledger, store, self.clock, engines, nursery)
                 self.ledgers.append(ledger)
                 self.stores.append(store)
-                self.engines.append(Engine(settings, registry, store, ledger, self.clock))
+                self.engines.append(Engine(settings, registry, store, self.clock))
                 registry.start()
                 nursery.start_soon(self.engines[-1].tick)
                 async with store.listening(registry.plan_changed, registry.generation_raised, registry.read_all_again):

@@ -335,8 +335,8 @@ RECOVERY = [
     lua(
         "begin-drops-everything",
         "A rebuild starts from nothing.",
-        "    redis.call('UNLINK', unpack(keys))\n",
-        "",
+        "    local run = this_image()\n    redis.call('UNLINK', unpack(keys))\n",
+        "    local run = this_image()\n",
         "test_begin_drops_what_is_more_than_one_behind",
     ),
     lua(
@@ -429,8 +429,8 @@ CERTAINTY = [
         [
             Edit(
                 CALLS,
-                "        return NotRun(told)\n    return Unknown(told)\n",
-                "        return NotRun(told)\n    return NotRun(told)\n",
+                "is_out_of_memory(error))\n    return Unknown(told)\n",
+                "is_out_of_memory(error))\n    return NotRun(told)\n",
             )
         ],
         [f"{READING}::test_any_other_error_is_unknown"],

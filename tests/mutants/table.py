@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants import engine, found, judge, ledger, locks, lookups, process, window
+from tests.mutants import engine, found, judge, ledger, locks, lookups, process, sweep, window
 
 MUTANTS = (
     ledger.MUTANTS
@@ -11,6 +11,7 @@ MUTANTS = (
     + window.MUTANTS
     + lookups.MUTANTS
     + locks.MUTANTS
+    + sweep.MUTANTS
     + process.MUTANTS
     + found.MUTANTS
 )

@@ -212,8 +212,8 @@ MUTANTS = [
         "what-is-loaded-is-not-loaded-again",
         "An engine starts on a full Redis, which needs one to get room.",
         "engine/redis/ledger.py",
-        "if not await self._has_library():",
-        "if True:",
+        "if await self._has_library():",
+        "if False:",
         "tests/contract/test_ledger_redis.py::test_an_engine_starts_on_a_full_redis_that_has_the_library",
     ),
     one(

@@ -102,7 +102,7 @@ class Process:
                 await trio.sleep(REGISTRATION_PAUSE_SECONDS)
         ledger = LedgerLink(self.wire)
         self.registry = registry = Registry(world.settings, ledger, store, clock, engines, nursery)
-        engine = Engine(world.settings, registry, store, ledger, clock)
+        engine = Engine(world.settings, registry, store, clock)
         judge_clock(engine, clock, reading_us, first.clock_offset_us, None)
         registry.start()
         nursery.start_soon(engine.tick)

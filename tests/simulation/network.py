@@ -16,6 +16,7 @@ import trio
 from trio import sleep
 
 from engine.errors import StoreBusy, StoreUnavailable
+from engine.leftovers import Drop, GiveBackReply, MoveOn, Survey
 from engine.model import Campaign, CampaignId, CampaignSpend, EventId, HeartbeatReply, NewCampaign, Report, StoredEvent
 from engine.ports import (
     Batch,
@@ -289,9 +290,18 @@ class LedgerLink:
         )
         return NotRun(reply.detail) if isinstance(reply, Unknown) else reply
 
-    async def ping(self) -> bool:
-        """Whether it answers."""
-        return await self._answer("ping", lambda: self._wire.server().ping()) is True
+    async def survey(self, cursor: int) -> Survey | NotRun:
+        """What is held of some campaigns."""
+        reply = await self._answer(f"survey {cursor}", lambda: self._wire.server().survey(cursor))
+        return NotRun(reply.detail) if isinstance(reply, Unknown) else reply
+
+    async def give_back(self, calls: Sequence[MoveOn | Drop]) -> list[GiveBackReply]:
+        """Free what idle campaigns hold."""
+        return await self._pipeline("give back", calls, lambda part: self._wire.server().give_back(part))
+
+    async def probe(self, campaign_id: CampaignId) -> NotRun | Unknown | None:
+        """What a reserve would hear."""
+        return await self._answer("probe", lambda: self._wire.server().probe(campaign_id))
 
     async def clock_offset_us(self) -> int | None:
         """Its clock is not what the simulation is about, either."""
@@ -436,9 +446,12 @@ class StoreLink:
         """Counts and spend."""
         return await self._ask("report", lambda: self._store.report(campaign_id, start_us, end_us))
 
-    async def ping(self) -> bool:
-        """Whether it answers."""
-        return await self._ask("ping", self._store.ping)
+    async def probe(self) -> str | None:
+        """What a flush would hear."""
+        try:
+            return await self._ask("probe", self._store.probe)
+        except StoreUnavailable as away:
+            return str(away)
 
     async def register_engine(self) -> int:
         """A number for this process."""
@@ -545,6 +558,10 @@ def _call_shown(call: object) -> str:
             return f"c{call.campaign_id} g{call.generation} {call.spend.spent_micros}"
         case Begin():
             return f"c{call.campaign_id} g{call.generation}"
+        case MoveOn():
+            return f"move on {call.held} d{call.day} t{call.turn}"
+        case Drop():
+            return f"drop {call.held}"
     raise AssertionError(f"no call of the ledger: {call}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import trio
@@ -116,7 +117,7 @@ class Simulation:
         return [
             self._kill, self._terminate, self._freeze, self._partition, self._lose_news, self._step_clock,
             self._change_weather, self._change_plan, self._burst, self._leap, self._midnight,
-            self._oversleep,
+            self._oversleep, self._sweep,
             self._restart_redis, self._empty_redis, self._fail_over, self._split, self._fill_redis, self._leave_redis,
             self._restart_postgres, self._stick_commits, self._leave_postgres,
         ]  # fmt: skip
@@ -264,6 +265,17 @@ class Simulation:
         ids = {event.event_id.bytes for event in request.events if event.event_id is not None}
         pending = (record for book in self.world.redis.books.values() for record in book.pending.values())
         return any(not ids.isdisjoint(record.ids) for record in pending)
+
+    def _sweep(self) -> bool:
+        """An engine sweeps Redis now, as it does once a minute; most often when much time has passed in none."""
+        source = self.world.source
+        process = source.choice(self.processes)
+        if process.registry is None or process.engine is None:
+            return False
+        if source.random() < 0.5:
+            self.world.leap(None)
+        process.start_soon(partial(process.registry.sweep.sweep, pressed=source.random() < 0.5))
+        return True
 
     # --- faults of stores -----------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from engine.campaign import Reservation
 from engine.errors import StoreUnavailable
 from engine.flusher import Flusher
 from engine.model import CampaignId, Event, StoredEvent, datetime_from_us
+from engine.outages import Outages
 from engine.ports import Batch, Committed, EventStore, FlushReply, Reserve, Resolve, Wanted
 from engine.registry import TAG_BITS, Engines
 from engine.rounds import FLOOD_EVENTS_MIN, GATHER_SECONDS
@@ -58,7 +59,7 @@ class Told:
 async def test_flush_workers_that_end_together_are_both_found_again(autojump_clock: MockClock) -> None:
     """A worker that waited on a signal which nobody can give any more would be lost for ever."""
     store = CountingStore()
-    flusher = Flusher(cast(EventStore, store), flush_events_max=1, queue_events_max=100)
+    flusher = Flusher(cast(EventStore, store), Outages(2.0), flush_events_max=1, queue_events_max=100)
     async with trio.open_nursery() as nursery:
         for _ in range(2):
             nursery.start_soon(flusher.run)
@@ -75,7 +76,7 @@ async def test_flush_workers_that_end_together_are_both_found_again(autojump_clo
 async def test_parts_of_a_round_are_flushed_together(autojump_clock: MockClock) -> None:
     """But the first of them at once if nothing is being flushed."""
     store = CountingStore()
-    flusher = Flusher(cast(EventStore, store), flush_events_max=100, queue_events_max=100)
+    flusher = Flusher(cast(EventStore, store), Outages(2.0), flush_events_max=100, queue_events_max=100)
     async with trio.open_nursery() as nursery:
         for _ in range(2):
             nursery.start_soon(flusher.run)

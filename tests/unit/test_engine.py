@@ -50,7 +50,7 @@ class World:
         self.settings = Settings(**settings)
         self.clock_step_us = 0
         self.registry = Registry(self.settings, self.ledger, self.store, self, Engines(1), nursery)
-        self.engine = Engine(self.settings, self.registry, self.store, self.ledger, self)
+        self.engine = Engine(self.settings, self.registry, self.store, self)
         self.registry.start()
         nursery.start_soon(self.engine.tick)
 

@@ -70,7 +70,7 @@ class Second(World):
         engines = Engines(2)
         engines.alive = frozenset([1, 2])
         self.registry = Registry(self.settings, self.ledger, self.store, self, engines, nursery)
-        self.engine = Engine(self.settings, self.registry, self.store, self.ledger, self)
+        self.engine = Engine(self.settings, self.registry, self.store, self)
         self.registry.start()
         nursery.start_soon(self.engine.tick)
 

@@ -1,0 +1,138 @@
+"""What Redis holds of campaigns that nobody uses any more, and what of it to give back.
+
+Owns the messages between the sweep and the ledger, their door, and the decision about one campaign. Pure: knows no
+store, no actor and no clock. No 200 depends on it: what is dropped is LOST at its next use, as if Redis had forgotten
+it, and rebuilt from Postgres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Protocol
+
+from engine.model import CampaignId
+from engine.ports import Closed, Done, Ledger, Lost, NotRun, Stale, Unknown
+
+# Redis knows ids for one to two turns, so a campaign whose state is this many turns behind was used by nobody while the
+# window could hold its ids: for one turn at least.
+IDLE_TURNS: Final = 2
+# A campaign with nothing but its sums left is dropped when it was used neither today nor yesterday. Its next use costs
+# a rebuild then, so this is no matter of minutes.
+IDLE_DAYS: Final = 2
+# A campaign is closed while it is rebuilt. A rebuild that goes on loads something at least this often: it streams from
+# Postgres, and one fetch of that stream may take ten times HEADRACE_QUERY_TIMEOUT_SECONDS, 100 s by default.
+ABANDONED_SECONDS: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The state of one campaign in Redis. `day` and `turn` are 0 while it is rebuilt."""
+
+    campaign_id: CampaignId
+    generation: int
+    ours: bool  # written by the memory image that Redis is now
+    open: bool
+    day: int
+    turn: int
+    pending: int  # reservations that nobody has settled
+    users: int  # of `day`
+    ids: int  # of the dedup window
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Some of the campaigns in Redis, and where to go on; at 0 that was all."""
+
+    cursor: int
+    held: Sequence[Held]
+
+
+@dataclass(frozen=True, slots=True)
+class MoveOn:
+    """Move day and window of an idle campaign on, and drop the users and ids that they leave behind."""
+
+    held: Held
+    day: int
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Forget a campaign whole, if it is still as it was found."""
+
+    held: Held
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """It was used since it was found, or holds what may commit still: nothing was dropped."""
+
+
+class Leave(Enum):
+    """Nothing to do for now."""
+
+    LEAVE = "leave"
+
+
+class Recover(Enum):
+    """It holds reservations: those of dead engines are to be recovered first."""
+
+    RECOVER = "recover"
+
+
+LEAVE: Final = Leave.LEAVE
+RECOVER: Final = Recover.RECOVER
+Decision = MoveOn | Drop | Leave | Recover
+GiveBackReply = Done | Used | Lost | Stale | Closed | NotRun | Unknown
+
+
+class SweptLedger(Ledger, Protocol):
+    """`Ledger`, and what only the sweep asks of it."""
+
+    async def survey(self, cursor: int) -> Survey | NotRun:
+        """What Redis holds of some campaigns: those that it finds from there on, a bounded number of keys."""
+        ...
+
+    async def give_back(self, calls: Sequence[MoveOn | Drop]) -> list[GiveBackReply]:
+        """Free what idle campaigns hold, if they are still as they were found. It works in a full Redis, too."""
+        ...
+
+
+def decide_untrusted(held: Held, unchanged_seconds: float) -> Decision | None:
+    """What to do with a state that no caller would take as it is; None: it is open, and of this memory image.
+
+    `unchanged_seconds`: for how long it was found exactly so.
+    """
+    if not held.ours:
+        return Drop(held)
+    if not held.open:
+        return Drop(held) if unchanged_seconds >= ABANDONED_SECONDS else LEAVE
+    return None
+
+
+def is_idle(held: Held, turn: int) -> bool:
+    """Whether nobody has used an open campaign for longer than the window holds ids."""
+    return held.turn <= turn - IDLE_TURNS
+
+
+def decide_idle(held: Held, today: int | None, turn: int, *, pressed: bool) -> Decision:
+    """What to do with an idle campaign whose spend day it is `today`; None: Postgres does not know it.
+
+    `pressed`: Redis refuses for want of memory. Then the users of the present day go, too: a rebuild reads them again.
+    """
+    if held.pending:
+        return LEAVE if today is None else RECOVER
+    if today is None:
+        return Drop(held)
+    if not (held.users or held.ids):
+        return Drop(held) if held.day <= today - IDLE_DAYS else LEAVE
+    if pressed and held.day >= today:
+        return Drop(held)
+    if not held.ids:
+        return MoveOn(held, today, held.turn) if held.day < today else LEAVE
+    # Two turns further is just far enough to leave both buckets behind. No further, so that it still counts as idle;
+    # where it would not, there is time until it does.
+    onward = held.turn + IDLE_TURNS
+    return MoveOn(held, today, onward) if pressed or onward <= turn - IDLE_TURNS else LEAVE

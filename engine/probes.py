@@ -1,0 +1,71 @@
+"""Asks both stores whether they would take an event now: for /readyz, and again and again while an outage stands.
+
+Owns when they are asked, and that many askers at once are one question. While an engine is not ready, nobody may send
+it anything, so no event would find out that the stores work again. Knows the stores only through their ports.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from engine.outages import Outages
+from engine.watched import POSTGRES, REDIS, WatchedLedger, WatchedStore
+
+# While an outage stands: events come back a second after the store at most, and it costs four small calls.
+PAUSE_SECONDS: Final = 1.0
+# A store that has not answered by then is away, as far as a load balancer is concerned: most ask every few seconds.
+ANSWER_SECONDS: Final = 2.0
+# An answer that is not older serves the next asker, too: anybody may ask /readyz a thousand times a second, and a probe
+# takes a connection that flushes need.
+FRESH_SECONDS: Final = 0.2
+
+
+class Probes:
+    """`probe` asks now, `run` while an outage stands."""
+
+    def __init__(self, ledger: WatchedLedger, store: WatchedStore, outages: Outages) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._outages = outages
+        self._fresh_until = 0.0
+        self._under_way: trio.Event | None = None
+
+    async def run(self) -> None:
+        """Ask for as long as something fails, for ever."""
+        while True:
+            await trio.sleep(PAUSE_SECONDS)
+            if self._outages:
+                await self.probe()
+
+    async def probe(self) -> None:
+        """Ask both stores, and note what they say. If somebody asks already, wait for that."""
+        while self._under_way is not None:
+            await self._under_way.wait()
+        if trio.current_time() < self._fresh_until:
+            return
+        done = self._under_way = trio.Event()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._probe_redis)
+                nursery.start_soon(self._probe_postgres)
+            self._fresh_until = trio.current_time() + FRESH_SECONDS
+        finally:  # also if whoever asked has gone: the next one asks again
+            self._under_way = None
+            done.set()
+
+    async def _probe_redis(self) -> None:
+        with trio.move_on_after(ANSWER_SECONDS) as bound:
+            if await self._ledger.probe(self._ledger.refused) is None:
+                self._outages.works(REDIS, trio.current_time())
+        if bound.cancelled_caught:
+            self._outages.failed(REDIS, f"no answer within {ANSWER_SECONDS:.0f} s", trio.current_time())
+
+    async def _probe_postgres(self) -> None:
+        with trio.move_on_after(ANSWER_SECONDS) as bound:
+            if await self._store.probe() is None:
+                self._outages.works(POSTGRES, trio.current_time())
+        if bound.cancelled_caught:
+            self._outages.failed(POSTGRES, f"no answer within {ANSWER_SECONDS:.0f} s", trio.current_time())
+        self._outages.expire(trio.current_time())

@@ -1,0 +1,170 @@
+"""Gives back what ended campaigns hold in Redis: any engine, no leader, a bounded part of Redis a pass.
+
+Owns the loop and its pace, and where in Redis it is. What is done with one campaign is decided in `leftovers.py`. Only
+a campaign's own next call moves its day and window on, and a campaign that has ended makes none: without this, Redis
+would fill up with campaigns that are over. Knows no actor: what dead engines left pending is handed to `take_up`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import trio
+
+from engine import metrics
+from engine.errors import StoreUnavailable
+from engine.leftovers import (
+    LEAVE,
+    RECOVER,
+    Decision,
+    Drop,
+    Held,
+    MoveOn,
+    SweptLedger,
+    decide_idle,
+    decide_untrusted,
+    is_idle,
+)
+from engine.model import CampaignId
+from engine.pacing import spend_day
+from engine.ports import Clock, Done, EventStore, NotRun
+
+log = logging.getLogger(__name__)
+
+# Between two passes of one engine, each pause cut or stretched by up to a half, so that engines don't go in step.
+PAUSE_SECONDS: Final = 60.0
+# While Redis refuses for want of memory: events are refused meanwhile, and a pass costs Redis less than 0.1 s.
+PRESSED_PAUSE_SECONDS: Final = 2.0
+# Surveys of one pass, each of some hundred campaigns: 5,000 campaigns, 15 us of Redis each. The next one goes on there.
+SURVEYS_MAX: Final = 50
+# Campaigns of dead engines that one pass has recovered: a tenth of a recovery's bulk, so others hardly wait for them.
+TAKEN_UP_MAX: Final = 100
+# So many passes running that Redis refuses to be looked through are told, once: that is no short outage, which is told
+# as such, but a right (SCAN) that is missing.
+FAILURES_TOLD: Final = 3
+# Closed campaigns that are remembered from one time around to the next; there are more only when Redis was emptied.
+CLOSED_MAX: Final = 10_000
+
+
+class Sweep:
+    """`run` it in the engine's nursery; `hurry` when Redis is full."""
+
+    def __init__(
+        self,
+        ledger: SweptLedger,
+        store: EventStore,
+        clock: Clock,
+        *,
+        number: int,
+        turn_us: int,
+        orphaned: Callable[[int], bool],
+        take_up: Callable[[CampaignId], None],
+    ) -> None:
+        """`number` is that of the engine; `orphaned` tells of a tag whether its engine is dead."""
+        self._ledger = ledger
+        self._store = store
+        self._clock = clock
+        self._turn_us = turn_us
+        self._orphaned = orphaned
+        self._take_up = take_up
+        self._jitter = random.Random(number)
+        self._full = trio.Event()
+        self._cursor = 0
+        self._failures = 0  # passes that Redis has refused, one after the other
+        # Closed campaigns as they were found, and since when: the last time around, and this time.
+        self._closed: dict[CampaignId, tuple[Held, float]] = {}
+        self._closed_now: dict[CampaignId, tuple[Held, float]] = {}
+
+    def hurry(self) -> None:
+        """Redis refuses for want of memory: sweep at once."""
+        self._full.set()
+
+    async def run(self) -> None:
+        """Pass after pass, for ever."""
+        while True:
+            with trio.move_on_after(PAUSE_SECONDS * self._jitter.uniform(0.5, 1.5)):
+                await self._full.wait()
+            pressed, self._full = self._full.is_set(), trio.Event()
+            await self.sweep(pressed=pressed)
+            if pressed:
+                await trio.sleep(PRESSED_PAUSE_SECONDS)
+
+    async def sweep(self, *, pressed: bool) -> None:
+        """One pass. It ends early when a store is away; whoever watches that store says so."""
+        room = TAKEN_UP_MAX
+        for _ in range(SURVEYS_MAX):
+            survey = await self._ledger.survey(self._cursor)
+            if isinstance(survey, NotRun):
+                self._failures += 1
+                if self._failures == FAILURES_TOLD:
+                    log.warning("ended campaigns keep their memory, Redis can't be swept: %s", survey.detail)
+                return
+            self._failures = 0
+            try:
+                decisions = await self._decide(survey.held, pressed)
+            except StoreUnavailable:
+                return
+            await self._give_back([each for each in decisions.values() if isinstance(each, MoveOn | Drop)])
+            room -= await self._recover([each for each, what in decisions.items() if what is RECOVER], room)
+            self._cursor = survey.cursor
+            if not self._cursor:
+                self._closed, self._closed_now = self._closed_now, {}
+                return
+
+    async def _decide(self, found: Sequence[Held], pressed: bool) -> dict[CampaignId, Decision]:
+        turn = self._clock.now_us() // self._turn_us
+        decisions: dict[CampaignId, Decision] = {}
+        idle: list[Held] = []
+        for held in found:
+            decision = decide_untrusted(held, self._unchanged_seconds(held))
+            if decision is not None:
+                decisions[held.campaign_id] = decision
+            elif is_idle(held, turn):
+                idle.append(held)
+        if idle:
+            plans = await self._store.plans([held.campaign_id for held in idle])
+            now_us = self._clock.now_us()
+            for held in idle:
+                plan, row = plans.get(held.campaign_id, (None, None))
+                today = None if plan is None else spend_day(now_us, plan.timezone).day
+                # (What Redis holds of a halted campaign is left to whoever looks for what is wrong with its books.)
+                halted = row is not None and row.halted is not None
+                decisions[held.campaign_id] = LEAVE if halted else decide_idle(held, today, turn, pressed=pressed)
+        return decisions
+
+    def _unchanged_seconds(self, held: Held) -> float:
+        """For how long a closed campaign was found exactly so."""
+        if held.open:
+            return 0.0
+        now = trio.current_time()
+        before, since = self._closed.get(held.campaign_id, (held, now))
+        if before != held:
+            since = now
+        if len(self._closed_now) < CLOSED_MAX:
+            self._closed_now[held.campaign_id] = held, since
+        return now - since
+
+    async def _give_back(self, calls: Sequence[MoveOn | Drop]) -> None:
+        if not calls:
+            return
+        done = {MoveOn: 0, Drop: 0}
+        for call, reply in zip(calls, await self._ledger.give_back(calls), strict=True):
+            done[type(call)] += isinstance(reply, Done)  # any other: it was used meanwhile, or the next pass comes by
+        metrics.leftovers.labels("moved on").inc(done[MoveOn])
+        metrics.leftovers.labels("dropped").inc(done[Drop])
+        log.info("idle campaigns in Redis: %d moved on, %d dropped", done[MoveOn], done[Drop])
+
+    async def _recover(self, campaign_ids: Sequence[CampaignId], room: int) -> int:
+        """Have those recovered, up to so many, that hold reservations of dead engines; how many that were."""
+        if not campaign_ids or not room:
+            return 0
+        pending = await self._ledger.pending_tags(campaign_ids)
+        if isinstance(pending, NotRun):
+            return 0
+        orphaned = [each for each, tags in pending.items() if any(map(self._orphaned, tags))][:room]
+        for campaign_id in orphaned:
+            self._take_up(campaign_id)
+        return len(orphaned)

@@ -1,0 +1,161 @@
+"""What the sweep relies on in its ledger: the fake and the real Redis pass the same tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from engine.leftovers import Drop, Held, MoveOn, Survey, SweptLedger, Used
+from engine.model import CampaignId
+from engine.ports import BILLABLE, COUNTS_FOR_CAP, Closed, DayBehind, Done, Lost, Reserved, Stale
+from tests.contract.reservations import (
+    CAMPAIGN,
+    COST,
+    DAY,
+    TURN,
+    FakeRig,
+    Rig,
+    ask,
+    ask_all,
+    begin,
+    commit,
+    load_users,
+    opened,
+    redis_rig,
+    reserve,
+    spend,
+)
+
+CAPPED = bytes([BILLABLE | COUNTS_FOR_CAP])
+
+
+@pytest.fixture(params=["fake", pytest.param("redis", marks=pytest.mark.stores)])
+async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    """An empty ledger, and what can befall its memory."""
+    if request.param == "fake":
+        yield FakeRig()
+    else:
+        async with redis_rig(request.getfixturevalue("redis_url")) as rig:
+            yield rig
+
+
+async def found(ledger: SweptLedger) -> dict[CampaignId, Held]:
+    """Everything that there is, survey after survey."""
+    everything: dict[CampaignId, Held] = {}
+    cursor = 0
+    while True:
+        survey = await ledger.survey(cursor)
+        assert isinstance(survey, Survey)
+        everything |= {held.campaign_id: held for held in survey.held}
+        cursor = survey.cursor
+        if not cursor:
+            return everything
+
+
+async def used(ledger: SweptLedger, events: int = 2) -> Held:
+    """A campaign with committed events and a user, as a survey finds it."""
+    await opened(ledger)
+    call = reserve(events, kinds=CAPPED * events, users=["ada"] * events, cap=10)
+    await ask_all(ledger, [call, commit(call)])
+    return (await found(ledger))[CAMPAIGN]
+
+
+async def give_back(ledger: SweptLedger, call: MoveOn | Drop) -> object:
+    """What one call hears."""
+    (reply,) = await ledger.give_back([call])
+    return reply
+
+
+async def test_a_survey_finds_what_is_held(rig: Rig) -> None:
+    """Every campaign in the end: its state, and how much there is in it."""
+    campaigns = [CampaignId(number) for number in range(100, 110)]
+    for campaign in campaigns:
+        await opened(rig.ledger, campaign)
+    call = reserve(3, kinds=CAPPED * 3, users=["ada", "bob", "ada"], cap=10, campaign_id=campaigns[0])
+    await ask(rig.ledger, call)
+    await begin(rig.ledger, campaigns[1], 5)
+    everything = await found(rig.ledger)
+    assert everything.keys() == set(campaigns)
+    assert everything[campaigns[0]] == Held(campaigns[0], 1, True, True, DAY, TURN, 1, 2, 3)
+    assert everything[campaigns[1]] == Held(campaigns[1], 5, True, False, 0, 0, 0, 0, 0)
+    rig.restart()
+    assert not any(held.ours for held in (await found(rig.ledger)).values())
+
+
+async def test_moving_on_leaves_ids_and_users_behind(rig: Rig) -> None:
+    """The money stays: the campaign goes on where it was."""
+    held = await used(rig.ledger)
+    with rig.full():
+        assert await give_back(rig.ledger, MoveOn(held, DAY + 1, TURN + 2)) == Done()
+    assert (await found(rig.ledger))[CAMPAIGN] == Held(CAMPAIGN, 1, True, True, DAY + 1, TURN + 2, 0, 0, 0)
+    assert await ask(rig.ledger, reserve(day=DAY + 1, turn=TURN + 2)) == Reserved(b"A", 3 * COST, COST)
+
+
+async def test_a_day_and_a_window_never_move_back(rig: Rig) -> None:
+    """Whoever sweeps may have decided long ago, or by a clock that is behind."""
+    held = await used(rig.ledger)
+    assert await give_back(rig.ledger, MoveOn(held, DAY - 1, TURN - 2)) == Done()
+    assert (await found(rig.ledger))[CAMPAIGN] == held
+    await give_back(rig.ledger, MoveOn(held, DAY + 1, TURN + 2))
+    assert await ask(rig.ledger, reserve()) == DayBehind(DAY + 1)
+
+
+async def test_what_is_dropped_is_lost(rig: Rig) -> None:
+    """All of it, though Redis is full; its next use rebuilds it."""
+    held = await used(rig.ledger)
+    with rig.full():
+        assert await give_back(rig.ledger, Drop(held)) == Done()
+    assert await found(rig.ledger) == {}
+    assert await ask(rig.ledger, reserve()) == Lost()
+    assert await give_back(rig.ledger, Drop(held)) == Lost()
+    await opened(rig.ledger, sums=spend(2 * COST))
+    assert await ask(rig.ledger, reserve()) == Reserved(b"A", 3 * COST, 3 * COST)
+
+
+async def test_a_campaign_with_a_reservation_is_not_dropped(rig: Rig) -> None:
+    """It may commit still."""
+    await opened(rig.ledger)
+    call = reserve()
+    await ask(rig.ledger, call)
+    held = (await found(rig.ledger))[CAMPAIGN]
+    assert await give_back(rig.ledger, Drop(held)) == Used()
+    assert await ask(rig.ledger, reserve(ids=call.ids)) == Reserved(b"P", COST, COST)
+
+
+async def test_a_campaign_that_was_used_again_is_not_dropped(rig: Rig) -> None:
+    """Its window has moved on since it was found."""
+    held = await used(rig.ledger)
+    again = reserve(turn=TURN + 2)
+    await ask_all(rig.ledger, [again, commit(again)])
+    assert await give_back(rig.ledger, Drop(held)) == Used()
+
+
+async def test_a_campaign_that_was_recovered_meanwhile_is_not_dropped(rig: Rig) -> None:
+    """Another generation, or closed by now."""
+    held = await used(rig.ledger)
+    await begin(rig.ledger, CAMPAIGN, 2)
+    assert await give_back(rig.ledger, Drop(held)) == Stale(2)
+    open_held = Held(**{**{name: getattr(held, name) for name in held.__slots__}, "generation": 2})
+    assert await give_back(rig.ledger, Drop(open_held)) == Closed()
+    assert await give_back(rig.ledger, MoveOn(open_held, DAY + 1, TURN + 2)) == Closed()
+
+
+async def test_what_another_memory_image_wrote_is_dropped_with_its_reservations(rig: Rig) -> None:
+    """No caller trusts it, so nothing in it can ever count."""
+    await opened(rig.ledger)
+    await ask(rig.ledger, reserve())
+    rig.restart()
+    held = (await found(rig.ledger))[CAMPAIGN]
+    assert await give_back(rig.ledger, Drop(held)) == Done()
+    assert await found(rig.ledger) == {}
+
+
+async def test_a_rebuild_that_has_stopped_is_dropped(rig: Rig) -> None:
+    """Closed, with what was loaded so far."""
+    assert await begin(rig.ledger, CAMPAIGN, 3)
+    await load_users(rig.ledger, CAMPAIGN, 3, [("ada", 1)])
+    held = (await found(rig.ledger))[CAMPAIGN]
+    assert held == Held(CAMPAIGN, 3, True, False, 0, 0, 0, 1, 0)
+    assert await give_back(rig.ledger, Drop(held)) == Done()
+    assert await found(rig.ledger) == {}

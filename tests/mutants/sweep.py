@@ -1,0 +1,119 @@
+"""Mutants of the sweep, and of what tells that events are refused."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Edit, Mutant
+
+LUA = "engine/redis/functions.lua"
+LEFTOVERS = "engine/leftovers.py"
+SWEEP = "engine/sweep.py"
+WATCHED = "engine/watched.py"
+CONTRACT = "tests/contract/test_ledger_leftovers.py"
+DECISIONS = "tests/unit/test_leftovers.py"
+SWEEPING = "tests/unit/test_sweep.py"
+ENGINE = "tests/unit/test_refusals.py"
+
+
+def one(name: str, protects: str, file: str, old: str, new: str, *tests: str) -> Mutant:
+    """One edit, and the tests that notice."""
+    return Mutant(name, protects, [Edit(file, old, new)], tests)
+
+
+MUTANTS = [
+    one(
+        "drop-without-pending",
+        "What may commit still is never dropped.",
+        LUA,
+        "    if s[2] == this_image() and s[3] == '1' and redis.call('HLEN', keys[2]) > 0 then return {'USED'} end\n",
+        "",
+        f"{CONTRACT}::test_a_campaign_with_a_reservation_is_not_dropped",
+    ),
+    one(
+        "drop-as-it-was-found",
+        "A campaign that was used since it was found is not dropped.",
+        LUA,
+        "    if (s[4] or '0') ~= argv[3] then return {'USED'} end\n",
+        "",
+        f"{CONTRACT}::test_a_campaign_that_was_used_again_is_not_dropped",
+    ),
+    one(
+        "drop-under-its-generation",
+        "A campaign that was recovered since it was found is not dropped.",
+        LUA,
+        "    if s[1] ~= argv[1] then return {'STALE', s[1]} end\n",
+        "",
+        f"{CONTRACT}::test_a_campaign_that_was_recovered_meanwhile_is_not_dropped",
+    ),
+    one(
+        "drop-what-is-open",
+        "A campaign that is being recovered is not dropped as an open one.",
+        LUA,
+        "    if s[3] ~= argv[2] then return {'CLOSED'} end\n",
+        "",
+        f"{CONTRACT}::test_a_campaign_that_was_recovered_meanwhile_is_not_dropped",
+    ),
+    one(
+        "turn-forward-only",
+        "The sweep moves no day and no window back.",
+        LUA,
+        "local day, bkt = math.max(tonumber(argv[2]), s.day), math.max(tonumber(argv[3]), s.bkt)",
+        "local day, bkt = tonumber(argv[2]), tonumber(argv[3])",
+        f"{CONTRACT}::test_a_day_and_a_window_never_move_back",
+    ),
+    one(
+        "idle-beyond-the-window",
+        "The ids of a campaign that is in use stay as long as the window needs them.",
+        LEFTOVERS,
+        "return held.turn <= turn - IDLE_TURNS",
+        "return True",
+        f"{DECISIONS}::test_an_open_campaign_is_judged_by_its_use",
+    ),
+    one(
+        "pending-is-recovered-first",
+        "What dead engines left pending is recovered before anything is dropped.",
+        LEFTOVERS,
+        "        return LEAVE if today is None else RECOVER\n",
+        "        return LEAVE\n",
+        f"{SWEEPING}::test_what_dead_engines_left_in_an_idle_campaign_is_recovered_first",
+    ),
+    one(
+        "a-rebuild-goes-on",
+        "A rebuild that is under way is not dropped.",
+        LEFTOVERS,
+        "return Drop(held) if unchanged_seconds >= ABANDONED_SECONDS else LEAVE",
+        "return Drop(held)",
+        f"{SWEEPING}::test_a_rebuild_that_stopped_is_dropped_and_one_that_goes_on_is_not",
+    ),
+    one(
+        "halted-is-evidence",
+        "What Redis holds of a halted campaign is left to its operator.",
+        SWEEP,
+        "LEAVE if halted else decide_idle",
+        "decide_idle",
+        f"{SWEEPING}::test_a_halted_campaign_is_left_as_it_is",
+    ),
+    one(
+        "a-refused-reserve-is-told",
+        "No steady refusal of Redis is silent.",
+        WATCHED,
+        "if not _FAILURES.isdisjoint(map(type, replies)):",
+        "if False:",
+        f"{ENGINE}::test_a_redis_that_refuses_is_told",
+    ),
+    one(
+        "a-refused-flush-is-told",
+        "No steady refusal of Postgres is silent.",
+        WATCHED,
+        "if isinstance(reply, Unknown) or (isinstance(reply, NotRun) and not reply.data):",
+        "if False:",
+        f"{ENGINE}::test_a_postgres_that_refuses_flushes_is_told",
+    ),
+    one(
+        "a-right-that-was-taken-away",
+        "No administrator's change ends an engine.",
+        "engine/postgres/database.py",
+        '_AS_THEY_ARE: Final = ("22", "23", "55P03")',
+        '_AS_THEY_ARE: Final = ("22", "23", "42", "55P03")',
+        "tests/contract/test_store_postgres.py::test_a_right_that_was_taken_away_is_a_store_that_is_unavailable",
+    ),
+]

@@ -1,0 +1,201 @@
+"""The sweep over fakes: what engines give back of campaigns that nobody uses any more."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from engine.leftovers import ABANDONED_SECONDS
+from engine.model import CampaignId, HeartbeatReply
+from engine.ports import NotRun
+from engine.steps import Begin
+from tests.contract.reservations import reserve
+from tests.fakes.ledger import Book, Trouble
+from tests.unit.test_engine import World, shown
+
+TURN_SECONDS = 480
+PASSES_SECONDS = 200.0  # two passes at least
+CAPPED = {"freq_cap_impressions_per_day": 5}
+
+
+@pytest.fixture
+async def world(autojump_clock: MockClock) -> AsyncGenerator[World, None]:
+    """An engine on fresh fakes, with turns of 480 s."""
+    async with trio.open_nursery() as nursery:
+        yield World(nursery)
+        nursery.cancel_scope.cancel()
+
+
+async def later(world: World, seconds: float) -> None:
+    """So much later by everybody's clock, and a few passes of the sweep after that."""
+    world.clock_step_us += int(seconds * 1_000_000)
+    await trio.sleep(PASSES_SECONDS)
+
+
+def book(world: World, campaign: int) -> Book | None:
+    """What Redis holds of a campaign."""
+    return world.ledger.books.get(CampaignId(campaign))
+
+
+def held(world: World, campaign: int) -> tuple[int, int]:
+    """How many users and ids Redis holds of a campaign."""
+    found = book(world, campaign)
+    assert found is not None
+    return len(found.users), sum(map(len, found.buckets))
+
+
+async def test_an_ended_campaign_gives_back_its_ids_and_then_its_users(autojump_clock: MockClock, world: World) -> None:
+    """Ids when the window has left them behind, users when the day is over, the rest two days later."""
+    campaign = await world.campaign(**CAPPED)
+    assert await world.reasons(shown(campaign), shown(campaign)) == ["accepted"] * 2
+    await later(world, TURN_SECONDS)
+    assert held(world, campaign) == (1, 2)
+    await later(world, 4 * TURN_SECONDS)
+    assert held(world, campaign) == (1, 0)
+    await later(world, 86_400)
+    assert held(world, campaign) == (0, 0)
+    await later(world, 2 * 86_400)
+    assert book(world, campaign) is None
+    assert await world.reasons(shown(campaign)) == ["accepted"]
+    assert world.spent(campaign) == 3_000
+
+
+async def test_the_day_is_that_of_the_campaigns_own_zone(autojump_clock: MockClock, world: World) -> None:
+    """It is noon in UTC: in Kiritimati, 14 h ahead, the day is over, and in New York it is not, nine hours later."""
+    new_york = await world.campaign(**CAPPED, timezone="America/New_York")
+    kiritimati = await world.campaign(**CAPPED, timezone="Pacific/Kiritimati")
+    assert await world.reasons(shown(new_york), shown(kiritimati)) == ["accepted"] * 2
+    world.clock_step_us = 23 * 3_600 * 1_000_000  # 11:00 in UTC, 06:00 and 01:00 there, on the next day
+    await trio.sleep(PASSES_SECONDS)
+    assert held(world, new_york) == (0, 0)
+    world.clock_step_us = 0
+    other = await world.campaign(**CAPPED, timezone="Pacific/Kiritimati")
+    assert await world.reasons(shown(other)) == ["accepted"]
+    world.clock_step_us = 8 * 3_600 * 1_000_000
+    await trio.sleep(PASSES_SECONDS)
+    assert held(world, other) == (1, 0)
+    world.clock_step_us = 23 * 3_600 * 1_000_000
+    await trio.sleep(PASSES_SECONDS)
+    assert held(world, other) == (0, 0)
+
+
+async def test_a_campaign_in_use_is_left_alone(autojump_clock: MockClock, world: World) -> None:
+    """It is never lost, and never recovered."""
+    campaign = await world.campaign()
+    for _ in range(20):
+        assert await world.reasons(shown(campaign)) == ["accepted"]
+        await later(world, TURN_SECONDS / 4)
+    assert world.store.ledger[CampaignId(campaign)].gen == 1
+
+
+async def test_a_full_redis_is_swept_at_once(autojump_clock: MockClock, world: World) -> None:
+    """Whoever is refused for want of memory is helped in seconds: what is idle goes, users of today included."""
+    ended, new = await world.campaign(**CAPPED), await world.campaign()
+    assert await world.reasons(shown(ended)) == ["accepted"]
+    await later(world, 2 * TURN_SECONDS)
+    assert held(world, ended)[0] == 1
+    world.ledger.full = True
+    assert await world.reasons(shown(new)) == ["unavailable"]
+    await trio.sleep(1)
+    assert book(world, ended) is None
+    world.ledger.full = False
+    await trio.sleep(3)
+    assert await world.reasons(shown(new)) == ["accepted"]
+
+
+async def test_what_dead_engines_left_in_an_idle_campaign_is_recovered_first(
+    autojump_clock: MockClock, world: World
+) -> None:
+    """Its reservation is voided by the ordinary recovery; then its ids go like any others."""
+    campaign = await world.campaign()
+    assert await world.reasons(shown(campaign)) == ["accepted"]
+    await trio.sleep(200)  # its actor is passivated
+    world.registry._engines.heard(HeartbeatReply(0, frozenset({1}), 9))
+    idle = book(world, campaign)
+    assert idle is not None
+    tag = 7 << 40 | 1
+    assert idle.sums is not None
+    call = reserve(
+        campaign_id=CampaignId(campaign), generation=idle.generation, tag=tag, day=idle.sums.day, turn=idle.sums.turn
+    )
+    await world.ledger.answer([call])
+    assert idle.pending
+    await later(world, 6 * TURN_SECONDS)
+    assert held(world, campaign) == (0, 0)
+    after = book(world, campaign)
+    assert after is not None
+    assert not after.pending
+    assert after.sums is not None
+    assert after.sums.total == world.spent(campaign) == 1_000
+
+
+async def test_reservations_of_living_engines_are_left_alone(autojump_clock: MockClock, world: World) -> None:
+    """An engine that is slow, or frozen for a moment, settles its own."""
+    campaign = await world.campaign()
+    assert await world.reasons(shown(campaign)) == ["accepted"]
+    idle = book(world, campaign)
+    assert idle is not None
+    assert idle.sums is not None
+    call = reserve(
+        campaign_id=CampaignId(campaign), generation=idle.generation, tag=1 << 40 | 999, day=idle.sums.day,
+        turn=idle.sums.turn,
+    )  # fmt: skip
+    await world.ledger.answer([call])
+    await later(world, 6 * TURN_SECONDS)
+    assert idle.pending
+    assert world.store.ledger[CampaignId(campaign)].gen == 1
+
+
+async def test_a_rebuild_that_stopped_is_dropped_and_one_that_goes_on_is_not(
+    autojump_clock: MockClock, world: World
+) -> None:
+    """Closed for five minutes, with nothing loaded meanwhile."""
+    stopped, going = CampaignId(51), CampaignId(52)
+    await world.ledger.begin([Begin(stopped, 4), Begin(going, 4)])
+    for user in range(int(2 * ABANDONED_SECONDS / 60)):
+        world.ledger.books[going].users[str(user)] += 1
+        await trio.sleep(60)
+    assert going in world.ledger.books
+    assert stopped not in world.ledger.books
+
+
+async def test_a_halted_campaign_is_left_as_it_is(autojump_clock: MockClock, world: World) -> None:
+    """Whoever looks for what is wrong with its books needs all there is."""
+    campaign = await world.campaign(**CAPPED)
+    assert await world.reasons(shown(campaign)) == ["accepted"]
+    await trio.sleep(200)
+    world.store.ledger[CampaignId(campaign)].halted = "as the test wished"
+    await later(world, 4 * 86_400)
+    assert held(world, campaign) == (1, 1)
+
+
+async def test_a_redis_that_can_not_be_swept_is_told_once(
+    autojump_clock: MockClock, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A right is missing, say. Events are taken all the same."""
+
+    async def refused(_: int) -> NotRun:
+        return NotRun("NOPERM no permissions to run the 'scan' command")
+
+    world.ledger.survey = refused  # type: ignore[method-assign, assignment]
+    await trio.sleep(5 * PASSES_SECONDS)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1
+    assert "NOPERM" in told[0]
+    assert await world.engine.problems() == []
+
+
+async def test_a_sweep_goes_on_where_a_store_failed_it(autojump_clock: MockClock, world: World) -> None:
+    """Redis gives no answer in its midst, Postgres is away for a while; then all of it goes."""
+    campaigns = [await world.campaign() for _ in range(10)]
+    assert await world.reasons(*map(shown, campaigns)) == ["accepted"] * 10
+    await later(world, 2 * TURN_SECONDS)
+    world.store.away = True
+    await trio.sleep(PASSES_SECONDS)
+    world.store.away = False
+    world.ledger.fail_next(Trouble.UNKNOWN_BEFORE)
+    await later(world, 4 * TURN_SECONDS)
+    assert [held(world, campaign) for campaign in campaigns] == [(0, 0)] * 10
