@@ -16,9 +16,10 @@ from quart import request
 
 from api.calls import JSON, NDJSON, Gives, Parameter, call
 from api.campaigns import Instant, Money
-from api.codec import batch_answer, event_answer, read_events
+from api.codec import batch_answer, event_answer, start_reading
 from api.errors import STATUS_OF, Answer
 from api.headers import KEY_CHARACTERS_MAX, read_idempotency_key
+from api.slicing import Turns
 from config.settings import Settings
 from engine import Event, Invalid, Reason, Submission
 
@@ -115,6 +116,7 @@ class EventCalls:
     def __init__(self, engine: EventRecorder, settings: Settings) -> None:
         self._engine = engine
         self._limits = settings
+        self._turns = Turns(settings)
 
     @call(
         "POST",
@@ -156,13 +158,16 @@ class EventCalls:
     async def _record(self, *, batch: bool) -> Submission:
         headers = request.headers
         key = read_idempotency_key(_joined(headers.getlist("Idempotency-Key")))
-        events = read_events(
-            await request.get_data(cache=True, as_text=False, parse_form_data=False),
+        body = await request.get_data(cache=True, as_text=False, parse_form_data=False)
+        reading = start_reading(
+            body,
             content_type=_joined(headers.getlist("Content-Type")) or "",
             content_encoding=_joined(headers.getlist("Content-Encoding")) or "",
             batch=batch,
             limits=self._limits,
         )
+        events = reading if isinstance(reading, list) else await self._turns.finish(reading, len(body))
+        assert events is not None, "somebody waits for them"
         return await self._engine.record(events, idempotency_key=key)
 
 

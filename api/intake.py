@@ -18,11 +18,12 @@ from typing import Final, Protocol
 
 import trio
 
-from api.codec import JSON_HEADERS, read_events
+from api.codec import JSON_HEADERS, start_reading
 from api.errors import Answer, BadRequest, problem
 from api.headers import read_idempotency_key
 from api.intake_connection import Connection, Exchange
 from api.intake_reader import Heads, Request
+from api.slicing import Events, Reading, Turns, next_slice
 from config.settings import Settings
 from engine import Event, Invalid, Submission
 
@@ -33,6 +34,7 @@ TURN_BYTES_MAX: Final = 256 << 10  # of what is small or new; a turn has some of
 READ_BYTES_MIN: Final = TURN_BYTES_MAX // 128  # what a read counts for: 128 single events are some milliseconds
 BULK_BYTES_MAX: Final = 128 << 10  # of large bodies: a batch of 1,000, a millisecond or two
 FULL_BULK_BYTES_MAX: Final = 1 << 20  # the same, while all is refused, unread: less than a millisecond of copying
+LONG_TURN_SECONDS: Final = 0.004  # of a turn, after which long bodies wait for turns of their own
 ACCEPTS_A_TURN_MAX: Final = 64
 SWEEP_SECONDS: Final = 1.0  # the shortest timeout that the settings allow
 REFUSED_MAX: Final = 256  # refused connections that we wait for, so that they hear why; more are just closed
@@ -108,6 +110,7 @@ class Intake:
         self.connections: set[Connection] = set()
         self._lingering: set[Connection] = set()
         self._engine = engine
+        self._turns = Turns(settings)
         self._listener = listener
         self._accepting = False
         self._empty = trio.Event()
@@ -312,17 +315,40 @@ class Intake:
         exchange.batch = _EVENT_PATHS[head.path]
         try:
             key = None if head.idempotency_key is None else read_idempotency_key(head.idempotency_key)
-            events = read_events(
+            events = start_reading(
                 request.body,
                 content_type=head.content_type,
                 content_encoding=head.content_encoding,
                 batch=exchange.batch,
                 limits=self.settings,
             )
+            if not isinstance(events, list):
+                read = self._read_at_once(events)
+                if read is None:
+                    self._nursery.start_soon(self._read_in_turns, exchange, key, events, len(request.body))
+                    return
+                events = read
         except BadRequest as refused:
             exchange.finish(refused.answer)
             return
         self._engine.submit(events, exchange.submitted, idempotency_key=key)
+
+    def _read_at_once(self, reading: Reading) -> Events | None:
+        """Read a body that may be long if it isn't, and if this turn of the loop has time for it."""
+        return next_slice(reading) if time.monotonic() < self.now + LONG_TURN_SECONDS else None
+
+    async def _read_in_turns(self, exchange: Exchange, key: str | None, reading: Reading, size: int) -> None:
+        """Read the rest of a long body. Its answer has its place; nobody waits for it once its connection is closed."""
+        connection = exchange.connection
+        try:
+            events = await self._turns.finish(reading, size, lambda: connection.closed)
+            if events is not None:
+                self._engine.submit(events, exchange.submitted, idempotency_key=key)
+        except BadRequest as refused:
+            exchange.finish(refused.answer)
+        except Exception:  # noqa: BLE001 - boundary: a fault of one request ends its connection
+            _log.exception("a body could not be read; its connection is closed")
+            connection.close()
 
     async def _answer_readiness(self, exchange: Exchange) -> None:
         try:

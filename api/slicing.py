@@ -25,7 +25,9 @@ Events = list[Event | Invalid]
 Reading = Generator[None, None, Events]
 
 
-_FULL: Final = problem(503, "overloaded", "too many long bodies are being read at once", retry_after_seconds=1)
+# What a body counts for that waits to be read: its task and its request are as large.
+WAITING_BYTES_MIN: Final = 4_096
+_FULL: Final = problem(503, "overloaded", "too many long bodies are waiting to be read", retry_after_seconds=1)
 
 
 def next_slice(reading: Reading) -> Events | None:
@@ -39,33 +41,39 @@ def next_slice(reading: Reading) -> Events | None:
 
 
 class Turns:
-    """Long bodies that are read at the same time: one slice of one of them, then the loop has a turn, then the next."""
+    """Long bodies that are read at the same time: one slice of one of them, then the loop has a turn, then the next.
+
+    Half of the bytes that may be arriving is for bodies as they were sent, half for what is decoded of them.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        # Each is held as it was sent and as it is decoded: all together are as many bytes as may be arriving.
-        self._readings_max = max(1, settings.intake_bytes_max // (2 * settings.request_bytes_max))
-        self._readings = 0
-        self._deadline_seconds = settings.request_deadline_seconds
+        half = settings.intake_bytes_max // 2
+        self._bytes_max = max(half, settings.request_bytes_max)
+        self._bytes = 0
+        self._begun = trio.CapacityLimiter(max(1, half // settings.request_bytes_max))
         self._turn = trio.Lock()  # fair: first come, first served
+        # As long as the engine may take: most senders wait for both.
+        self._deadline_seconds = settings.request_deadline_seconds
 
-    async def finish(self, reading: Reading, given_up: Callable[[], bool] | None = None) -> Events | None:
-        """Read the rest; None when nobody waits for it any more.
+    async def finish(self, reading: Reading, size: int, given_up: Callable[[], bool] | None = None) -> Events | None:
+        """Read all of a body of `size` bytes, as it was sent; None when nobody waits for it any more.
 
-        Raises `BadRequest`: 503 when too many are being read at once, and what the reading raises.
+        Raises `BadRequest`: 503 when there is no room or no time for it, and what the reading raises.
         """
-        if self._readings >= self._readings_max:
+        size = max(size, WAITING_BYTES_MIN)
+        if self._bytes + size > self._bytes_max:
             raise BadRequest(_FULL)
-        deadline = trio.current_time() + self._deadline_seconds
-        self._readings += 1
+        self._bytes += size
         try:
-            while given_up is None or not given_up():
-                if trio.current_time() > deadline:
-                    raise BadRequest(_FULL)
-                async with self._turn:
-                    events = next_slice(reading)
-                if events is not None:
-                    return events
-            return None
+            with trio.move_on_after(self._deadline_seconds):
+                async with self._begun:
+                    while given_up is None or not given_up():
+                        async with self._turn:
+                            events = next_slice(reading)
+                        if events is not None:
+                            return events
+                    return None
+            raise BadRequest(_FULL)
         finally:
-            self._readings -= 1
+            self._bytes -= size
             reading.close()

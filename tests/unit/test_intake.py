@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import httptools
 import pytest
 import trio
+import zstandard
 from trio.testing import wait_all_tasks_blocked
 
 from api.intake import Intake, serve_intake
@@ -34,7 +35,7 @@ class HeldEngine:
         self.not_ready: list[str] = []
         self.full = False
         self.keys: list[str | None] = []
-        self.taken = 0
+        self.taken = self.asked = 0
         self._hand_over, self._taken = trio.open_memory_channel[Submission](inf)
 
     def submit(
@@ -59,6 +60,7 @@ class HeldEngine:
         return submission
 
     def overloaded(self) -> bool:
+        self.asked += 1
         return self.full
 
     async def problems(self) -> list[str]:
@@ -609,12 +611,80 @@ async def test_a_sender_that_does_not_read_is_not_read() -> None:
 async def test_a_slow_reader_past_the_bound_is_closed() -> None:
     """Answers do not pile up."""
     async with serving() as served, served.connect() as sender:
-        await sender.send(post(LONG, path="/events/batch") * 2)
-        first, second = await served.engine.next(), await served.engine.next()
+        await sender.send(post(LONG, path="/events/batch"))
+        first = await served.engine.next()
+        await sender.send(post(LONG, path="/events/batch"))
+        second = await served.engine.next()
         accept(first)
         assert len(served.intake.connections) == 1
         accept(second)
         assert not served.intake.connections
+
+
+async def long_body_arrives(served: Served) -> None:
+    """Until it has arrived, and is not read."""
+    while served.engine.asked == 0:
+        await trio.lowlevel.checkpoint()
+    assert served.engine.taken == 0
+
+
+async def test_long_bodies_wait_for_turns_of_their_own() -> None:
+    """Pipelined bombs of some hundred bytes hold up nobody: others are taken while they are read."""
+    bomb = zstandard.ZstdCompressor().compress(b"[" + b'{"campaign_id":0},' * 4_999 + b"1]")
+    pipelined = post(bomb, "Content-Encoding: zstd", path="/events/batch") * 8
+    async with serving() as served, served.connect() as attacker, served.connect() as sender:
+        await attacker.send(pipelined)
+        await sender.send(post())
+        bombs = 0
+        while len((submission := await served.engine.next()).entries) > 1:
+            bombs += 1
+        assert bombs < 8
+        accept(submission)
+        for _ in range(8 - bombs):
+            await served.engine.next()
+        await attacker.stream.aclose()
+        assert (await sender.answer()).status == 200
+
+
+async def test_answers_to_long_bodies_keep_their_place() -> None:
+    """What was read at once behind one of them is answered behind it."""
+    async with serving() as served, served.connect() as sender:
+        served.engine.at_once = True
+        await sender.send(post(LONG, path="/events/batch") + post())
+        assert "received" in (await sender.answer()).content
+        assert (await sender.answer()).content["status"] == "accepted"
+
+
+async def test_a_long_body_whose_connection_is_closed_is_not_submitted() -> None:
+    """Nobody would hear of it; its sender sends it again."""
+    async with serving() as served, served.connect() as sender:
+        await sender.send(post(LONG, path="/events/batch"))
+        await long_body_arrives(served)
+        next(iter(served.intake.connections)).close()
+        await wait_all_tasks_blocked()
+        assert served.engine.taken == 0
+
+
+async def test_a_drain_waits_for_long_bodies() -> None:
+    """They were taken whole, and are answered."""
+    async with serving() as served, served.connect() as sender:
+        served.engine.at_once = True
+        await sender.send(post(LONG, path="/events/batch"))
+        await long_body_arrives(served)
+        served.stop.set()
+        assert (await sender.answer()).content["rejected"] == 5_000
+        await served.returned.wait()
+
+
+async def test_more_long_bodies_than_there_is_room_for_are_refused() -> None:
+    """503, and they may be sent again."""
+    async with serving(intake_bytes_max=1 << 20, request_bytes_max=1 << 20) as served, served.connect() as sender:
+        served.engine.at_once = True
+        body = LONG[:-1] + b" " * ((1 << 19) + 1 - len(LONG)) + b"]"
+        await sender.send(post(body, path="/events/batch") * 3)
+        statuses = [(await sender.answer()).status for _ in range(3)]
+        assert sorted(statuses)[0] == 200
+        assert sorted(statuses)[-1] == 503
 
 
 async def test_a_reader_without_progress_is_closed() -> None:

@@ -241,7 +241,7 @@ async def test_long_bodies_take_turns_with_all_else() -> None:
             between.append(ticks)
             return False
 
-        events = await turns.finish(long_reading(), note)
+        events = await turns.finish(long_reading(), len(LONG), note)
         assert events is not None
         done.append(len(events))
 
@@ -266,13 +266,13 @@ async def test_too_many_long_bodies_are_refused() -> None:
         return False
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(turns.finish, long_reading(), note)
+        nursery.start_soon(turns.finish, long_reading(), FULL, note)
         await begun.wait()
         with pytest.raises(BadRequest, match="503"):
-            await turns.finish(long_reading())
-    assert await turns.finish(long_reading())
+            await turns.finish(long_reading(), FULL)
+    assert await turns.finish(long_reading(), FULL)
 
 
 async def test_a_body_that_nobody_waits_for_is_read_no_further() -> None:
     """Its connection was closed."""
-    assert await Turns(LIMITS).finish(long_reading(), lambda: True) is None
+    assert await Turns(LIMITS).finish(long_reading(), FULL, lambda: True) is None
