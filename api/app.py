@@ -20,14 +20,16 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import BaseConverter, RequestRedirect
 
-from api.calls import Handler, calls_of
+from api.calls import Call, Handler, calls_of
 from api.campaigns import CampaignCalls, CampaignKeeper
 from api.docs import docs_asset, docs_page
 from api.errors import Answer, BadRequest, problem
 from api.events import EVENT_NOTES, EventCalls, EventRecorder
 from api.exchange import Bodies, Exchange, refuse_two_lengths
+from api.headers import undone_headers
 from api.openapi import document
 from api.ops import RETRY_AFTER_SECONDS, OpsCalls
+from api.query import refuse_query, unknown_parameters
 from api.reports import ReportCalls, Reporter
 from config.settings import Settings
 from engine import CampaignNotFound, InvalidCampaign, StoreUnavailable
@@ -103,7 +105,7 @@ def create_app(engine: ServedEngine, ready: Callable[[], Awaitable[list[str]]] |
         for row in calls_of(group)
     ]
     for each, handler in calls:
-        app.add_url_rule(each.path, each.name, _view(handler), methods=[each.method])
+        app.add_url_rule(each.path, each.name, _view(handler, each), methods=[each.method])
     ops.document = orjson.dumps(document((each for each, _ in calls), EVENT_NOTES))
     app.add_url_rule("/docs", "docs_page", _view(docs_page), methods=["GET"])
     app.add_url_rule("/docs/<name>", "docs_asset", _view(docs_asset), methods=["GET"])
@@ -116,11 +118,22 @@ async def _check_head() -> None:
     refuse_two_lengths(request.headers)
 
 
-def _view(handler: Handler) -> Callable[..., Awaitable[Response]]:
+def _view(handler: Handler, call: Call | None = None) -> Callable[..., Awaitable[Response]]:
     async def view(**arguments: object) -> Response:
+        if call is not None and not call.ignores:
+            _refuse_unread(call)
         return _response(await handler(**arguments))
 
     return view
+
+
+def _refuse_unread(call: Call) -> None:
+    """Raise `BadRequest` (422) for parameters and headers that this call would ignore."""
+    faults = undone_headers(lambda name: name in request.headers, reads_key=call.reads_key)
+    if not call.has_query:
+        faults += unknown_parameters(request.query_string)
+    if faults:
+        refuse_query(faults)
 
 
 def _response(answer: Answer) -> Response:

@@ -136,11 +136,18 @@ def _read_single(body: bytes) -> Event | Invalid:
     if len(body) > EVENT_BYTES_MAX:
         body = body.removeprefix(BYTE_ORDER_MARK).strip(BLANKS)
         if len(body) > EVENT_BYTES_MAX:
-            return TOO_LONG
+            return _refuse_unread(body)
     try:
         return EVENT.decode(body)
     except (ValueError, RecursionError):
         return _explain_single(mark_lone_surrogates(body.removeprefix(BYTE_ORDER_MARK)))
+
+
+def _refuse_unread(body: bytes) -> Invalid:
+    """A body that is too long for an event: 400 if its first byte shows that it is no JSON."""
+    if not (body.startswith(b"[") or _OTHER_JSON.match(body)):
+        raise malformed(NotJson("it begins with neither an array nor an event"))
+    return TOO_LONG
 
 
 def _explain_single(body: bytes) -> Event | Invalid:

@@ -312,6 +312,9 @@ class Intake:
             exchange.finish(_OVERLOADED)  # at once and unread: what was taken keeps its share of the machine
             return
         head = request.head
+        if head.ignored is not None:
+            exchange.finish(head.ignored)
+            return
         exchange.batch = _EVENT_PATHS[head.path]
         try:
             key = None if head.idempotency_key is None else read_idempotency_key(head.idempotency_key)

@@ -15,6 +15,8 @@ import msgspec
 
 from api.codec import too_large
 from api.errors import Answer, problem
+from api.headers import undone_headers
+from api.query import unknown_parameters, wrong_parameters
 from config.settings import Settings
 
 __all__ = ["Head", "Heads", "Request", "RequestReader"]
@@ -37,6 +39,7 @@ class Head(msgspec.Struct, frozen=True):
     content_type: str = ""
     content_encoding: str = ""
     idempotency_key: str | None = None
+    ignored: Answer | None = None  # refuses what a call about events would ignore: parameters, and conditions
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -203,9 +206,13 @@ class RequestReader:
         if self.refusal is not None or self._upgrading:
             return
         self.partial = self.awaits_continue = False
-        path = self._url.partition(b"?")[0]
+        path, _, query = self._url.partition(b"?")
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         asks_keep_alive = self._headers.get(b"connection", b"").lower() == b"keep-alive"
+        ignored = [
+            *undone_headers(lambda name: name.lower().encode() in self._headers, reads_key=True),
+            *unknown_parameters(query),
+        ]
         head = Head(
             self._parser.get_method(),
             path,
@@ -214,6 +221,7 @@ class RequestReader:
             self._text(b"content-type") or "",
             self._text(b"content-encoding") or "",
             self._text(b"idempotency-key"),
+            wrong_parameters(ignored) if ignored else None,
         )
         self.requests.append(Request(head, body))
         self._drop_body()

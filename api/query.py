@@ -10,15 +10,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, NoReturn
+from urllib.parse import parse_qsl
 
-from api.errors import BadRequest, problem
+from api.errors import Answer, BadRequest, problem
 from engine import Fault
 from engine.model import us_from_datetime
 
-__all__ = ["instant", "read_query", "refuse_query", "whole_number"]
+__all__ = ["instant", "read_query", "refuse_query", "unknown_parameters", "whole_number", "wrong_parameters"]
 
 NAME_CHARACTERS_MAX: Final = 64  # of an unknown parameter, in the answer
 DIGITS_MAX: Final = 19  # of 2**63 - 1
+FAULTS_MAX: Final = 20  # that are named: a head has room for thousands of parameters
 
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 # A plus sign in a query string means a space, so a zone of "+01:00" that nobody escaped arrives as " 01:00".
@@ -50,10 +52,26 @@ def read_query(given: Mapping[str, Sequence[str]], readers: Mapping[str, Callabl
     return values
 
 
+def unknown_parameters(query: bytes) -> list[Fault]:
+    """The parameters of a call that has none."""
+    if not query:
+        return []
+    names = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+    return [Fault(name[:NAME_CHARACTERS_MAX], "no such parameter; this call has none") for name in names]
+
+
 def refuse_query(faults: Sequence[Fault]) -> NoReturn:
     """Raise `BadRequest` (422) that names these parameters."""
-    detail = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)
-    raise BadRequest(problem(422, "invalid_parameter", detail, errors=faults))
+    raise BadRequest(wrong_parameters(faults))
+
+
+def wrong_parameters(faults: Sequence[Fault]) -> Answer:
+    """The answer that names these parameters, of a query or a head."""
+    named = faults[:FAULTS_MAX]
+    detail = "; ".join(f"{fault.field}: {fault.message}" for fault in named)
+    if len(faults) > len(named):
+        detail += f"; and {len(faults) - len(named)} more"
+    return problem(422, "invalid_parameter", detail, errors=named)
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:

@@ -216,7 +216,7 @@ async def test_a_batch_is_answered_as_a_batch() -> None:
         served.engine.at_once = True
         await sender.send(post(b"[" + BODY + b",5]", path="/events/batch"))
         assert (await sender.answer()).content["rejected"] == 1
-        await sender.send(post(BODY + b"\n", "content-type: application/x-ndjson", path="/events/batch?x=y"))
+        await sender.send(post(BODY + b"\n", "content-type: application/x-ndjson", path="/events/batch?"))
         assert (await sender.answer()).content["accepted"] == 1
 
 
