@@ -14,6 +14,7 @@ import msgspec
 
 from api.elements import NotJson
 from engine import Event, Invalid
+from engine.instants import NOT_AN_INSTANT
 from engine.model import EVENT_TYPE_NAMES, EventId
 
 __all__ = ["EVENT", "EVENT_BYTES_MAX", "TOO_LONG", "check_json", "explain", "mark_lone_surrogates"]
@@ -43,7 +44,7 @@ _MUST_BE: Final = {
     "event_type": f"must be one of {', '.join(EVENT_TYPE_NAMES)}",
     "ad_id": "must be a string or null",
     "event_id": "must be a UUID or null",
-    "occurred_at": "must be an RFC 3339 time with its zone, such as 2026-01-31T12:00:00Z, or null",
+    "occurred_at": f"{NOT_AN_INSTANT}, or null",
 }
 _NESTED: Final = "nested far too deep for an event"
 

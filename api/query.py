@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Final, NoReturn
 from urllib.parse import parse_qsl
 
 from api.errors import Answer, BadRequest, problem
 from engine import Fault
-from engine.model import us_from_datetime
+from engine.instants import NotAnInstant, instant_us
 
 __all__ = ["instant", "read_query", "refuse_query", "unknown_parameters", "whole_number", "wrong_parameters"]
 
@@ -24,11 +23,7 @@ FAULTS_MAX: Final = 20  # that are named: a head has room for thousands of param
 
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 # A plus sign in a query string means a space, so a zone of "+01:00" that nobody escaped arrives as " 01:00".
-_INSTANT: Final = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d{1,6})?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
-_NOT_AN_INSTANT: Final = (
-    "must be an RFC 3339 time with its zone and at most 6 decimals, such as 2026-01-31T12:00:00Z, "
-    "or a date, which is its midnight in UTC"
-)
+_LOST_PLUS: Final = re.compile(r" (?=\d\d:\d\d$)")
 
 
 def read_query(given: Mapping[str, Sequence[str]], readers: Mapping[str, Callable[[str], int]]) -> dict[str, int]:
@@ -89,12 +84,7 @@ def instant(text: str) -> int:
     """Microseconds since the epoch of an RFC 3339 time, or of a date's midnight in UTC."""
     try:
         if _DATE.fullmatch(text):
-            return us_from_datetime(datetime.fromisoformat(text).replace(tzinfo=UTC))
-        match = _INSTANT.fullmatch(text)
-        if match:
-            day, time, zone = match.groups()
-            told = datetime.fromisoformat(f"{day}T{time}{zone.upper().replace(' ', '+')}")
-            return us_from_datetime(told.astimezone(UTC))
-    except (ValueError, OverflowError):
-        pass  # the right shape, but no such day or hour, or in UTC none of the years 1 to 9999
-    raise ValueError(_NOT_AN_INSTANT)
+            return instant_us(f"{text}T00:00:00Z")
+        return instant_us(_LOST_PLUS.sub("+", text))
+    except NotAnInstant as wrong:
+        raise ValueError(f"{wrong}, or a date, which is its midnight in UTC") from None

@@ -11,6 +11,7 @@ import os
 from typing import Final, NamedTuple, NoReturn
 
 from config.settings import Settings
+from engine.instants import NotAnInstant, instant_us
 from engine.model import (
     DAY_US,
     EVENT_TYPES,
@@ -20,11 +21,12 @@ from engine.model import (
     EventId,
     Invalid,
     new_event_id,
-    us_from_datetime,
 )
 from engine.submission import Entry, Submission
 
 _RANDOM_BYTES: Final = 10  # of a UUIDv7
+# RFC 9562, 5.9 and 5.10: what a sender has in place of an id that it forgot to make, so all its events have it.
+_NO_IDS: Final = frozenset([bytes(16), b"\xff" * 16])
 
 
 class ArrivalLimits(NamedTuple):
@@ -53,9 +55,12 @@ def arrive(
     picks the partition, so a retry meets the same unique key.
     """
     now_us, bytes_max = submission.received_us, limits.string_bytes_max
-    sent_id = None if event.event_id is None else event.event_id.int.to_bytes(16, "big")
+    sent = event.event_id
+    sent_id = None if sent is None else sent.int.to_bytes(16, "big")
     told_us = occurred_us = None
     try:
+        if sent_id in _NO_IDS:
+            raise ValueError("event_id: must not be the nil or the max UUID, which name no event")
         user = event.user_id.encode()
         if not 0 < len(user) <= bytes_max or 0 in user:
             _refuse_text("user_id", user, bytes_max)
@@ -64,8 +69,8 @@ def arrive(
             ad = event.ad_id.encode()
             if not 0 < len(ad) <= bytes_max or 0 in ad:
                 _refuse_text("ad_id", ad, bytes_max)
-        if event.occurred_at is not None:
-            told_us = occurred_us = us_from_datetime(event.occurred_at)
+        if (text := event.occurred_at) is not None:
+            told_us = occurred_us = instant_us(text)
             _check_occurred(occurred_us, now_us, limits)
         elif sent_id is not None and sent_id[6] >> 4 == 7 and sent_id[8] >> 6 == 2:
             told_us = int.from_bytes(sent_id[:6], "big") * 1_000  # a UUIDv7 (RFC 9562, section 5.7)
@@ -75,7 +80,8 @@ def arrive(
         field = "user_id" if wrong.object is event.user_id else "ad_id"
         return Invalid(f"{field}: must be Unicode text without lone surrogates", _told_id(sent_id))
     except ValueError as wrong:
-        return Invalid(str(wrong), _told_id(sent_id))
+        detail = f"occurred_at: {wrong}, or null" if isinstance(wrong, NotAnInstant) else str(wrong)
+        return Invalid(detail, _told_id(sent_id))
     if sent_id is not None:
         event_id = sent_id
     elif idempotency_key is not None:

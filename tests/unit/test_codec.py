@@ -6,7 +6,6 @@ import gzip
 import json
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -57,11 +56,11 @@ def test_a_single_event_is_decoded() -> None:
 
 
 def test_optional_fields() -> None:
-    """ad_id and occurred_at come as text and as an aware instant."""
+    """ad_id and occurred_at come as text; whether it is a time is for the engine."""
     body = (
         '{"campaign_id":7,"user_id":"ü","event_type":"impression","ad_id":"a","occurred_at":"2026-01-31T12:00:00.5Z"}'
     )
-    assert read(body) == [Event(7, "ü", "impression", "a", None, datetime(2026, 1, 31, 12, 0, 0, 500_000, UTC))]
+    assert read(body) == [Event(7, "ü", "impression", "a", None, "2026-01-31T12:00:00.5Z")]
 
 
 def test_an_array_is_decoded_in_order() -> None:
@@ -130,7 +129,6 @@ WRONG = {
     "type": (GOOD.replace("click", "Click"), "event_type: must be one of impression, click, conversion"),
     "id": (GOOD.replace(str(ID), "1234"), "event_id: must be a UUID"),
     "ad": (GOOD.replace('"u"', '"u","ad_id":{}'), "ad_id: must be a string or null"),
-    "no zone": (GOOD.replace('"u"', '"u","occurred_at":"2026-01-31T12:00:00"'), "occurred_at: must be an RFC 3339"),
     "unix time": (GOOD.replace('"u"', '"u","occurred_at":1769860800'), "occurred_at: must be an RFC 3339"),
     "lone surrogate": (GOOD.replace('"u"', r'"\ud800"'), "user_id: must be Unicode text"),
     "reversed pair": (GOOD.replace('"u"', r'"\ude00\ud83d"'), "user_id: must be Unicode text"),
