@@ -55,8 +55,7 @@ def arrive(
     picks the partition, so a retry meets the same unique key.
     """
     now_us, bytes_max = submission.received_us, limits.string_bytes_max
-    sent = event.event_id
-    sent_id = None if sent is None else sent.int.to_bytes(16, "big")
+    sent_id = None if event.event_id is None else event.event_id.int.to_bytes(16, "big")
     told_us = occurred_us = None
     try:
         if sent_id in _NO_IDS:
@@ -69,8 +68,8 @@ def arrive(
             ad = event.ad_id.encode()
             if not 0 < len(ad) <= bytes_max or 0 in ad:
                 _refuse_text("ad_id", ad, bytes_max)
-        if (text := event.occurred_at) is not None:
-            told_us = occurred_us = instant_us(text)
+        if event.occurred_at is not None:
+            told_us = occurred_us = instant_us(event.occurred_at)
             _check_occurred(occurred_us, now_us, limits)
         elif sent_id is not None and sent_id[6] >> 4 == 7 and sent_id[8] >> 6 == 2:
             told_us = int.from_bytes(sent_id[:6], "big") * 1_000  # a UUIDv7 (RFC 9562, section 5.7)

@@ -33,6 +33,7 @@ class HeldEngine:
     def __init__(self) -> None:
         self.at_once = False
         self.not_ready: list[str] = []
+        self.failure: Exception | None = None
         self.full = False
         self.keys: list[str | None] = []
         self.taken = self.asked = 0
@@ -45,6 +46,8 @@ class HeldEngine:
         *,
         idempotency_key: str | None = None,
     ) -> Submission:
+        if self.failure is not None:
+            raise self.failure
         submission = Submission(NOW_US, NOW_US, lambda _: None, answer)
         for index, event in enumerate(events):
             entry = event if isinstance(event, Invalid) else arrive(event, submission, index, idempotency_key, LIMITS)
@@ -663,6 +666,19 @@ async def test_a_long_body_whose_connection_is_closed_is_not_submitted() -> None
         next(iter(served.intake.connections)).close()
         await wait_all_tasks_blocked()
         assert served.engine.taken == 0
+
+
+async def test_a_fault_of_a_long_body_ends_its_connection_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """It is met by a task of its own, whose end must not be the intake's."""
+    async with serving() as served, served.connect() as sender, served.connect() as other:
+        served.engine.failure = RuntimeError("a fault of the engine")
+        await sender.send(post(LONG, path="/events/batch"))
+        await sender.ended()
+        assert "a fault of the engine" in caplog.text
+        served.engine.failure = None
+        served.engine.at_once = True
+        await other.send(post())
+        assert (await other.answer()).status == 200
 
 
 async def test_a_drain_waits_for_long_bodies() -> None:
