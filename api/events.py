@@ -40,9 +40,13 @@ EVENT_NOTES: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
     "Event": {
         "user_id": {"minLength": 1, "description": _TEXT},
         "ad_id": {"description": _TEXT},
-        "event_id": {"description": "The sender's id, which makes a retry safe. Absent: the server makes a UUIDv7."},
+        "event_id": {
+            "description": "The sender's id, which makes a retry safe; not the nil or max UUID. "
+            "Absent: the server makes a UUIDv7."
+        },
         "occurred_at": {
-            "description": "Absent: the time of receipt. At most 48 h old and 5 min ahead, unless set otherwise."
+            "description": "With its zone, and at most 6 decimals. Absent: the time of receipt. "
+            "At most 48 h old and 5 min ahead, unless set otherwise."
         },
     }
 }

@@ -71,6 +71,8 @@ class Turns:
                         async with self._turn:
                             events = next_slice(reading)
                         if events is not None:
+                            # What the engine and the answer make of 5,000 bad events takes as long as two slices.
+                            await trio.lowlevel.checkpoint()
                             return events
                     return None
             raise BadRequest(_FULL)

@@ -121,7 +121,8 @@ class Settings:
     )
     intake_bytes_max: int = _number(
         256 << 20,
-        "Bytes of bodies arriving at the intake, or at the api, at once: 64 full ones; more is 503.",
+        "Bytes of bodies arriving at the intake, or at the api, at once: 64 full ones; more is 503. As many again "
+        "of long ones that are being read, half as sent and half as decoded.",
         1 << 20,
         64 << 30,
     )

@@ -15,11 +15,11 @@ import trio
 import zstandard
 
 from api.bad_events import EVENT_BYTES_MAX
-from api.codec import NDJSON, read_events, start_reading
+from api.codec import NDJSON, batch_answer, read_events, start_reading
 from api.errors import BadRequest
 from api.slicing import Events, Turns, next_slice
 from config.settings import Settings
-from engine import Event, Invalid
+from engine import Event, Invalid, Reason, Status, Submission, Verdict
 
 LIMITS = Settings()
 MIB = 1 << 20
@@ -170,6 +170,17 @@ def test_brackets_within_elements_are_bounded() -> None:
     with pytest.raises(BadRequest) as refused:
         read_events(HOSTILE["pairs within an element"], content_type="", content_encoding="", batch=True, limits=LIMITS)
     assert json.loads(refused.value.answer.body)["code"] == "body_too_large"
+
+
+def test_the_answer_to_a_full_batch_is_bounded_work() -> None:
+    """Of bad events each of which has words of its own."""
+    made = Submission(0, 0, lambda _: None, lambda _: None)
+    for index in range(LIMITS.request_events_max):
+        made.entries.append(Invalid(f"x{index}: no such field in an event"))
+        made.verdicts[index] = Verdict(Status.REJECTED, Reason.INVALID, f"x{index}: no such field in an event")
+    with Calls() as calls:
+        batch_answer(made)
+    assert calls.count <= 10 * LIMITS.request_events_max
 
 
 @pytest.mark.parametrize("separator", [b",", b", ", b",\n", b" , "])
