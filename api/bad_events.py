@@ -115,17 +115,19 @@ def _id_of(raw: bytes) -> EventId | None:
     return None if event_id is None else EventId(event_id.bytes)
 
 
-# Backslashes go in pairs; what is left begins an escape. A pair of surrogates is one character, a lone one is none.
+# Backslashes go in pairs; what is left begins an escape. A pair of surrogates is one character, a lone one is none: the
+# rest of its string goes with it, so an event has no more of them than strings.
 _SURROGATES: Final = re.compile(
-    rb"(?:\\\\)+|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+    rb"(?:\\\\)+|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(?P<lone>\\u[dD][89a-fA-F][0-9a-fA-F]{2})(?:[^\x00-\x1f\"\\]+|\\[\"\\/bfnrt]|\\u[0-9a-fA-F]{4})*"
 )
 
 
 def mark_lone_surrogates(body: bytes) -> bytes:
     """Make each escape of a lone surrogate, such as D800, a byte that is no UTF-8.
 
-    Such escapes are well-formed JSON, but msgspec takes them for an end of the text: one would cost the whole
-    batch. The byte in its place costs the string that it stands in.
+    Such escapes are well-formed JSON, but msgspec takes them for an end of the text: it would call the whole body
+    malformed. The byte in its place costs the string that it stands in.
     """
     return _SURROGATES.sub(lambda match: b"\xff" if match["lone"] else match[0], body)
 

@@ -137,6 +137,15 @@ def test_a_single_event_is_read_in_one_slice_of_few_calls(body: bytes) -> None:
     assert counts[0] <= 100
 
 
+@pytest.mark.parametrize("piece", [b"\\ud800", b"\\ud83d\\ude00", b"\\\\", b"\\n", b'\\"', b"{", b"[", b"\xff"])
+@pytest.mark.parametrize("frame", [b'{"user_id":"%b"}', b'{"%b":1}', b"%b"], ids=["text", "name", "bare"])
+def test_a_bad_event_is_explained_in_few_calls(piece: bytes, frame: bytes) -> None:
+    """Also if it is as long as an event may be."""
+    body = frame % (piece * ((EVENT_BYTES_MAX - len(frame)) // len(piece)))
+    counts, _ = calls_of_slices(body, content_type="", content_encoding="", batch=False)
+    assert counts[0] <= 6_000
+
+
 @pytest.mark.parametrize("name", ["open brackets", "strings", "lone surrogates", "backslashes", "colons", "a number"])
 def test_no_slice_goes_through_more_than_a_mebibyte(name: str) -> None:
     """Of what has to be gone through byte by byte."""
