@@ -56,9 +56,9 @@ class ServedEngine(CampaignKeeper, EventRecorder, Reporter, Protocol):
 
 
 class _Number(BaseConverter):
-    """A campaign's number in a path. Eighteen digits fit a bigint, and are more than there will ever be."""
+    """A campaign's number in a path, in its one form. Eighteen digits fit a bigint, and are more than there will be."""
 
-    regex = "[0-9]{1,18}"
+    regex = "0|[1-9][0-9]{0,17}"
 
     def to_python(self, value: str) -> int:
         return int(value)
@@ -95,6 +95,7 @@ def create_app(engine: ServedEngine, ready: Callable[[], Awaitable[list[str]]] |
         RESPONSE_TIMEOUT=settings.read_timeout_seconds,  # for the one who reads slowly, too
     )
     app.bodies = Bodies(settings.intake_bytes_max)
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # 405, as at the intake
     app.url_map.converters["number"] = _Number
     ops = OpsCalls(ready or engine.problems)
     calls = [
