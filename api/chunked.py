@@ -18,6 +18,7 @@ _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED: Final = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
 _SIZE: Final = re.compile(rb"0*([0-9A-Fa-f]{1,15})(?:;%b(?:=(?:%b|%b))?)*\r\n" % (_TOKEN, _TOKEN, _QUOTED))
 _TRAILER: Final = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*\r\n")
+_TOO_LONG: Final = "a chunk is longer than its size says"
 _CRLF: Final = b"\r\n"
 
 
@@ -57,6 +58,8 @@ class ChunkedBody:
             end = piece.find(b"\n", at) + 1
             self._count(end - at if end else len(piece) - at, taken=end > 0)
             if not end:
+                if self._in_data and piece[at:] != _CRLF[:1]:
+                    raise MalformedChunk(_TOO_LONG)
                 break
             self._read_line(piece[at:end])
             at = end
@@ -71,7 +74,7 @@ class ChunkedBody:
     def _read_line(self, line: bytes) -> None:
         if self._in_data:
             if line != _CRLF:
-                raise MalformedChunk("a chunk is longer than its size says")
+                raise MalformedChunk(_TOO_LONG)
             self._in_data = False
         elif self._in_trailers:
             self.whole = line == _CRLF

@@ -32,7 +32,7 @@ _LINE_BEGUN: Final = re.compile(rb"[\x20-\x7e]*\r?")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)
 _ESCAPED: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
 _UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-_PATH: Final = re.compile(rb"/[A-Za-z0-9._~!$&'()*+,;=:@/-]*")
+_PATH: Final = re.compile(rb"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*/?")
 _CODING: Final = re.compile(rb"\r\ntransfer-encoding[ \t]*:([^\r\n]*)")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length[ \t]*:")
 _HOST: Final = re.compile(
@@ -156,7 +156,10 @@ def _read_target(method: bytes, target: bytes) -> tuple[bytes, bytes, bytes | No
 
 
 def _normal(path: bytes) -> bytes:
-    """Escapes of unreserved characters mean the same as those (RFC 3986, 6.2.2.2); no path of ours needs another."""
+    """Escapes of unreserved characters mean the same as those (RFC 3986, 6.2.2.2); no path of ours needs another.
+
+    What has one still, or two slashes in a row, must not be decoded once more by a framework behind us.
+    """
     if b"%" in path:
         path = _ESCAPED.sub(_unescape, path)
     return path if _PATH.fullmatch(path) else NOWHERE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from config.settings import Settings
 from engine import CampaignNotFound, CampaignView, Entry, Event, Invalid, Reason, Report, Status, Submission, Verdict
@@ -81,10 +81,16 @@ class FakeEngine:
 
     async def record(self, events: Sequence[Event | Invalid], *, idempotency_key: str | None = None) -> Submission:
         """Give each event the verdict of its user."""
+        return self.judge(events, lambda _: None, idempotency_key)
+
+    def judge(
+        self, events: Sequence[Event | Invalid], answer: Callable[[Submission], None], idempotency_key: str | None
+    ) -> Submission:
+        """The same at once; `answer` is called before this returns."""
         self._fail()
         self.recorded.append(events)
         self.keys.append(idempotency_key)
-        submission = Submission(NOW_US, NOW_US + 10_000_000, lambda _: None, lambda _: None)
+        submission = Submission(NOW_US, NOW_US + 10_000_000, answer, lambda _: None)
         limits = ArrivalLimits.of(self.settings)
         for index, event in enumerate(events):
             entry = event if isinstance(event, Invalid) else arrive(event, submission, index, idempotency_key, limits)
