@@ -8,6 +8,7 @@ of one is remembered: parsing it anew would cost more than decoding an event.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import httptools
@@ -23,7 +24,7 @@ LINE_BYTES: Final = 4  # ": " and the end of a header's line
 HEAD_END: Final = b"\r\n\r\n"
 # Of a request whose head is remembered: a single event, or a few. What a larger body costs is not its head.
 REMEMBERED_BYTES_MAX: Final = 4_096
-# Some kinds of sender, and for each the lengths that an event may have. 10 MB at most; then they start afresh.
+# Some kinds of sender, and for each the lengths that an event may have. 20 MB at most; then they start afresh.
 HEADS_MAX: Final = 1_024
 
 
@@ -37,6 +38,9 @@ class Head(msgspec.Struct, frozen=True):
     content_type: str = ""
     content_encoding: str = ""
     idempotency_key: str | None = None
+    version: str = "1.1"
+    target: bytes = b""  # as it was sent
+    headers: Mapping[bytes, bytes] = {}  # all of them, by their names in small letters
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -214,6 +218,9 @@ class RequestReader:
             self._text(b"content-type") or "",
             self._text(b"content-encoding") or "",
             self._text(b"idempotency-key"),
+            self._parser.get_http_version(),
+            self._url,
+            self._headers,
         )
         self.requests.append(Request(head, body))
         self._drop_body()
