@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from typing import Final, NoReturn
 
 import httptools
@@ -49,13 +50,14 @@ class Head(msgspec.Struct, frozen=True):
     path: bytes  # unreserved characters decoded, once; `NOWHERE` for what can name nothing here
     keep_alive: bool
     asks_keep_alive: bool  # in so many words: HTTP/1.0 keeps a connection only if both sides say so
-    query: bytes = b""  # as it was sent, without its question mark
     content_type: str = ""
     content_encoding: str = ""
     idempotency_key: str | None = None
+    version: str = "1.1"
+    target: bytes = b""  # the path and the query, whatever form it was sent in: another decoding changes no path
+    headers: Mapping[bytes, bytes] = {}  # all of them, by their names in small letters
     body_bytes: int | None = 0  # None: it comes in chunks
     awaits_continue: bool = False
-    headers: tuple[tuple[bytes, bytes], ...] = ()  # all of them, by lower-case names, each once
 
 
 def check_beginning(begun: bytes) -> Line | None:
@@ -89,21 +91,20 @@ def read_head(head: bytes, settings: Settings) -> Head:
     _check_host(headers.get(b"host"), authority, is_1_1=is_1_1)
     connection = [token.strip(b" \t") for token in headers.get(b"connection", b"").lower().split(b",")]
     closes, keeps = b"close" in connection, b"keep-alive" in connection
-    key = headers.get(b"idempotency-key")
+    key, chunked = headers.get(b"idempotency-key"), b"transfer-encoding" in headers
     return Head(
         method,
         path,
         keep_alive=not closes and (is_1_1 or keeps),
         asks_keep_alive=keeps and not closes,
-        query=query,
         content_type=headers.get(b"content-type", b"").decode("latin-1"),
         content_encoding=headers.get(b"content-encoding", b"").decode("latin-1"),
         idempotency_key=None if key is None else key.decode("latin-1"),
-        body_bytes=None
-        if b"transfer-encoding" in headers
-        else _read_length(headers.get(b"content-length", b"0"), settings),
+        version="1.1" if is_1_1 else "1.0",
+        target=path + query,
+        headers=headers,
+        body_bytes=None if chunked else _read_length(headers.get(b"content-length", b"0"), settings),
         awaits_continue=is_1_1 and headers.get(b"expect", b"").lower() == b"100-continue",
-        headers=tuple(headers.items()),
     )
 
 
@@ -136,7 +137,7 @@ def _read_line(line: bytes) -> Line:
 
 
 def _read_target(method: bytes, target: bytes) -> tuple[bytes, bytes, bytes | None]:
-    """Path, query, and the authority if the target has one (RFC 9112, 3.2)."""
+    """Path, query with its question mark, and the authority if the target has one (RFC 9112, 3.2)."""
     if method == b"CONNECT":
         raise BadRequest(problem(501, "not_implemented", "this is no proxy: CONNECT is not done"))
     if b"#" in target:
@@ -151,8 +152,8 @@ def _read_target(method: bytes, target: bytes) -> tuple[bytes, bytes, bytes | No
         if absolute is None:
             _malformed("the target must be a path that begins with /, or an http URL")
         authority, target = absolute.groups()
-    path, _, query = target.partition(b"?")
-    return _normal(path or b"/"), query, authority
+    path, mark, query = target.partition(b"?")
+    return _normal(path or b"/"), mark + query, authority
 
 
 def _normal(path: bytes) -> bytes:

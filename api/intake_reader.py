@@ -22,7 +22,7 @@ __all__ = ["Head", "Heads", "Request", "RequestReader"]
 
 # Of a request whose head is remembered: a single event, or a few. What a larger body costs is not its head.
 REMEMBERED_BYTES_MAX: Final = 4_096
-# Some kinds of sender, and for each the lengths that an event may have. 10 MB at most; then they start afresh.
+# Some kinds of sender, and for each the lengths that an event may have. 20 MB at most; then they start afresh.
 HEADS_MAX: Final = 1_024
 
 

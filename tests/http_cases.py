@@ -295,7 +295,7 @@ def chunks() -> Iterator[Case]:
 
 
 def lasts() -> Iterator[Case]:
-    """Points 8 and 9: upgrades, Connection, HTTP/1.0, and what comes behind."""
+    """Point 9: Connection, HTTP/1.0, what comes behind a request, and pipelining."""
     close = b"Connection: close"
     behind = {
         "nothing": b"",
@@ -335,25 +335,6 @@ def lasts() -> Iterator[Case]:
         ends=True,
     )
     yield Case("GET of HTTP/1.0", b"GET /healthz HTTP/1.0\r\n\r\n\r\n", (200,), ends=True)
-    upgrade = b"Connection: Upgrade"
-    handshake = (
-        upgrade,
-        b"Upgrade: websocket",
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-        b"Sec-WebSocket-Version: 13",
-    )
-    yield Case("websocket", get(b"/healthz", *handshake), (200,))
-    yield Case("websocket with a byte behind it", get(b"/healthz", *handshake) + b"\x81", (200, MALFORMED), ends=True)
-    yield Case("websocket without a key", get(b"/healthz", upgrade, b"Upgrade: websocket"), (200,))
-    yield Case("websocket, no ASCII", get(b"/healthz", *handshake, b"Sec-WebSocket-Protocol: \xff"), (200,))
-    yield Case(
-        "websocket, Connection no ASCII", get(b"/healthz", b"Connection: Upgrade, \xff", b"Upgrade: websocket"), (200,)
-    )
-    yield Case("websocket with an event", post(EVENT, *handshake) + post(), (200, 200), taken=2)
-    yield Case("websocket with chunks", chunked(WHOLE, headers=handshake) + post(), (200, 200), taken=2)
-    for settings in (b"AAAAAAA", b"AAMAAABkAAQAAP__", b"", b"\xff", b"%", b"AAEAAEAAAAIAAAAB"):
-        h2c = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: " + settings)
-        yield Case(f"h2c {show(settings)}", post(EVENT, *h2c) + post(), (200, 200), taken=2)
     yield Case("CRLFs before a request", b"\r\n\r\n\r\n" + post(), (200,), taken=1)
     yield Case("CRLFs between requests", post() + b"\r\n" + post() + b"\r\n\r\n", (200, 200), taken=2)
     yield Case("LF before a request", b"\n" + post(), (MALFORMED,), ends=True)
@@ -379,6 +360,29 @@ def lasts() -> Iterator[Case]:
     yield Case(
         "Expect in HTTP/1.0", post(EVENT, b"Expect: 100-continue", version=b"HTTP/1.0"), (200,), taken=1, ends=True
     )
+
+
+def upgrades() -> Iterator[Case]:
+    """Point 8: other protocols are declined, and what was asked in HTTP is answered in it."""
+    upgrade = b"Connection: Upgrade"
+    handshake = (
+        upgrade,
+        b"Upgrade: websocket",
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        b"Sec-WebSocket-Version: 13",
+    )
+    yield Case("websocket", get(b"/healthz", *handshake), (200,))
+    yield Case("websocket with a byte behind it", get(b"/healthz", *handshake) + b"\x81", (200, MALFORMED), ends=True)
+    yield Case("websocket without a key", get(b"/healthz", upgrade, b"Upgrade: websocket"), (200,))
+    yield Case("websocket, no ASCII", get(b"/healthz", *handshake, b"Sec-WebSocket-Protocol: \xff"), (200,))
+    yield Case(
+        "websocket, Connection no ASCII", get(b"/healthz", b"Connection: Upgrade, \xff", b"Upgrade: websocket"), (200,)
+    )
+    yield Case("websocket with an event", post(EVENT, *handshake) + post(), (200, 200), taken=2)
+    yield Case("websocket with chunks", chunked(WHOLE, headers=handshake) + post(), (200, 200), taken=2)
+    for settings in (b"AAAAAAA", b"AAMAAABkAAQAAP__", b"", b"\xff", b"%", b"AAEAAEAAAAIAAAAB"):
+        h2c = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: " + settings)
+        yield Case(f"h2c {show(settings)}", post(EVENT, *h2c) + post(), (200, 200), taken=2)
 
 
 def heads() -> Iterator[Case]:
@@ -433,7 +437,7 @@ def bodies() -> Iterator[Case]:
 
 CASES = [
     case
-    for group in (request_lines, targets, hosts, headers, lengths, codings, chunks, lasts, heads, bodies)
+    for group in (request_lines, targets, hosts, headers, lengths, codings, chunks, lasts, upgrades, heads, bodies)
     for case in group()
 ]
 

@@ -18,24 +18,16 @@ from config.settings import Settings
 from engine import Event, Invalid, Submission
 from tests.fakes.engine import FakeEngine
 
-__all__ = ["LISTENERS", "Listener", "ServedEngine", "Told", "listening", "read_answer"]
+__all__ = ["LISTENERS", "CountingEngine", "Listener", "Told", "listening", "read_answer"]
 
 Listener = Literal["api", "intake"]
 LISTENERS: tuple[Listener, ...] = ("api", "intake")
 
 
-class ServedEngine(FakeEngine):
-    """The fake engine with the intake's door, too. It accepts every event at once, and counts."""
+class CountingEngine(FakeEngine):
+    """The fake engine, which accepts every event; `taken` is how many."""
 
-    full = False
-
-    def __init__(self, settings: Settings | None = None) -> None:
-        super().__init__(settings)
-        self.taken = 0
-
-    async def record(self, events: Sequence[Event | Invalid], *, idempotency_key: str | None = None) -> Submission:
-        """As the fake engine does."""
-        return self.submit(events, lambda _: None, idempotency_key=idempotency_key)
+    taken = 0
 
     def submit(
         self,
@@ -44,20 +36,16 @@ class ServedEngine(FakeEngine):
         *,
         idempotency_key: str | None = None,
     ) -> Submission:
-        """Take them, and answer before this returns."""
-        submission = self.judge(events, answer, idempotency_key)
+        """As the fake engine, whose other door leads here, too."""
+        submission = super().submit(events, answer, idempotency_key=idempotency_key)
         self.taken += len(submission.entries) - len(submission.verdicts)
         return submission
 
-    def overloaded(self) -> bool:
-        """Never."""
-        return self.full
-
 
 @asynccontextmanager
-async def listening(which: Listener, settings: Settings) -> AsyncIterator[tuple[ServedEngine, tuple[str, int]]]:
+async def listening(which: Listener, settings: Settings) -> AsyncIterator[tuple[CountingEngine, tuple[str, int]]]:
     """A listener over an engine of its own, and its address."""
-    engine, stop = ServedEngine(settings), trio.Event()
+    engine, stop = CountingEngine(settings), trio.Event()
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         address = listener.getsockname()
         async with trio.open_nursery() as nursery:
@@ -84,7 +72,7 @@ class Told(NamedTuple):
     @property
     def counted(self) -> int:
         """How many events it says are accepted."""
-        if self.status != 200 or not self.body:
+        if self.status != 200 or not self.body or self.headers["content-type"] != "application/json":
             return 0
         told = self.json
         return int(told.get("accepted", told.get("status") == "accepted"))
