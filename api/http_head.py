@@ -28,6 +28,10 @@ METHODS: Final = frozenset([b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE
 # Headers that are one value, not a list: two of them would be read in two ways (RFC 9110, 5.3).
 SINGLE: Final = frozenset([b"host", b"content-type", b"idempotency-key"])
 
+_NO_LINE: Final = (
+    "the request line must be METHOD, target and HTTP/1.1 in printable ASCII, with one space between, ended by CR LF;"
+    " if this is TLS: it is not spoken here"
+)
 _LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n")
 _LINE_BEGUN: Final = re.compile(rb"[\x20-\x7e]*\r?")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)
@@ -68,7 +72,7 @@ def check_beginning(begun: bytes) -> Line | None:
     line_end = begun.find(b"\n") + 1
     if not line_end:
         if not _LINE_BEGUN.fullmatch(begun):
-            _malformed("the request line has bytes that are no printable ASCII; is this TLS?")
+            _malformed(_NO_LINE)
         return None
     line = _read_line(begun[:line_end])
     if begun.count(b"\n") != begun.count(b"\r\n"):
@@ -123,7 +127,7 @@ def _malformed(detail: str) -> NoReturn:
 def _read_line(line: bytes) -> Line:
     match = _LINE.fullmatch(line)
     if match is None:
-        _malformed("the request line must be METHOD, target and HTTP/1.1, with one space between, ended by CR LF")
+        _malformed(_NO_LINE)
     method, target, major, minor = match.groups()
     if major != b"1" or minor not in b"01":
         raise BadRequest(
