@@ -50,7 +50,7 @@ STAGES: Final = (SOCKETS, HTTP, DECODE, ROUTE, ADMIT, REDIS, ENCODE, POSTGRES, A
 STAGE_OF: Final[dict[str, str]] = {
     "api/intake_connection.py:Connection._send": SOCKETS,
     "api/intake_connection.py:Connection.on_readable": SOCKETS,
-    "api/intake_connection.py:_encode": ANSWER,
+    "api/response.py": ANSWER,
     "api/codec.py:event_answer": ANSWER,
     "api/codec.py:batch_answer": ANSWER,
     "api/codec.py:_stored_answer": ANSWER,

@@ -63,10 +63,10 @@ MUTANTS = [
         "a-long-body-is-a-boundary",
         "A fault of one request ends its connection, not the intake.",
         INTAKE,
-        """        except Exception:  # noqa: BLE001 - boundary: a fault of one request ends its connection
-            _log.exception("a body""",
-        """        except OSError:
-            _log.exception("a body""",
+        """        except Exception as error:  # noqa: BLE001 - boundary: a fault of one request ends its connection
+            _log.error("a body""",
+        """        except OSError as error:
+            _log.error("a body""",
         f"{SERVING}::test_a_fault_of_a_long_body_ends_its_connection_and_no_other",
     ),
     one(

@@ -96,12 +96,6 @@ async def test_a_fault_of_ours_is_500_without_its_story(caplog: pytest.LogCaptur
     assert "the secret of the house" in caplog.text
 
 
-async def test_two_lengths_are_refused() -> None:
-    """That is how requests are smuggled past proxies."""
-    told = await FakeApi().send("POST", "/events/", data=b"{}", transfer_encoding="chunked", content_length="2")
-    assert (told.status, told.code, told.headers["connection"]) == (400, "malformed_http", "close")
-
-
 def test_every_problem_of_the_listeners_is_in_the_table() -> None:
     """With the status that the table gives its code."""
     found = 0
