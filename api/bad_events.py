@@ -12,17 +12,17 @@ from typing import Final
 
 import msgspec
 
+from api.bad_campaigns import campaign_of
 from api.elements import NotJson
 from engine import Event, Invalid
 from engine.instants import NOT_AN_INSTANT
 from engine.model import EVENT_TYPE_NAMES, EventId
 
-__all__ = ["EVENT", "EVENT_BYTES_MAX", "TOO_LONG", "check_json", "explain", "mark_lone_surrogates"]
+__all__ = ["EVENT", "EVENT_BYTES_MAX", "check_json", "explain", "mark_lone_surrogates", "too_long"]
 
 # Two strings of 1,024 bytes, as many as the settings allow, written as escapes of six bytes each: 12 KiB, and 2 KiB for
 # all else that an event has. What is longer is blanks, or no event.
 EVENT_BYTES_MAX: Final = 16_384
-TOO_LONG: Final = Invalid(f"an event must have at most {EVENT_BYTES_MAX} bytes as JSON")
 NAME_CHARACTERS_MAX: Final = 64  # of an unknown field, in the answer
 
 EVENT: Final = msgspec.json.Decoder(Event)
@@ -49,6 +49,11 @@ _MUST_BE: Final = {
 _NESTED: Final = "nested far too deep for an event"
 
 
+def too_long(raw: bytes) -> Invalid:
+    """What stands for an event that is longer than is read. Its campaign is looked for: the event keeps its place."""
+    return Invalid(f"an event must have at most {EVENT_BYTES_MAX} bytes as JSON", None, campaign_of(raw))
+
+
 def check_json(raw: bytes) -> None:
     """Raise `NotJson` if it is none. What is nested too deep to tell passes: it is no event."""
     try:
@@ -71,7 +76,7 @@ def explain(raw: bytes) -> Event | Invalid:
         detail = _NESTED
     except ValueError as error:
         detail = f"not JSON: {_why_not_json(error)}"
-    return Invalid(detail, _id_of(raw))
+    return Invalid(detail, _id_of(raw), campaign_of(raw))
 
 
 _EXPLANATIONS: Final = re.compile(

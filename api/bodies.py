@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from api.bad_events import EVENT, EVENT_BYTES_MAX, TOO_LONG, check_json, explain, mark_lone_surrogates
+from api.bad_events import EVENT, EVENT_BYTES_MAX, check_json, explain, mark_lone_surrogates, too_long
 from api.elements import STEP_BYTES, Elements, NotJson
 from api.errors import BadRequest, problem
 from api.slicing import SLICE_WORK, Reading
@@ -105,8 +105,8 @@ def _read_element(body: bytes, start: int, end: int, events: list[Event | Invali
     """Read the event of an array that stands there, and add it. Returns the work. `alone`: no comma is behind it."""
     raw = body[start:end].strip(b" \t\r\n")
     if len(raw) > EVENT_BYTES_MAX:
-        events.append(TOO_LONG)
-        return end - start
+        events.append(too_long(raw))
+        return 2 * (end - start)
     if not raw:
         if events or not alone:
             raise NotJson(f"nothing stands before a comma or the end, behind {len(events)} events")
@@ -148,8 +148,8 @@ def read_lines(body: bytes, limits: Settings) -> Reading:
 def read_line(line: bytes, events: list[Event | Invalid]) -> int:
     """Read the event of a line, and add it. Returns the work, the passing of its bytes apart."""
     if len(line) > EVENT_BYTES_MAX and len(line.rstrip()) > EVENT_BYTES_MAX:
-        events.append(TOO_LONG)
-        return 0
+        events.append(too_long(line))
+        return len(line)
     try:
         events.append(EVENT.decode(line))
     except (ValueError, RecursionError):

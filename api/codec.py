@@ -18,7 +18,7 @@ from typing import Final
 
 import orjson
 
-from api.bad_events import EVENT, EVENT_BYTES_MAX, TOO_LONG, check_json, explain, mark_lone_surrogates
+from api.bad_events import EVENT, EVENT_BYTES_MAX, check_json, explain, mark_lone_surrogates, too_long
 from api.bodies import (
     BYTE_ORDER_MARK,
     EVENTS,
@@ -147,7 +147,7 @@ def _refuse_unread(body: bytes) -> Invalid:
     """A body that is too long for an event: 400 if its first byte shows that it is no JSON."""
     if not (body.startswith(b"[") or _OTHER_JSON.match(body)):
         raise malformed(NotJson("it begins with neither an array nor an event"))
-    return TOO_LONG
+    return too_long(body)
 
 
 def _explain_single(body: bytes) -> Event | Invalid:

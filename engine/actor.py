@@ -171,6 +171,7 @@ class Actor:
             )
             if admitted.late:
                 self.services.look_up([LookUp(self, entry, Absent.AGAIN) for entry in admitted.late])
+            self.mailbox.put_back(admitted.back)
             if admitted.request is not None:
                 self._request = admitted.request
                 state.signal(Signal.CALL)
@@ -290,6 +291,8 @@ class Actor:
         match reply:
             case Committed():
                 state.settle_committed(reservation)
+                if state.outlasted(reservation, self.services.now_us()):
+                    self.doubt()
             case Refused(causes):
                 self._refused(reservation, causes[reservation.campaign_id])
             case NotRun():
@@ -334,7 +337,6 @@ class Actor:
             if stored is not None:
                 state.settle_found(entry, stored, look_up.tag)
             elif look_up.absent is Absent.AGAIN:
-                entry.looked_up = True
                 self.mailbox.put_back([entry])
                 self.services.run_soon(self)
             elif look_up.absent is Absent.IN_FLIGHT:

@@ -6,11 +6,11 @@ identity day. Pure; knows no campaign. Each event passes here once.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import Final, NamedTuple, NoReturn
 
 from config.settings import Settings
+from engine.derived_ids import DerivedIds
 from engine.instants import NotAnInstant, instant_us
 from engine.model import (
     DAY_US,
@@ -20,11 +20,17 @@ from engine.model import (
     Event,
     EventId,
     Invalid,
+    Reason,
+    Status,
+    Verdict,
     new_event_id,
 )
 from engine.submission import Entry, Submission
 
 _RANDOM_BYTES: Final = 10  # of a UUIDv7
+# An event that is too old by no more than this may be the repeat of one that was accepted: it is looked up before it is
+# refused. Senders repeat within seconds, and after an outage of theirs within minutes; an hour has room for both.
+REPEATED_US: Final = 3_600 * SECOND_US
 # RFC 9562, 5.9 and 5.10: what a sender has in place of an id that it forgot to make, so all its events have it.
 _NO_IDS: Final = frozenset([bytes(16), b"\xff" * 16])
 
@@ -46,15 +52,16 @@ class ArrivalLimits(NamedTuple):
         )
 
 
-def arrive(
-    event: Event, submission: Submission, index: int, idempotency_key: str | None, limits: ArrivalLimits
+def arrive(  # noqa: C901 - one pass over the fields, for each event: a function for each of them would cost
+    event: Event, submission: Submission, index: int, ids: DerivedIds | None, limits: ArrivalLimits
 ) -> Entry | Invalid:
-    """Check one decoded event and make its entry.
+    """Check one decoded event and make its entry. `ids` are those of the request's Idempotency-Key, if it has one.
 
     The identity day is the UTC date of `occurred_at`, else of the time inside a UUIDv7, else of receipt. It
     picks the partition, so a retry meets the same unique key.
     """
     now_us, bytes_max = submission.received_us, limits.string_bytes_max
+    refusal = None
     sent_id = None if event.event_id is None else event.event_id.int.to_bytes(16, "big")
     told_us = occurred_us = None
     try:
@@ -70,7 +77,7 @@ def arrive(
                 _refuse_text("ad_id", ad, bytes_max)
         if event.occurred_at is not None:
             told_us = occurred_us = instant_us(event.occurred_at)
-            _check_occurred(occurred_us, now_us, limits)
+            refusal = _judge_occurred(occurred_us, now_us, limits)
         elif sent_id is not None and sent_id[6] >> 4 == 7 and sent_id[8] >> 6 == 2:
             told_us = int.from_bytes(sent_id[:6], "big") * 1_000  # a UUIDv7 (RFC 9562, section 5.7)
             if told_us > now_us + limits.ahead_us:
@@ -79,12 +86,13 @@ def arrive(
         field = "user_id" if wrong.object is event.user_id else "ad_id"
         return Invalid(f"{field}: must be Unicode text without lone surrogates", _told_id(sent_id))
     except ValueError as wrong:
-        detail = f"occurred_at: {wrong}, or null" if isinstance(wrong, NotAnInstant) else str(wrong)
-        return Invalid(detail, _told_id(sent_id))
+        return Invalid(_why(wrong), _told_id(sent_id))
     if sent_id is not None:
         event_id = sent_id
-    elif idempotency_key is not None:
-        event_id = derived_event_id(idempotency_key, index)
+    elif ids is not None:
+        event_id = ids.of(index)
+    elif refusal is not None and refusal.detail is not None:
+        return Invalid(refusal.detail)
     else:
         # Nobody else can have this id, so it is never looked up: its time is the receipt's.
         event_id, told_us = new_event_id(now_us, os.urandom(_RANDOM_BYTES)), now_us
@@ -101,15 +109,12 @@ def arrive(
         now_us,
         told_us,
         (now_us if told_us is None else told_us) // DAY_US,
+        refusal,
     )
 
 
-def derived_event_id(idempotency_key: str, index: int) -> EventId:
-    """The id of event `index` of a request: a UUIDv8 (RFC 9562, section 5.8) from the key, so a repeat is a repeat."""
-    digest = bytearray(hashlib.sha256(f"{index}:{idempotency_key}".encode()).digest()[:16])
-    digest[6] = 0x80 | digest[6] & 0x0F
-    digest[8] = 0x80 | digest[8] & 0x3F
-    return EventId(bytes(digest))
+def _why(wrong: ValueError) -> str:
+    return f"occurred_at: {wrong}, or null" if isinstance(wrong, NotAnInstant) else str(wrong)
 
 
 def _told_id(sent_id: bytes | None) -> EventId | None:
@@ -129,14 +134,19 @@ def _refuse_id(told_us: int, now_us: int, limits: ArrivalLimits) -> NoReturn:
     )
 
 
-def _check_occurred(occurred_us: int, now_us: int, limits: ArrivalLimits) -> None:
+def _judge_occurred(occurred_us: int, now_us: int, limits: ArrivalLimits) -> Verdict | None:
+    """None if the time is allowed. Raises `ValueError`, or, for what may still be a repeat, returns the refusal."""
     if occurred_us < now_us - limits.past_us:
-        raise ValueError(
+        detail = (
             f"occurred_at: {(now_us - occurred_us) // SECOND_US} s old, "
             f"at most {limits.past_us // SECOND_US} s are allowed"
         )
+        if occurred_us < now_us - limits.past_us - REPEATED_US:
+            raise ValueError(detail)
+        return Verdict(Status.REJECTED, Reason.INVALID, detail)
     if occurred_us > now_us + limits.ahead_us:
         raise ValueError(
             f"occurred_at: {(occurred_us - now_us) // SECOND_US} s ahead of the server, "
             f"at most {limits.ahead_us // SECOND_US} s are allowed"
         )
+    return None

@@ -7,8 +7,8 @@ A `CampaignState` is owned by one actor. The actor feeds it what arrives and doe
     entries --admit--> ReserveRequest --Redis--> apply --> Reservation --Postgres--> committed | again | ...
 
 - `admit` takes waiting entries. An id that is already under way here joins that entry (`repeats`) and shares
-  its fate. An entry whose own time lies before the dedup window is *late*: Postgres is asked first. The rest
-  becomes one `ReserveRequest`.
+  its fate. An entry whose own time lies before the dedup window is *late*: Postgres is asked first, under the
+  generation of the call. One that is too old is asked for without a budget. The rest becomes one `ReserveRequest`.
 - `apply` reads the letters of the reply. Accepted entries become a `Reservation`, which a flush makes durable.
   Ids that Redis knows (D, P) are looked up in Postgres: only what is there is a duplicate.
 - `settle` is the only way out: it gives an entry, and those that joined it, their verdict.
@@ -42,7 +42,7 @@ from engine.model import (
 from engine.pacing import SpendDay, allowance_micros, day_of_number, seconds_between, seconds_until_room, spend_day
 from engine.ports import BILLABLE as BILLABLE_FLAG
 from engine.ports import COUNTS_FOR_CAP, FREE, NO_CAP, LedgerRow, Letter, Reserve, Reserved
-from engine.submission import Entry
+from engine.submission import NOT_LOOKED_UP, Entry
 from engine.verdicts import DAILY_BUDGET, ID_REUSED, IN_FLIGHT, INACTIVE, TOTAL_BUDGET, UNAVAILABLE
 
 # An entry is reserved at most so often (each time, a cause has been dealt with), and only while its sender may wait:
@@ -65,22 +65,24 @@ class ReserveRequest(msgspec.Struct, frozen=True, gc=False):
 class Reservation:
     """The accepted entries of one call, on their way to Postgres (`ports.Batch`)."""
 
-    __slots__ = ("amount_micros", "campaign_id", "generation", "rows", "spend_day", "tag")
+    __slots__ = ("amount_micros", "campaign_id", "decided_us", "generation", "rows", "spend_day", "tag")
 
-    def __init__(self, call: Reserve, rows: Sequence[Entry], amount_micros: int) -> None:
+    def __init__(self, call: Reserve, rows: Sequence[Entry], amount_micros: int, decided_us: int) -> None:
         self.campaign_id = call.campaign_id
         self.generation = call.generation
         self.tag = call.tag
         self.spend_day = call.day
         self.amount_micros = amount_micros
+        self.decided_us = decided_us
         self.rows = rows
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):
-    """What `admit` decided: a call to send, and entries to look up first."""
+    """What `admit` decided: a call to send, entries to look up first, and entries that wait for the next call."""
 
     request: ReserveRequest | None
     late: Sequence[Entry]
+    back: Sequence[Entry] = ()
 
 
 class Applied(msgspec.Struct, frozen=True, gc=False):
@@ -94,8 +96,22 @@ class CampaignState:
     """Plan, generation, spend day and what is under way, of one campaign in one engine process."""
 
     __slots__ = (
-        "_cost_micros", "_flags", "campaign_id", "committed", "fresh_us", "generation", "generation_seen", "in_flight",
-        "phase", "plan", "slack_us", "today", "turn_us", "voids", "wait_us",
+        "_asked_too_old",
+        "_cost_micros",
+        "_flags",
+        "campaign_id",
+        "committed",
+        "fresh_us",
+        "generation",
+        "generation_seen",
+        "in_flight",
+        "phase",
+        "plan",
+        "slack_us",
+        "today",
+        "turn_us",
+        "voids",
+        "wait_us",
     )  # fmt: skip
 
     def __init__(
@@ -108,6 +124,7 @@ class CampaignState:
         self.plan: Campaign | None = None
         self._flags: bytes = b""  # the kind of each event type under the plan
         self._cost_micros = Micros(0)  # of a billable event under the plan
+        self._asked_too_old = False  # the latest call carried what is too old, if such waited
         self.today: SpendDay | None = None
         self.generation = 0  # the one that the next call names
         self.generation_seen = 0  # the highest one seen in Postgres: no older one is used
@@ -174,7 +191,9 @@ class CampaignState:
         assert self.today is not None
         fresh: list[Entry] = []
         late: list[Entry] = []
-        in_flight, oldest_us, waits_us = self.in_flight, now_us - self.fresh_us, now_us - self.wait_us
+        too_old: list[Entry] = []
+        in_flight, generation = self.in_flight, self.generation
+        oldest_us, waits_us = now_us - self.fresh_us, now_us - self.wait_us
         for entry in waiting:
             first = in_flight.setdefault(entry.event_id, entry)
             if first is not entry:
@@ -183,16 +202,32 @@ class CampaignState:
                 first.repeats.append(entry)
             elif entry.submission is None and not entry.repeats:
                 del in_flight[entry.event_id]  # its deadline passed before anything was reserved
-            elif not entry.looked_up and (entry.told_us is None or entry.told_us < oldest_us):
-                late.append(entry)
             elif entry.attempts >= ATTEMPTS_MAX or entry.received_us < waits_us:
                 self.settle(entry, UNAVAILABLE)
+            elif entry.refusal is None and entry.told_us is not None and entry.told_us >= oldest_us:  # Redis knows
+                entry.attempts += 1
+                fresh.append(entry)
+            elif entry.looked_up_under != generation:
+                late.append(entry)
             else:
                 entry.attempts += 1
-                if entry.looked_up:
-                    entry.looked_up = False
-                fresh.append(entry)
-        return Admitted(self._request(fresh, tag, now_us) if fresh else None, late)
+                entry.looked_up_under = NOT_LOOKED_UP
+                (fresh if entry.refusal is None else too_old).append(entry)
+        back: list[Entry] = []
+        if too_old:  # a call has one budget, and what is too old must have none: the two sorts take turns
+            self._asked_too_old = not (fresh and self._asked_too_old)
+            fresh, back = (too_old, fresh) if self._asked_too_old else (fresh, too_old)
+            for entry in back:
+                entry.attempts -= 1
+        return Admitted(self._request(fresh, tag, now_us) if fresh else None, late, back)
+
+    def looking_up(self, entry: Entry) -> None:
+        """Postgres is about to be asked for this entry; the answer counts under the generation known now, no other.
+
+        The raise of that generation waited for every older flush, so the look-up sees what those flushes left. A later
+        raise may wait for a flush that the look-up did not see, and the rebuild after it leave out ids of that age.
+        """
+        entry.looked_up_under = self.generation
 
     def _request(self, entries: list[Entry], tag: int, now_us: int) -> ReserveRequest:
         plan, today = self.plan, self.today
@@ -202,13 +237,14 @@ class CampaignState:
             self.reach_day(spend_day(now_us, plan.timezone).day)
             today = self.today
             assert today is not None
-        if plan.active:
+        if plan.active and entries[0].refusal is None:
             flags = self._flags
             kinds = bytes([flags[entry.event_type] for entry in entries])
             total_micros, cost_micros = plan.total_budget_micros, self._cost_micros
             cap = NO_CAP if plan.freq_cap_impressions_per_day is None else plan.freq_cap_impressions_per_day
         else:
-            # No budget at all, for billable and free alike: Redis still tells duplicates from new events.
+            # No budget at all, for billable and free alike: Redis still tells duplicates from new events, and what is
+            # too old from the repeat of an event whose flush is under way.
             kinds = bytes([BILLABLE_FLAG]) * len(entries)
             total_micros, cost_micros, cap = Micros(-1), Micros(0), NO_CAP
         call = Reserve(  # by position: sixteen names take as long as all the rest of this
@@ -250,12 +286,12 @@ class CampaignState:
             elif letter in _KNOWN:
                 known.append((entry, _KNOWN[letter]))
             else:
-                self.settle(entry, _refusal(letter, request, reply.today_micros, now_us))
+                self.settle(entry, entry.refusal or _refusal(letter, request, reply.today_micros, now_us))
         if not accepted:
             return Applied(None, known)
-        assert request.plan.active, "nothing is accepted for an inactive campaign"
+        assert call.total_budget_micros >= 0, "nothing is accepted without a budget"
         assert reply.total_micros <= call.total_budget_micros or amount_micros == 0
-        return Applied(Reservation(call, accepted, amount_micros), known)
+        return Applied(Reservation(call, accepted, amount_micros, request.decided_us), known)
 
     def settle_committed(self, reservation: Reservation) -> None:
         """Postgres has them all: accepted. Redis is told with the next call."""
@@ -266,6 +302,15 @@ class CampaignState:
             entry.settle(None)
             if entry.repeats is not None:
                 _settle_repeats(entry, entry.as_stored(reservation.tag), None)
+
+    def outlasted(self, reservation: Reservation, now_us: int) -> bool:
+        """Whether this commit took longer than a look-up counts: then raise the generation, which ends all look-ups.
+
+        Another engine may have looked one of its ids up before the commit, and reserve it up to `wait_us` later. As
+        long as a commit takes no longer than that, Redis still holds the id then. After a freeze it may not: once
+        Redis is told of the commit, nothing keeps the dedup window from moving past the id.
+        """
+        return now_us - reservation.decided_us > self.wait_us
 
     def settle_found(self, entry: Entry, stored: StoredEvent, tag: int | None = None) -> None:
         """Postgres has an event with this id: a duplicate, unless it is another event (or this very row)."""
@@ -343,7 +388,7 @@ def _settle_repeats(first: Entry, stored: StoredEvent | None, verdict: Verdict |
     for entry in repeats:
         if stored is not None:
             entry.settle(_as_duplicate(entry, stored))
-        elif entry.same_event(first.as_stored(0)):
+        elif entry.same_event(first.as_stored(0)) and (entry.refusal is None) is (first.refusal is None):
             entry.settle(verdict)
         else:
             entry.settle(IN_FLIGHT)  # another event under the same id: on its own it may fare otherwise

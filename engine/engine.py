@@ -15,7 +15,8 @@ import trio
 
 from config.settings import Settings
 from engine import metrics
-from engine.arrival import ArrivalLimits, arrive, derived_event_id
+from engine.arrival import ArrivalLimits, arrive
+from engine.derived_ids import DerivedIds
 from engine.errors import CampaignNotFound, StoreUnavailable
 from engine.model import (
     SECOND_US,
@@ -99,19 +100,20 @@ class Engine:
         """
         refusal = self._refusal()
         submission.entries = list(events)
+        ids = None if key is None else DerivedIds(key, [event.campaign_id for event in events])
         for placed in _by_campaign(events, submission):
             campaign_id = CampaignId(placed[0][1].campaign_id)
             verdict = refusal or self._registry.refusal(campaign_id, len(placed))
             if verdict is not None:
-                _refuse(submission, placed, key, verdict)
-            elif entries := self._arrive(submission, placed, key):
+                _refuse(submission, placed, ids, verdict)
+            elif entries := self._arrive(submission, placed, ids):
                 self._registry.post(campaign_id, entries, now)
 
-    def _arrive(self, submission: Submission, placed: Sequence[_Placed], key: str | None) -> list[Entry]:
+    def _arrive(self, submission: Submission, placed: Sequence[_Placed], ids: DerivedIds | None) -> list[Entry]:
         """Make entries of events; those that are invalid are left out, and have their verdict."""
         arrived: list[Entry] = []
         for index, event in placed:
-            entry = arrive(event, submission, index, key, self._limits)
+            entry = arrive(event, submission, index, ids, self._limits)
             if isinstance(entry, Invalid):
                 _reject(submission, index, entry)
             else:
@@ -263,13 +265,13 @@ def _by_campaign(events: Sequence[Event | Invalid], submission: Submission) -> I
     return placed.values()
 
 
-def _refuse(submission: Submission, placed: Sequence[_Placed], key: str | None, verdict: Verdict) -> None:
+def _refuse(submission: Submission, placed: Sequence[_Placed], ids: DerivedIds | None, verdict: Verdict) -> None:
     """Give events their verdict as they came: who sends too much must not cost more than who is served."""
     for index, event in placed:
         submission.verdicts[index] = verdict
-        if key is not None and event.event_id is None:
+        if ids is not None and event.event_id is None:
             # The id that it would have had, so that its sender may send it again in another place.
-            own_id = uuid.UUID(bytes=derived_event_id(key, index))
+            own_id = uuid.UUID(bytes=ids.of(index))
             submission.entries[index] = msgspec.structs.replace(event, event_id=own_id)
 
 

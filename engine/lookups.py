@@ -50,6 +50,8 @@ class LookUps:
 
     async def _answer(self, batch: Sequence[LookUp]) -> None:
         started = trio.current_time()
+        for each in batch:
+            each.actor.state.looking_up(each.entry)
         try:
             found = await self._store.look_up(
                 [Wanted(each.entry.campaign_id, each.entry.event_id, days_of(each.entry)) for each in batch]

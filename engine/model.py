@@ -79,6 +79,7 @@ class Invalid(msgspec.Struct, frozen=True, gc=False):
 
     detail: str
     event_id: EventId | None = None
+    campaign_id: int | None = None  # where it could still be read: the event keeps its place among that campaign's
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):

@@ -110,6 +110,7 @@ class Registry:
         self._suspect: set[CampaignId] = set()  # their actor failed: the next one recovers first
         self._faults: dict[CampaignId, deque[float]] = {}
         self._services = Services(
+            now_us=clock.now_us,
             next_tag=engines.next_tag,
             run_soon=self._rounds.run_soon,
             flush=self.flusher.put,

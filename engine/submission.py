@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
 from engine.model import CampaignId, Event, EventId, EventType, Invalid, Micros, StoredEvent, Verdict
+
+NOT_LOOKED_UP: Final = -1  # since the last call that carried it
 
 
 class Entry(msgspec.Struct, eq=False, gc=False):
@@ -32,9 +35,11 @@ class Entry(msgspec.Struct, eq=False, gc=False):
     received_us: int
     told_us: int | None  # what the event itself says of its time; None: nothing
     day: int  # identity day
+    refusal: Verdict | None = None  # what it hears unless it turns out to be the repeat of an accepted event
     cost_micros: int = 0  # set when it is reserved
     attempts: int = 0  # calls of reserve that carried it
-    looked_up: bool = False  # Postgres was asked since the last call, and did not have it
+    # The generation that was known when Postgres was last asked for it; a look-up counts under no other.
+    looked_up_under: int = NOT_LOOKED_UP
     repeats: list[Entry] | None = None  # the same id again, while this one is under way
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine.arrival import ArrivalLimits, arrive
+from engine.derived_ids import DerivedIds
 from engine.model import (
     Campaign,
     CampaignId,
@@ -64,7 +65,9 @@ def entry(request: Submission | None = None, *, key: str | None = None, now_us: 
     """One entry of a request, an impression of one user unless `fields` say otherwise."""
     request = request or submission(now_us)
     values: dict[str, Any] = {"campaign_id": 7, "user_id": "ada", "event_type": "impression"}
-    made = arrive(Event(**{**values, **fields}), request, len(request.entries), key, LIMITS)
+    event = Event(**{**values, **fields})
+    ids = None if key is None else DerivedIds(key, [each.campaign_id for each in [*request.entries, event]])
+    made = arrive(event, request, len(request.entries), ids, LIMITS)
     assert not isinstance(made, Invalid), made.detail
     request.entries.append(made)
     request.open += 1

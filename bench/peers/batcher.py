@@ -207,7 +207,7 @@ class Batcher:
             else:
                 self._settle(entry, refusal(letter, now_us) if lane.plan.active or letter == "P" else INACTIVE)
         if accepted:
-            reservations.append(Reservation(call, accepted, amount_micros))
+            reservations.append(Reservation(call, accepted, amount_micros, now_us))
 
     async def _open_lanes(self, campaign_ids: list[int]) -> bool:
         """Read plans, and make Redis know the campaigns as the ledger does. What Redis has already, it keeps."""

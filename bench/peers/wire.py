@@ -29,7 +29,8 @@ from config.settings import Settings
 from engine import Entry, Event, Invalid, Reason, Status, StoredEvent, Submission, Verdict
 from engine.arrival import ArrivalLimits, arrive
 from engine.clock import machine_us
-from engine.model import DAY_US
+from engine.derived_ids import DerivedIds
+from engine.model import DAY_US, EventId
 from engine.pacing import seconds_between
 from engine.postgres.database import normal_url
 from engine.verdicts import DAILY_BUDGET, ID_REUSED, IN_FLIGHT, INACTIVE, OVERLOADED, TOTAL_BUDGET
@@ -81,9 +82,12 @@ def submission_of(
 ) -> Submission:
     """The events of one request, checked; those that are invalid have their verdict. `done` is called at the end."""
     submission = Submission(machine_us(), 0.0, done, done)
+    ids = None if idempotency_key is None else DerivedIds(idempotency_key, [event.campaign_id for event in events])
     invalid = 0
     for index, event in enumerate(events):
-        entry = event if isinstance(event, Invalid) else arrive(event, submission, index, idempotency_key, _LIMITS)
+        entry = event if isinstance(event, Invalid) else arrive(event, submission, index, ids, _LIMITS)
+        if isinstance(entry, Entry) and entry.refusal is not None and entry.refusal.detail is not None:
+            entry = Invalid(entry.refusal.detail, EventId(entry.event_id))  # (no peer looks up what is too old)
         submission.entries.append(entry)
         if isinstance(entry, Invalid):
             submission.verdicts[index] = Verdict(Status.REJECTED, Reason.INVALID, entry.detail)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from config.settings import Settings
 from engine import CampaignNotFound, CampaignView, Entry, Event, Invalid, Reason, Report, Status, Submission, Verdict
 from engine.arrival import ArrivalLimits, arrive
+from engine.derived_ids import DerivedIds
 from engine.model import Campaign, CampaignId, Micros
 from engine.plans import read_change, read_new
 
@@ -105,8 +106,9 @@ class FakeEngine:
         self.keys.append(idempotency_key)
         submission = Submission(NOW_US, NOW_US + 10_000_000, answer, answer)
         limits = ArrivalLimits.of(self.settings)
+        ids = None if idempotency_key is None else DerivedIds(idempotency_key, [event.campaign_id for event in events])
         for index, event in enumerate(events):
-            entry = event if isinstance(event, Invalid) else arrive(event, submission, index, idempotency_key, limits)
+            entry = event if isinstance(event, Invalid) else arrive(event, submission, index, ids, limits)
             submission.entries.append(entry)
             submission.open += 1
             if isinstance(entry, Invalid):
@@ -118,7 +120,7 @@ class FakeEngine:
         return submission
 
     def _settle(self, entry: Entry) -> None:
-        verdict = self.verdicts.get(entry.user_id)
+        verdict = self.verdicts.get(entry.user_id, entry.refusal)
         entry.cost_micros = COST_MICROS
         if verdict is not None and verdict.status is Status.DUPLICATE:
             verdict = Verdict(Status.DUPLICATE, event=entry.as_stored(1))

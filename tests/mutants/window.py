@@ -172,7 +172,7 @@ MUTANTS = [
         "what-is-refused-keeps-the-id-of-its-key",
         "Sent again under the id that was told, an event is a repeat.",
         "engine/engine.py",
-        "if key is not None and event.event_id is None:",
+        "if ids is not None and event.event_id is None:",
         "if False:",
         "tests/unit/test_engine.py::test_what_is_refused_is_told_the_id_that_its_key_gives_it",
     ),

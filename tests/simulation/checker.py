@@ -27,7 +27,10 @@ PAYS: Final = {
     PricingModel.CPA: EventType.CONVERSION,
 }
 # What may be said of an event that is new. A retry of a committed one hears none of these.
-REFUSALS: Final = {Reason.INACTIVE, Reason.FREQUENCY_CAPPED, Reason.PACED, Reason.TOTAL_BUDGET, Reason.DAILY_BUDGET}
+# (An entry that is invalid is too old, by less than repeats are looked up for.)
+REFUSALS: Final = {
+    Reason.INACTIVE, Reason.FREQUENCY_CAPPED, Reason.PACED, Reason.TOTAL_BUDGET, Reason.DAILY_BUDGET, Reason.INVALID
+}  # fmt: skip
 CLOCK_US: Final = 45_000_000  # the spend day is never further ahead than a clock may be
 EPOCH: Final = date(1970, 1, 1)
 

@@ -41,6 +41,8 @@ class Clients:
         self.campaigns: list[int] = []
         self.requests: list[Sent] = []
         self.sent_events = 0
+        # What its events say of their time decides what an engine may know without a look-up: in some worlds, nothing.
+        self.timed_share = world.source.choice((0.6, 0.6, 0.05))
 
     def request(self) -> Sent:
         """A new request, or one that was sent before, whole or in part."""
@@ -67,6 +69,32 @@ class Clients:
             events = events + events[:1]
         return Sent(events, None, old.first_us)
 
+    def untimed(self) -> Sent:
+        """A new request, whose events tell nothing of their time."""
+        source, now_us = self.world.source, self.world.now_us()
+        events = [
+            msgspec.structs.replace(
+                self._event(now_us, with_id=True), event_id=uuid.UUID(bytes=source.randbytes(16), version=4),
+                occurred_at=None,
+            )
+            for _ in range(source.choice((1, 2)))
+        ]  # fmt: skip
+        made = Sent(events, None, now_us)
+        self.requests.append(made)
+        return made
+
+    def with_young(self, old: Sent) -> Sent:
+        """A request once more, with a new event of its campaigns each, which tells that it is new."""
+        now_us = self.world.now_us()
+        campaigns = dict.fromkeys(event.campaign_id for event in old.events)
+        young = [
+            msgspec.structs.replace(
+                self._event(now_us, with_id=True), campaign_id=each, occurred_at=instant_text(now_us)
+            )
+            for each in campaigns
+        ]
+        return Sent(old.events + young, old.key, old.first_us)
+
     def _event(self, now_us: int, *, with_id: bool) -> Event:
         source = self.world.source
         settings = self.world.settings
@@ -74,10 +102,10 @@ class Clients:
         if source.random() < 0.2:
             age_us = -int(settings.occurred_ahead_seconds * source.random() * SECOND_US)
         event_id: uuid.UUID | None = None
-        told_us: int | None = now_us - age_us if source.random() < 0.6 else None
+        told_us: int | None = now_us - age_us if source.random() < self.timed_share else None
         if with_id and source.random() < 0.95:
             event_id = uuid.UUID(bytes=source.randbytes(16), version=4)
-            if source.random() < 0.3:
+            if source.random() < self.timed_share / 2:
                 event_id = uuid.UUID(bytes=new_event_id(now_us - age_us, source.randbytes(10)))
         return Event(
             campaign_id=source.choice(self.campaigns),

@@ -15,7 +15,7 @@ from trio import sleep  # (engines sleep by a gate of their own: cluster.py)
 
 from engine.errors import EngineError
 from engine.model import SECOND_US, CampaignId, Event, Status
-from tests.simulation.clients import Clients
+from tests.simulation.clients import Clients, Sent
 from tests.simulation.cluster import Process
 from tests.simulation.network import StoreLink, Wire
 from tests.simulation.world import POSTGRES, REDIS, ZONES, Weather, World
@@ -116,6 +116,7 @@ class Simulation:
         return [
             self._kill, self._terminate, self._freeze, self._partition, self._lose_news, self._step_clock,
             self._change_weather, self._change_plan, self._burst, self._leap, self._midnight,
+            self._oversleep,
             self._restart_redis, self._empty_redis, self._fail_over, self._split, self._fill_redis, self._leave_redis,
             self._restart_postgres, self._stick_commits, self._leave_postgres,
         ]  # fmt: skip
@@ -222,6 +223,43 @@ class Simulation:
         self.world.leap(self.world.source.choice(ZONES))
         return True
 
+    def _oversleep(self) -> bool:
+        """A commit hangs for longer than the dedup window, its engine frozen or not; others hear its events again."""
+        world, source = self.world, self.world.source
+        process = source.choice(self.processes)
+        if source.random() < 0.7:
+            world.leap("UTC")  # identity days are UTC's
+        request = self.clients.untimed()
+        world.stuck = max(1, world.stuck)
+        self.clients.send(process, request)
+
+        async def outlast() -> None:
+            with trio.move_on_after(2):
+                while not self._held(request):  # noqa: ASYNC110
+                    await sleep(0.01)
+            await sleep(0.01 * source.random())
+            if world.calm or process not in self.processes or not self._held(request):
+                return
+            if not process.frozen and source.random() < 0.6:
+                process.freeze()
+                self._later(process.thaw, (1, 8, 60))
+            world.outlast_window()
+            again = self.clients.with_young(request) if source.random() < 0.7 else request
+            for each in self.processes:
+                if each is not process:
+                    self.clients.send(each, again)
+            await sleep(source.random() * source.choice((0.01, 0.1, 1)))
+            world.unstick()
+
+        world.nursery.start_soon(outlast)
+        return True
+
+    def _held(self, request: Sent) -> bool:
+        """Whether an event of a request is reserved, and waits for its commit."""
+        ids = {event.event_id.bytes for event in request.events if event.event_id is not None}
+        pending = (record for book in self.world.redis.books.values() for record in book.pending.values())
+        return any(not ids.isdisjoint(record.ids) for record in pending)
+
     # --- faults of stores -----------------------------------------------------------------------------------
 
     def _restart_redis(self) -> bool:
@@ -315,6 +353,7 @@ class Simulation:
         """All is well again, and stays so; every campaign is used once more, by every engine."""
         world = self.world
         world.note("world", "mended")
+        world.calm = True
         world.weather = Weather()
         world.redis_away = world.postgres_away = False
         world.stuck = 0

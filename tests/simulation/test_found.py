@@ -15,7 +15,7 @@ import pytest
 import trio
 from trio import sleep
 
-from engine.model import SECOND_US, CampaignId, Event, Micros, instant_text
+from engine.model import DAY_US, SECOND_US, CampaignId, Event, Micros, instant_text
 from tests.simulation.clients import Sent
 from tests.simulation.cluster import Process
 from tests.simulation.run import play
@@ -126,12 +126,55 @@ async def two_clocks_disagree(simulation: Simulation) -> None:
     await simulation.clients.answer_of(simulation.processes[1], first)
 
 
+async def a_look_up_outlives_a_recovery(simulation: Simulation) -> None:
+    """A flush hangs for longer than the window; its retry is looked up, and then a recovery lets the flush through."""
+    world = simulation.world
+    campaign_id, process = await serve(simulation, 0, 0)
+    other = simulation.processes[1]
+    await simulation.clients.answer_of(process, shown(campaign_id, 1))
+    await simulation.clients.answer_of(other, shown(campaign_id, 2))
+    world.leapt_us += DAY_US - SECOND_US - world.now_us() % DAY_US  # identity days are UTC's
+    async with world.store.ledger[campaign_id].lock:
+        send(simulation, process, shown(campaign_id, 3))
+        await sleep(0.5)  # its flush waits for the row
+        process.freeze()
+        world.leapt_us += 3 * world.settings.dedup_turn_seconds * SECOND_US
+        send(simulation, other, shown(campaign_id, 3) + shown(campaign_id, 4, world.now_us()))
+        await sleep(0.5 + 0.1 * world.source.random())
+    await sleep(5)
+    process.thaw()
+    await sleep(5)
+
+
+async def a_commit_outlasts_the_window(simulation: Simulation) -> None:
+    """The same without a recovery: the retry's engine freezes between its look-up and its reserve."""
+    world = simulation.world
+    campaign_id, process = await serve(simulation, 0, 0)
+    other = simulation.processes[1]
+    await simulation.clients.answer_of(process, shown(campaign_id, 1))
+    await simulation.clients.answer_of(other, shown(campaign_id, 2))
+    world.leapt_us += DAY_US - SECOND_US - world.now_us() % DAY_US
+    async with world.store.ledger[campaign_id].lock:
+        send(simulation, process, shown(campaign_id, 3))
+        await sleep(0.5)
+        world.leapt_us += 3 * world.settings.dedup_turn_seconds * SECOND_US
+        send(simulation, other, shown(campaign_id, 3))
+        await sleep(0.0005 * world.source.random())  # its look-up is on the way
+        other.freeze()
+        await sleep(0.5)
+    await sleep(1)  # Redis has heard of the commit
+    other.thaw()
+    await sleep(5)
+
+
 FOUND = [
     a_clock_is_set_back,
     a_reply_is_thrown_away,
     a_void_finds_another_redis,
     a_look_up_grows_old,
     two_clocks_disagree,
+    a_look_up_outlives_a_recovery,
+    a_commit_outlasts_the_window,
 ]
 
 

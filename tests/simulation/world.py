@@ -71,6 +71,7 @@ class World:
         small = source.random() < 0.3
         self.settings = Settings(
             dedup_turn_seconds=turn,
+            occurred_past_seconds=source.choice((172_800, 172_800, 120)),  # some retries come when they are too old
             occurred_ahead_seconds=ahead,
             clock_refuse_seconds=clock,
             actor_idle_seconds=source.choice((1, 20, 60)),
@@ -122,6 +123,14 @@ class World:
             local = datetime.fromtimestamp(now_us // SECOND_US, ZoneInfo(to_midnight_of))
             midnight = datetime(local.year, local.month, local.day, tzinfo=local.tzinfo) + timedelta(days=1)
             leap_us = max(0, us_from_datetime(midnight.astimezone(UTC)) - now_us - 2 * SECOND_US)
+        self._leap_by(leap_us)
+
+    def outlast_window(self) -> None:
+        """Let all that Redis knows of ids grow too old, in no time."""
+        turn = self.settings.dedup_turn_seconds
+        self._leap_by(self.source.choice((2 * turn, 2 * turn + 60, 3 * turn)) * SECOND_US)
+
+    def _leap_by(self, leap_us: int) -> None:
         if self.leapt_us + leap_us < 2 * DAY_US:
             self.leapt_us += leap_us
             self.note("leap", f"{leap_us / SECOND_US:.0f} s")

@@ -13,7 +13,9 @@ from api.errors import STATUS_OF
 from api.events import BatchAnswer, EventAnswer
 from config.settings import Settings
 from engine import Reason, Status, Verdict
+from engine.model import SECOND_US, instant_text
 from tests.fakes.api import EVENT, FakeApi
+from tests.fakes.engine import NOW_US
 
 
 async def test_an_accepted_event_is_told_as_it_is_stored() -> None:
@@ -121,3 +123,17 @@ async def test_a_key_nobody_should_rely_on_is_refused(key: str) -> None:
     told = await api.send("POST", "/events/", EVENT, idempotency_key=key)
     assert (told.status, told.code) == (400, "malformed_idempotency_key")
     assert api.engine.recorded == []
+
+
+@pytest.mark.parametrize("seconds", [172_801, 172_800 + 3_601], ids=["looked up first", "refused at once"])
+async def test_what_is_too_old_is_told_its_age_and_its_id(seconds: int) -> None:
+    """The same words and the same id, alone and in a batch, whether it was looked up or not."""
+    sent_id = str(uuid.uuid4())
+    old = {**EVENT, "event_id": sent_id, "occurred_at": instant_text(NOW_US - seconds * SECOND_US)}
+    detail = f"occurred_at: {seconds} s old, at most 172800 s are allowed"
+    told = await FakeApi().send("POST", "/events/", old)
+    assert (told.status, told.code, told.json["detail"], told.json["event_id"]) == (422, "invalid", detail, sent_id)
+    told = await FakeApi().send("POST", "/events/batch", [old])
+    assert told.json["results"] == [
+        {"index": 0, "event_id": sent_id, "status": "rejected", "reason": "invalid", "detail": detail}
+    ]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from engine.arrival import arrive, derived_event_id
+from engine.arrival import arrive
+from engine.derived_ids import DerivedIds, derived_event_id
 from engine.model import DAY_US, SECOND_US, Event, EventType, Invalid, instant_text, new_event_id
 from engine.submission import Entry
 from tests.plans import LIMITS, NOON_US, entry, submission, uuid7_us
@@ -89,10 +90,19 @@ def test_the_server_makes_ids_that_tell_their_time() -> None:
 
 
 def test_an_idempotency_key_makes_the_same_ids_again() -> None:
-    """A repeated request is a repeat; each index has its own."""
-    assert entry(key="k").event_id == entry(key="k").event_id == derived_event_id("k", 0)
-    assert derived_event_id("k", 0) != derived_event_id("k", 1) != derived_event_id("1:k", 0)
-    assert uuid.UUID(bytes=derived_event_id("k", 0)).version == 8
+    """A repeated request is a repeat; each place of each campaign has its own."""
+    assert entry(key="k").event_id == entry(key="k").event_id == derived_event_id("k", 7, 0)
+    others = [("k", 7, 0), ("k", 7, 1), ("k", 8, 0), ("1:k", 7, 0), ("0:k", 7, 1), ("k", 70, 0)]
+    assert len({derived_event_id(*each) for each in others}) == len(others)
+    assert uuid.UUID(bytes=derived_event_id("k", 7, 0)).version == 8
+
+
+def test_derived_ids_do_not_depend_on_the_order_of_campaigns() -> None:
+    """Nor on events of other campaigns; one that can't be decoded keeps its place in its campaign."""
+    first = DerivedIds("k", [1, 2, 1, None, 2, 1])
+    other = DerivedIds("k", [2, 2, 1, 1, 1])
+    assert [first.of(index) for index in (0, 2, 5)] == [other.of(index) for index in (2, 3, 4)]
+    assert [first.of(index) for index in (1, 4)] == [other.of(index) for index in (0, 1)]
 
 
 def test_an_id_of_its_own_goes_before_the_key() -> None:

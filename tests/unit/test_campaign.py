@@ -212,9 +212,32 @@ def test_an_id_made_by_the_server_is_never_looked_up() -> None:
 def test_a_late_event_is_looked_up_again_for_every_call() -> None:
     """Between two calls, somebody else may have committed it."""
     state, one = opened(), entry(event_id=uuid.uuid4())
-    one.looked_up = True
+    state.looking_up(one)
     assert state.admit([one], 1, NOON_US).late == []
     assert state.admit([one], 2, NOON_US).late == [one]
+
+
+def test_a_look_up_counts_under_the_generation_that_was_known_when_it_began() -> None:
+    """A later recovery may have let a flush through that it did not see."""
+    state, one = opened(), entry(event_id=uuid.uuid4())
+    for generation in (0, 1, 5):
+        state.see_generation(generation)
+        assert state.admit([one], 1, NOON_US).late == [one]
+        state.looking_up(one)
+    assert state.admit([one], 1, NOON_US).late == []
+
+
+def test_an_entry_is_looked_up_again_only_as_long_as_its_sender_may_wait() -> None:
+    """However often recoveries make its look-up void."""
+    state, one = opened(), entry(event_id=uuid.uuid4())
+    now_us = NOON_US
+    while not one.settled:
+        assert now_us <= NOON_US + 11 * SECOND_US
+        state.see_generation(state.generation + 1)
+        if state.admit([one], 1, now_us).late:
+            state.looking_up(one)
+        now_us += SECOND_US
+    assert verdict_of(one) == UNAVAILABLE
 
 
 def test_an_entry_is_reserved_a_bounded_number_of_times() -> None:
@@ -230,7 +253,7 @@ def test_what_has_passed_its_deadline_is_not_reserved() -> None:
     """Nobody waits for it any more."""
     state, one = opened(), entry()
     one.settle(Verdict(Status.RETRY, Reason.UNAVAILABLE))
-    assert state.admit([one], 1, NOON_US) == Admitted(None, [])
+    assert state.admit([one], 1, NOON_US) == Admitted(None, [], [])
     assert state.quiet
 
 
@@ -306,7 +329,7 @@ def test_who_has_waited_too_long_is_not_reserved() -> None:
     first = entry(event_id=uuid.uuid4())
     repeat = entry(event_id=uuid.UUID(bytes=first.event_id))
     assert state.admit([first, repeat], 1, NOON_US).late == [first]
-    first.looked_up = True
+    state.looking_up(first)
     assert state.admit([first], 2, NOON_US + 11 * SECOND_US).request is None
     assert verdict_of(first) == verdict_of(repeat) == UNAVAILABLE
 

@@ -286,15 +286,38 @@ async def test_what_is_refused_is_told_the_id_that_its_key_gives_it(autojump_clo
         world = World(nursery, mailbox_events_max=3, request_events_max=3, reserve_events_max=3, engine_events_max=100)
         campaign = await world.campaign()
         events = [shown(campaign), shown(campaign, "bob")]
-        await world.engine.record(events, idempotency_key="hour-12")
+        await world.engine.record(events, idempotency_key="2026-11-23T12")
         answers: list[Submission] = []
-        for key in (None, "hour-12"):
+        for key in (None, "2026-11-23T12"):
             world.engine.submit(events, answers.append, idempotency_key=key)
         assert answers[0].verdicts[1].reason is Reason.OVERLOADED
         told = [event for event in answers[0].entries if isinstance(event, Event)]
         await trio.sleep(1)
         assert await world.reasons(*told) == ["duplicate"] * 2
         nursery.cancel_scope.cancel()
+
+
+async def test_a_key_in_another_order_of_campaigns_counts_nothing_twice(
+    autojump_clock: MockClock, world: World
+) -> None:
+    """Neither does a neighbour that is corrected, as long as its campaign could be read; other content is told."""
+    one, two = await world.campaign(), await world.campaign()
+    key = "2026-11-23T12"
+    bad = Invalid("user_id: is missing", campaign_id=one)
+    sent: list[list[Event | Invalid]] = [
+        [shown(one, "ada"), bad, shown(two, "bob"), shown(one, "eve"), Invalid("no event")],
+        [shown(two, "bob"), shown(one, "ada"), shown(one, "dan"), shown(one, "eve")],
+        [shown(one, "mia"), shown(two, "bob")],
+    ]
+    told: list[dict[int, Status | Reason]] = []
+    for events in sent:
+        submission = await world.engine.record(events, idempotency_key=key)
+        told.append({index: each.reason or each.status for index, each in sorted(submission.verdicts.items())})
+    assert told == [
+        {1: Reason.INVALID, 4: Reason.INVALID},
+        {0: Status.DUPLICATE, 1: Status.DUPLICATE, 3: Status.DUPLICATE},
+        {0: Reason.ID_REUSED, 1: Status.DUPLICATE},
+    ]
 
 
 async def test_an_engine_is_full_until_its_events_have_their_verdicts(autojump_clock: MockClock) -> None:

@@ -50,7 +50,7 @@ class HeldEngine:
             raise self.failure
         submission = Submission(NOW_US, NOW_US, lambda _: None, answer)
         for index, event in enumerate(events):
-            entry = event if isinstance(event, Invalid) else arrive(event, submission, index, idempotency_key, LIMITS)
+            entry = event if isinstance(event, Invalid) else arrive(event, submission, index, None, LIMITS)
             submission.entries.append(entry)
             if isinstance(entry, Invalid):
                 submission.verdicts[index] = Verdict(Status.REJECTED, Reason.INVALID, entry.detail)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
+import pytest
 import trio
 from trio.testing import MockClock
 
 from engine.engine import Engine
-from engine.model import DAY_US, SECOND_US, CampaignId, instant_text
-from engine.ports import Batch, FlushReply, Reserve, ReserveReply, Resolve, ResolveReply
+from engine.model import DAY_US, SECOND_US, CampaignId, Event, StoredEvent, instant_text
+from engine.ports import Batch, FlushReply, Reserve, ReserveReply, Resolve, ResolveReply, Wanted
 from engine.recovery import Recovery
 from engine.registry import Engines, Registry
 from tests.fakes.ledger import FakeLedger
@@ -40,9 +41,17 @@ class SleepyLedger(FakeLedger):
 
 
 class SlowStore(FakeStore):
-    """Its next flush takes a second."""
+    """Its next flush takes a second, or its next look-up is answered late."""
 
     slow = False
+    look_up_answer_seconds = 0  # of the next look-up
+
+    async def look_up(self, wanted: Sequence[Wanted]) -> dict[tuple[CampaignId, bytes], StoredEvent]:
+        """What was there when it was asked, answered when it is told to."""
+        found = await super().look_up(wanted)
+        seconds, self.look_up_answer_seconds = self.look_up_answer_seconds, 0
+        await trio.sleep(seconds)
+        return found
 
     async def flush(self, batches: Sequence[Batch]) -> FlushReply:
         """Later, if told so."""
@@ -64,6 +73,11 @@ class Second(World):
         self.engine = Engine(self.settings, self.registry, self.store, self.ledger, self)
         self.registry.start()
         nursery.start_soon(self.engine.tick)
+
+
+def _id(event: Event) -> bytes:
+    assert event.event_id is not None
+    return event.event_id.bytes
 
 
 class Skewed:
@@ -99,6 +113,58 @@ async def test_who_sleeps_between_deciding_and_sending_counts_no_event_twice(aut
             await trio.sleep(30)
             await first.send(shown(campaign, occurred_at=instant_text(first.now_us())))
         rows = [row for row in first.store.rows_of(CampaignId(campaign)) if row.event.event_id == twice.bytes]
+        nursery.cancel_scope.cancel()
+    assert len(rows) == 1
+
+
+@pytest.mark.parametrize("seconds", [0, 3], ids=["answered before the raise", "answered after it"])
+async def test_a_look_up_does_not_outlive_the_generation_under_which_it_began(
+    autojump_clock: MockClock, seconds: int
+) -> None:
+    """A recovery waits for a flush that a look-up did not see, and its rebuild leaves out what is that old."""
+    async with trio.open_nursery() as nursery:
+        first = World(nursery)
+        second = Second(first, nursery)
+        first.clock_step_us = second.clock_step_us = DAY_US - first.now_us() % DAY_US - 30 * SECOND_US
+        campaign = CampaignId(await first.campaign())
+        await first.send(shown(campaign))
+        await second.send(shown(campaign))
+        twice = shown(campaign, event_id=uuid.uuid4())
+        async with first.store.ledger[campaign].lock:
+            nursery.start_soon(first.send, twice)
+            await trio.sleep(1)  # its flush waits for the row
+            first.clock_step_us = second.clock_step_us = first.clock_step_us + 20 * 60 * SECOND_US
+            young = shown(campaign, event_id=uuid.uuid4(), occurred_at=instant_text(first.now_us()))
+            first.store.__class__ = SlowStore
+            first.store.look_up_answer_seconds = seconds  # type: ignore[attr-defined]
+            nursery.start_soon(second.send, twice, young)
+            await trio.sleep(1)  # one is looked up; the other meets a window that would outrun what is pending
+        await trio.sleep(5)
+        rows = [row for row in first.store.rows_of(campaign) if row.event.event_id == _id(twice)]
+        assert await second.reasons(twice) == ["duplicate"]
+        nursery.cancel_scope.cancel()
+    assert len(rows) == 1
+
+
+async def test_a_commit_that_outlasts_the_window_ends_look_ups_that_missed_it(autojump_clock: MockClock) -> None:
+    """Looked up before it, reserved after Redis was told of it and moved its window on: no recovery came between."""
+    async with trio.open_nursery() as nursery:
+        first = World(nursery)
+        second = Second(first, nursery)
+        first.clock_step_us = second.clock_step_us = DAY_US - first.now_us() % DAY_US - 30 * SECOND_US
+        campaign = CampaignId(await first.campaign())
+        await first.send(shown(campaign))
+        await second.send(shown(campaign))
+        twice = shown(campaign, event_id=uuid.uuid4())
+        async with first.store.ledger[campaign].lock:
+            nursery.start_soon(first.send, twice)
+            await trio.sleep(1)  # its flush waits for the row
+            first.clock_step_us = second.clock_step_us = first.clock_step_us + 20 * 60 * SECOND_US
+            second.sleepy.sleep_before_seconds = 2
+            nursery.start_soon(second.send, twice)
+            await trio.sleep(1)  # it is looked up, and its reserve on the way
+        await trio.sleep(5)
+        rows = [row for row in first.store.rows_of(campaign) if row.event.event_id == _id(twice)]
         nursery.cancel_scope.cancel()
     assert len(rows) == 1
 
