@@ -15,19 +15,19 @@ import orjson
 from quart import Response, request
 from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
-from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import BaseConverter, RequestRedirect
 
-from api.calls import Handler, calls_of
+from api.calls import Call, Handler, calls_of
 from api.campaigns import CampaignCalls, CampaignKeeper
 from api.docs import docs_asset, docs_page
 from api.errors import Answer, BadRequest, problem
 from api.events import EVENT_NOTES, EventCalls, EventRecorder
-from api.exchange import Bodies, Exchange, refuse_two_lengths
+from api.headers import undone_headers
 from api.openapi import document
 from api.ops import RETRY_AFTER_SECONDS, OpsCalls
+from api.query import refuse_query, unknown_parameters
 from api.reports import ReportCalls, Reporter
 from config.settings import Settings
 from engine import CampaignNotFound, InvalidCampaign, StoreUnavailable
@@ -40,7 +40,6 @@ _log = logging.getLogger("headrace.api")
 _REFUSALS: Final = {
     404: ("not_found", "no such path; /docs shows what there is"),
     405: ("method_not_allowed", "not with this method"),
-    408: ("request_timeout", "the request did not arrive in time"),
     413: ("body_too_large", "the body is larger than HEADRACE_REQUEST_BYTES_MAX allows"),
 }
 
@@ -56,9 +55,9 @@ class ServedEngine(CampaignKeeper, EventRecorder, Reporter, Protocol):
 
 
 class _Number(BaseConverter):
-    """A campaign's number in a path. Eighteen digits fit a bigint, and are more than there will ever be."""
+    """A campaign's number in a path, in its one form. Eighteen digits fit a bigint, and are more than there will be."""
 
-    regex = "[0-9]{1,18}"
+    regex = "0|[1-9][0-9]{0,17}"
 
     def to_python(self, value: str) -> int:
         return int(value)
@@ -73,9 +72,6 @@ class _SlashMissing(Exception):
 
 
 class _App(QuartTrio):
-    asgi_http_class: type[TrioASGIHTTPConnection] = Exchange
-    bodies: Bodies
-
     def raise_routing_exception(self, request: BaseRequestWebsocket) -> NoReturn:
         """Redirect nobody: many clients send a redirected POST without its body."""
         error = request.routing_exception
@@ -91,10 +87,10 @@ def create_app(engine: ServedEngine, ready: Callable[[], Awaitable[list[str]]] |
     settings = engine.settings
     app.config.update(
         MAX_CONTENT_LENGTH=settings.request_bytes_max,
-        BODY_TIMEOUT=settings.read_timeout_seconds,
-        RESPONSE_TIMEOUT=settings.read_timeout_seconds,  # for the one who reads slowly, too
+        BODY_TIMEOUT=None,  # bodies are whole before they come here, and the connection bounds how long
+        RESPONSE_TIMEOUT=None,  # an answer may take, as long as its reader makes progress
     )
-    app.bodies = Bodies(settings.intake_bytes_max)
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # 405, as at the intake
     app.url_map.converters["number"] = _Number
     ops = OpsCalls(ready or engine.problems)
     calls = [
@@ -103,24 +99,30 @@ def create_app(engine: ServedEngine, ready: Callable[[], Awaitable[list[str]]] |
         for row in calls_of(group)
     ]
     for each, handler in calls:
-        app.add_url_rule(each.path, each.name, _view(handler), methods=[each.method])
+        app.add_url_rule(each.path, each.name, _view(handler, each), methods=[each.method])
     ops.document = orjson.dumps(document((each for each, _ in calls), EVENT_NOTES))
     app.add_url_rule("/docs", "docs_page", _view(docs_page), methods=["GET"])
     app.add_url_rule("/docs/<name>", "docs_asset", _view(docs_asset), methods=["GET"])
-    app.before_request(_check_head)
     _handle_errors(app)
     return app
 
 
-async def _check_head() -> None:
-    refuse_two_lengths(request.headers)
-
-
-def _view(handler: Handler) -> Callable[..., Awaitable[Response]]:
+def _view(handler: Handler, call: Call | None = None) -> Callable[..., Awaitable[Response]]:
     async def view(**arguments: object) -> Response:
+        if call is not None and not call.ignores:
+            _refuse_unread(call)
         return _response(await handler(**arguments))
 
     return view
+
+
+def _refuse_unread(call: Call) -> None:
+    """Raise `BadRequest` (422) for parameters and headers that this call would ignore."""
+    faults = undone_headers(lambda name: name in request.headers, reads_key=call.reads_key)
+    if not call.has_query:
+        faults += unknown_parameters(request.query_string)
+    if faults:
+        refuse_query(faults)
 
 
 def _response(answer: Answer) -> Response:

@@ -53,6 +53,17 @@ class Call:
     takes: Mapping[str, object] | None  # media type -> type
     parameters: Sequence[Parameter]
     problems: Sequence[str]
+    ignores: bool  # what it does not know of a query and of headers: health checks send all sorts of things
+
+    @property
+    def has_query(self) -> bool:
+        """Whether it has parameters there; its handler then reads all of them."""
+        return any(parameter.place == "query" for parameter in self.parameters)
+
+    @property
+    def reads_key(self) -> bool:
+        """Whether it reads an Idempotency-Key."""
+        return any(parameter.name == "Idempotency-Key" for parameter in self.parameters)
 
     @property
     def all_problems(self) -> set[str]:
@@ -60,7 +71,7 @@ class Call:
         codes = {*self.problems, "internal_error"}
         if self.takes is not None:
             codes |= {"body_too_large", "request_timeout", "unsupported_content_type", "unsupported_encoding"}
-        if any(parameter.place == "query" for parameter in self.parameters):
+        if not self.ignores:
             codes.add("invalid_parameter")
         return codes
 
@@ -77,6 +88,7 @@ def call(
     takes: Mapping[str, object] | None = None,
     parameters: Sequence[Parameter] = (),
     problems: Sequence[str] = (),
+    ignores: bool = False,
 ) -> Callable[[_H], _H]:
     """Make a method the handler of a call. Its name and docstring are the call's."""
 
@@ -93,6 +105,7 @@ def call(
             takes,
             parameters,
             problems,
+            ignores,
         )
         return handler
 

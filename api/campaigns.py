@@ -27,6 +27,7 @@ __all__ = ["CampaignCalls", "CampaignKeeper"]
 BODY_BYTES_MAX: Final = 16_384  # ten fields of 128 bytes, ten times: what names its faults must not be a flood
 PAGE_DEFAULT: Final = 50
 PAGE_MAX: Final = 200  # campaigns of about 400 bytes: 80 KB
+DIGITS_MAX: Final = 40  # of a number that is read as an `int`, with its sign; no field holds 20
 ID_MAX: Final = 2**63 - 1
 TEXT_CHARACTERS_MAX: Final = 64  # of a header, in the answer
 
@@ -262,10 +263,16 @@ async def _read_fields() -> dict[str, object]:
         raise BadRequest(problem(413, "body_too_large", f"a campaign has at most {BODY_BYTES_MAX} bytes"))
     try:
         fields = json.loads(
-            body.decode(), object_pairs_hook=_without_repeats, parse_float=_exact, parse_constant=_no_constant
+            body.decode("utf-8-sig"),  # a byte order mark is skipped (RFC 8259, 8.1)
+            object_pairs_hook=_without_repeats,
+            parse_int=_whole,
+            parse_float=_exact,
+            parse_constant=_no_constant,
         )
     except RecursionError:
         raise _malformed("nested far too deep for a campaign") from None
+    except UnicodeDecodeError as error:
+        raise _malformed(f"byte {error.start} is not UTF-8") from None
     except ValueError as error:
         raise _malformed(str(error)) from None
     if not isinstance(fields, dict):
@@ -298,6 +305,11 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
             raise ValueError(f"{shown} stands there twice")
         fields[name] = value
     return fields
+
+
+def _whole(text: str) -> int | Decimal:
+    """A whole number; one that no field can hold stays a `Decimal`, for Python makes no `int` of 4,301 digits."""
+    return int(text) if len(text) <= DIGITS_MAX else Decimal(text)
 
 
 def _exact(text: str) -> Decimal:

@@ -16,48 +16,42 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final
 
-import msgspec
 import orjson
 
-from api.bad_campaigns import campaign_of
+from api.bad_events import EVENT, EVENT_BYTES_MAX, check_json, explain, mark_lone_surrogates, too_long
+from api.bodies import (
+    BYTE_ORDER_MARK,
+    EVENTS,
+    has_long_event,
+    malformed,
+    read_array,
+    read_line,
+    read_lines,
+    too_many_events,
+)
+from api.elements import NotJson, skip_blanks
 from api.encodings import BodyTooLarge, UnknownEncoding, decode_body
 from api.errors import STATUS_OF, Answer, BadRequest, problem
+from api.slicing import Reading, next_slice
 from config.settings import Settings
 from engine import Entry, Event, Invalid, Status, StoredEvent, Submission, Verdict
-from engine.model import EVENT_TYPE_NAMES, SECOND_US, EventId, decimal_text
+from engine.model import EVENT_TYPE_NAMES, SECOND_US, decimal_text
 
-__all__ = ["JSON", "JSON_HEADERS", "NDJSON", "batch_answer", "event_answer", "read_events"]
+__all__ = ["JSON", "JSON_HEADERS", "NDJSON", "batch_answer", "event_answer", "read_events", "start_reading"]
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 RETRY_AFTER_SECONDS: Final = 1
 
-NAME_CHARACTERS_MAX: Final = 64  # of an unknown field, in the answer
+NAME_CHARACTERS_MAX: Final = 64  # of an unknown type, in the answer
 
-_EVENT: Final = msgspec.json.Decoder(Event)
-_EVENTS: Final = msgspec.json.Decoder(list[Event])
-_RAW: Final = msgspec.json.Decoder(msgspec.Raw)
-_RAW_ARRAY: Final = msgspec.json.Decoder(list[msgspec.Raw])
-_RAW_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-class _Named(msgspec.Struct):
-    """What can still be read of a bad event: the id that its sender will look for."""
-
-    event_id: uuid.UUID | None = None
-
-
-_NAMED: Final = msgspec.json.Decoder(_Named)
-
-_MUST_BE: Final = {
-    "campaign_id": "must be a whole number from 1 to 9223372036854775807",
-    "user_id": "must be a string",
-    "event_type": f"must be one of {', '.join(EVENT_TYPE_NAMES)}",
-    "ad_id": "must be a string or null",
-    "event_id": "must be a UUID or null",
-    "occurred_at": "must be an RFC 3339 time with its zone, such as 2026-01-31T12:00:00Z, or null",
-}
-_NESTED: Final = "nested far too deep for an event"
+# What is decoded in one go if nothing is wrong in it; all else goes in slices. Of an array, elements can't be counted
+# before: 1 MiB has 20,000 events at most, which take 6 ms and 4 MB. Of lines there are no more than were split.
+ARRAY_BYTES_MAX: Final = 1 << 20
+LINES_BYTES_MAX: Final = 4 << 20
+GOOD_LINES_MIN: Final = 64  # to each bad one, beside the first
+BLANKS: Final = b" \t\r\n"
+_OTHER_JSON: Final = re.compile(rb'[{"0-9-]|true|false|null')  # what begins with it is no array
 
 
 # --- Reading ------------------------------------------------------------------------------------------------
@@ -66,22 +60,38 @@ _NESTED: Final = "nested far too deep for an event"
 def read_events(
     body: bytes, *, content_type: str, content_encoding: str, batch: bool, limits: Settings
 ) -> Sequence[Event | Invalid]:
-    """The events of one request's body, in order; an empty batch has none.
+    """The events of one request's body, in one go however long that takes: see `start_reading`."""
+    events = start_reading(
+        body, content_type=content_type, content_encoding=content_encoding, batch=batch, limits=limits
+    )
+    while not isinstance(events, list):
+        done = next_slice(events)
+        events = events if done is None else done
+    return events
+
+
+def start_reading(
+    body: bytes, *, content_type: str, content_encoding: str, batch: bool, limits: Settings
+) -> list[Event | Invalid] | Reading:
+    """The events of one request's body, in order; or the reading of what may take longer.
+
+    What is read at once takes time as its bytes do: a megabyte 2 ms, whatever is in it.
 
     `content_type` and `content_encoding` are the headers' values, "" when absent; an absent type is JSON, as
-    plain HTTP libraries send none. Raises `BadRequest` (400, 413, 415) when the body as a whole can't be taken.
+    plain HTTP libraries send none. An empty batch has no events. Raises `BadRequest` (400, 413, 415) when the body as
+    a whole can't be taken.
     """
     media_type = _media_type(content_type)
     if media_type != JSON and not (batch and media_type == NDJSON):
         raise _bad(415, "unsupported_content_type", _explain_media_type(media_type, batch))
     if len(body) > limits.request_bytes_max:
         raise BadRequest(too_large(limits))
-    body = _decode(body, content_encoding.strip().lower(), limits)
+    encoding = content_encoding and content_encoding.strip().lower()
+    if encoding and encoding != "identity":
+        return _read_encoded(body, encoding, media_type, batch, limits)
     if not batch:
         return [_read_single(body)]
-    if media_type == NDJSON:
-        return _read_lines(body, limits)
-    return _read_array(body, limits)
+    return _read_lines(body, limits) if media_type == NDJSON else _read_array(body, limits)
 
 
 @lru_cache(maxsize=64)  # a sender's is always the same
@@ -94,15 +104,22 @@ def too_large(limits: Settings) -> Answer:
     return problem(413, "body_too_large", f"the body has more than {limits.request_bytes_max} bytes, decoded")
 
 
-def _decode(body: bytes, encoding: str, limits: Settings) -> bytes:
+def _read_encoded(body: bytes, encoding: str, media_type: str, batch: bool, limits: Settings) -> Reading:
     try:
-        return decode_body(body, encoding, limits.request_bytes_max)
+        body = yield from decode_body(body, encoding, limits.request_bytes_max)
     except UnknownEncoding as error:
         raise _bad(415, "unsupported_encoding", str(error)) from None
     except BodyTooLarge:
         raise BadRequest(too_large(limits)) from None
     except ValueError as error:
         raise _bad(400, "malformed_encoding", str(error)) from None
+    if len(body) > ARRAY_BYTES_MAX:
+        yield
+    events = start_reading(body, content_type=media_type, content_encoding="", batch=batch, limits=limits)
+    if isinstance(events, list):
+        return events
+    yield
+    return (yield from events)
 
 
 def _bad(status: int, code: str, detail: str) -> BadRequest:
@@ -116,146 +133,89 @@ def _explain_media_type(media_type: str, batch: bool) -> str:
 
 
 def _read_single(body: bytes) -> Event | Invalid:
+    if len(body) > EVENT_BYTES_MAX:
+        body = body.removeprefix(BYTE_ORDER_MARK).strip(BLANKS)
+        if len(body) > EVENT_BYTES_MAX:
+            return _refuse_unread(body)
     try:
-        return _EVENT.decode(body)
+        return EVENT.decode(body)
     except (ValueError, RecursionError):
-        return _explain_single(_mark_lone_surrogates(body))
+        return _explain_single(mark_lone_surrogates(body.removeprefix(BYTE_ORDER_MARK)))
+
+
+def _refuse_unread(body: bytes) -> Invalid:
+    """A body that is too long for an event: 400 if its first byte shows that it is no JSON."""
+    if not (body.startswith(b"[") or _OTHER_JSON.match(body)):
+        raise malformed(NotJson("it begins with neither an array nor an event"))
+    return too_long(body)
 
 
 def _explain_single(body: bytes) -> Event | Invalid:
     """A body that is no event: 400 if it is no JSON either."""
     try:
-        _RAW.decode(body)
-    except RecursionError:
-        return Invalid(_NESTED)
-    except ValueError as error:
-        raise _malformed(error) from None
-    return _read_one(body)
+        check_json(body)
+    except NotJson as wrong:
+        raise malformed(wrong) from None
+    return explain(body)
 
 
-def _read_array(body: bytes, limits: Settings) -> Sequence[Event | Invalid]:
-    try:
-        events = _EVENTS.decode(body)
-    except (ValueError, RecursionError):
-        elements = _split_array(_mark_lone_surrogates(body))
-        _check_count(len(elements), limits)
-        return [_read_one(bytes(element)) for element in elements]
-    _check_count(len(events), limits)
-    return events
-
-
-def _split_array(body: bytes) -> list[msgspec.Raw]:
-    try:
-        return _RAW_ARRAY.decode(body)
-    except RecursionError:
-        raise _bad(400, "malformed_json", f"the body is {_NESTED}") from None
-    except msgspec.ValidationError:
-        raise _bad(
-            400, "not_an_array", f"the body must be a JSON array of events, or one event a line as {NDJSON}"
-        ) from None
-    except ValueError as error:
-        raise _malformed(error) from None
-
-
-def _read_lines(body: bytes, limits: Settings) -> Sequence[Event | Invalid]:
-    """One event a line; the line is the frame, so whatever stands in it costs no other. Blank lines are skipped."""
-    lines = [line for line in body.split(b"\n") if line.strip()]
-    _check_count(len(lines), limits)
-    return [_read_line(line) for line in lines]
-
-
-def _read_line(line: bytes) -> Event | Invalid:
-    try:
-        return _EVENT.decode(line)
-    except (ValueError, RecursionError):
-        return _read_one(_mark_lone_surrogates(line))
-
-
-def _malformed(error: ValueError) -> BadRequest:
-    return _bad(400, "malformed_json", f"the body is not JSON: {_why_not_json(error)}")
-
-
-def _why_not_json(error: ValueError) -> str:
-    message = str(error)
-    return "it ends too early" if "truncated" in message else message.removeprefix("JSON is malformed: ")
-
-
-def _check_count(count: int, limits: Settings) -> None:
-    if count > limits.request_events_max:
-        raise _bad(
-            413, "too_many_events", f"the batch has {count} events, at most {limits.request_events_max} are allowed"
-        )
-
-
-def _read_one(raw: bytes) -> Event | Invalid:
-    """One event, or what is wrong with it. Lone surrogates are marked already."""
-    try:
-        return _EVENT.decode(raw)
-    except msgspec.ValidationError as error:
-        detail = _explain(str(error))
-    except UnicodeDecodeError:
-        detail = f"{_field_not_unicode(raw)}: must be Unicode text without lone surrogates"
-    except RecursionError:
-        detail = _NESTED
-    except ValueError as error:
-        detail = f"not JSON: {_why_not_json(error)}"
-    return Invalid(detail, _id_of(raw), campaign_of(raw))
-
-
-_EXPLANATIONS: Final = re.compile(
-    r"Object contains unknown field `(?P<unknown>.*)`$"
-    r"|Object missing required field `(?P<missing>.*)`$"
-    r"|.* - at `\$\.(?P<wrong>\w+)`$",
-    re.DOTALL,
-)
-
-
-def _explain(message: str) -> str:
-    """A message of msgspec in our words: which field, and what is allowed there."""
-    match = _EXPLANATIONS.match(message)
-    if match is None:
-        return "an event must be a JSON object"
-    if match["unknown"] is not None:
-        return f"{match['unknown'][:NAME_CHARACTERS_MAX]}: no such field in an event"
-    if match["missing"]:
-        return f"{match['missing']}: is missing"
-    return f"{match['wrong']}: {_MUST_BE[match['wrong']]}"
-
-
-def _field_not_unicode(raw: bytes) -> str:
-    try:
-        fields = _RAW_OBJECT.decode(raw)
-    except (ValueError, RecursionError):
-        return "the name of a field"
-    for name, value in fields.items():
+def _read_array(body: bytes, limits: Settings) -> list[Event | Invalid] | Reading:
+    if len(body) <= ARRAY_BYTES_MAX and not has_long_event(body, 0, len(body), b"{"):
         try:
-            bytes(value).decode()
-        except UnicodeDecodeError:
-            return name
-    return "a field that stands there twice"
+            events: list[Event | Invalid] = EVENTS.decode(body)  # type: ignore[assignment]  # a list of fewer kinds
+        except (ValueError, RecursionError):
+            pass
+        else:
+            if len(events) > limits.request_events_max:
+                raise too_many_events(limits)
+            return events
+    return _read_array_in_slices(body, limits)
 
 
-def _id_of(raw: bytes) -> EventId | None:
-    try:
-        event_id = _NAMED.decode(raw).event_id
-    except (ValueError, RecursionError):
-        return None
-    return None if event_id is None else EventId(event_id.bytes)
+def _read_array_in_slices(body: bytes, limits: Settings) -> Reading:
+    at = len(BYTE_ORDER_MARK) if body.startswith(BYTE_ORDER_MARK) else 0
+    begun = -1
+    while begun < at:
+        begun, at = at, skip_blanks(body, at)
+    if body[at : at + 1] != b"[":
+        raise _no_array(body[at:])
+    return (yield from read_array(body, at, limits))
 
 
-# Backslashes go in pairs; what is left begins an escape. A pair of surrogates is one character, a lone one is none.
-_SURROGATES: Final = re.compile(
-    rb"(?:\\\\)+|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
-)
+def _no_array(body: bytes) -> BadRequest:
+    if not _OTHER_JSON.match(body):
+        return malformed(NotJson("it begins with neither an array nor an event"))
+    return _bad(400, "not_an_array", f"the body must be a JSON array of events, or one event a line as {NDJSON}")
 
 
-def _mark_lone_surrogates(body: bytes) -> bytes:
-    """Make each escape of a lone surrogate, such as D800, a byte that is no UTF-8.
+def _read_lines(body: bytes, limits: Settings) -> list[Event | Invalid] | Reading:
+    """One event a line, blank ones skipped. Lines are read in slices if they are many, long, or too many are bad."""
+    splits_max = 2 * limits.request_events_max  # as many blank lines as there may be events
+    if len(body) <= LINES_BYTES_MAX and not has_long_event(body, 0, len(body), b"\n"):
+        lines = body.removeprefix(BYTE_ORDER_MARK).split(b"\n", splits_max)
+        events = _read_good_lines(lines) if len(lines) <= splits_max else None
+        if events is not None:
+            if len(events) > limits.request_events_max:
+                raise too_many_events(limits)
+            return events
+    return read_lines(body, limits)
 
-    Such escapes are well-formed JSON, but msgspec takes them for an end of the text: one would cost the whole
-    batch. The byte in its place costs the string that it stands in.
-    """
-    return _SURROGATES.sub(lambda match: b"\xff" if match["lone"] else match[0], body)
+
+def _read_good_lines(lines: list[bytes]) -> list[Event | Invalid] | None:
+    """The events of lines nearly all of which are good, else None: a bad one takes ten times as long."""
+    events: list[Event | Invalid] = []
+    decode, add = EVENT.decode, events.append
+    pending = iter(lines)
+    for _ in range(2 + len(lines) // GOOD_LINES_MIN):
+        try:
+            for line in pending:
+                if line.strip():
+                    add(decode(line))
+        except (ValueError, RecursionError):
+            read_line(line, events)
+        else:
+            return events
+    return None
 
 
 # --- Answering ----------------------------------------------------------------------------------------------

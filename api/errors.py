@@ -54,8 +54,10 @@ PROBLEMS: Final[Mapping[str, int]] = {
     "invalid_parameter": 422,
     "head_too_large": 431,
     "internal_error": 500,
+    "not_implemented": 501,
     "not_ready": 503,
     "store_unavailable": 503,
+    "unsupported_http_version": 505,
 }
 
 _TITLES: Final = {status.value: status.phrase for status in HTTPStatus}

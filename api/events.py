@@ -16,9 +16,10 @@ from quart import request
 
 from api.calls import JSON, NDJSON, Gives, Parameter, call
 from api.campaigns import Instant, Money
-from api.codec import batch_answer, event_answer, read_events
+from api.codec import batch_answer, event_answer, start_reading
 from api.errors import STATUS_OF, Answer
 from api.headers import KEY_CHARACTERS_MAX, read_idempotency_key
+from api.slicing import Turns
 from config.settings import Settings
 from engine import Event, Invalid, Reason, Submission
 
@@ -39,9 +40,13 @@ EVENT_NOTES: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
     "Event": {
         "user_id": {"minLength": 1, "description": _TEXT},
         "ad_id": {"description": _TEXT},
-        "event_id": {"description": "The sender's id, which makes a retry safe. Absent: the server makes a UUIDv7."},
+        "event_id": {
+            "description": "The sender's id, which makes a retry safe; not the nil or max UUID. "
+            "Absent: the server makes a UUIDv7."
+        },
         "occurred_at": {
-            "description": "Absent: the time of receipt. At most 48 h old and 5 min ahead, unless set otherwise."
+            "description": "With its zone, and at most 6 decimals. Absent: the time of receipt. "
+            "At most 48 h old and 5 min ahead, unless set otherwise."
         },
     }
 }
@@ -115,6 +120,7 @@ class EventCalls:
     def __init__(self, engine: EventRecorder, settings: Settings) -> None:
         self._engine = engine
         self._limits = settings
+        self._turns = Turns(settings)
 
     @call(
         "POST",
@@ -156,13 +162,16 @@ class EventCalls:
     async def _record(self, *, batch: bool) -> Submission:
         headers = request.headers
         key = read_idempotency_key(_joined(headers.getlist("Idempotency-Key")))
-        events = read_events(
-            await request.get_data(cache=True, as_text=False, parse_form_data=False),
+        body = await request.get_data(cache=True, as_text=False, parse_form_data=False)
+        reading = start_reading(
+            body,
             content_type=_joined(headers.getlist("Content-Type")) or "",
             content_encoding=_joined(headers.getlist("Content-Encoding")) or "",
             batch=batch,
             limits=self._limits,
         )
+        events = reading if isinstance(reading, list) else await self._turns.finish(reading, len(body))
+        assert events is not None, "somebody waits for them"
         return await self._engine.record(events, idempotency_key=key)
 
 

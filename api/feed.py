@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Final, NamedTuple
 
 import msgspec
 
-from engine.model import instant_text, new_event_id, us_from_datetime
+from engine.instants import instant_us
+from engine.model import instant_text, new_event_id
 
 CHUNK_BYTES: Final = 65_536  # of a read: what a pipe holds
 LINE_BYTES_MAX: Final = 1 << 20  # of a line: a full event has about 1 KB, so a longer line is no event
@@ -110,6 +110,6 @@ def _raw(fields: Mapping[str, msgspec.Raw], name: str) -> bytes:
 def _instant_us(raw: bytes) -> int | None:
     """The instant of a JSON string, or None if there is none in it: the server will say what is wrong with it."""
     try:
-        return us_from_datetime(msgspec.json.decode(raw, type=datetime))
+        return instant_us(msgspec.json.decode(raw, type=str))
     except (ValueError, TypeError):
         return None

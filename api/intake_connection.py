@@ -1,11 +1,11 @@
-"""One connection of the intake: its requests go to the loop, its answers go out in the order of the requests.
+"""One connection of a listener: its requests go to the loop, its answers go out in the order of the requests.
 
 Owns the socket, the order of answers, what waits to be sent, and what is waited for until when. Knows no engine
 and no path. Nothing here waits: the loop says when the socket is ready, and when time is up.
 
-    OPEN -> LAST -> CLOSED        no more requests (the sender's wish, its end, or our drain): answer, then close
-    OPEN -> LAST -> LINGERING -> CLOSED       refused: what the sender still sends is thrown away for a while,
-                                              because closing at once would destroy the answer on its way
+    OPEN -> LAST -> CLOSED        no more requests (the sender's end, or our drain): answer, then close
+    OPEN -> LAST -> LINGERING -> CLOSED       refused, or asked to close: what the sender still sends is thrown away
+                                              for a while, because closing at once would destroy the answer on its way
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import logging
 import selectors
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from enum import Enum
-from http import HTTPStatus
 from math import inf
 from typing import Final, Protocol
 
-from api.codec import JSON_HEADERS, batch_answer, event_answer
+from api.codec import batch_answer, event_answer
 from api.errors import Answer, problem
+from api.faults import in_one_line
 from api.intake_reader import Head, Heads, Request, RequestReader
+from api.response import CONTINUE, encode_answer
 from config.settings import Settings
 from engine import Submission
 
@@ -33,9 +34,9 @@ WRITE: Final = selectors.EVENT_WRITE
 # After a refusal: what most senders need to see the answer; 16 full bodies a second are 64 MiB/s.
 LINGER_SECONDS: Final = 2.0
 LINGER_BODIES_MAX: Final = 16
+# For a request that is arriving when a drain begins: honest senders need less, and a drain has other work to wait for.
+ARRIVAL_SECONDS: Final = 2.0
 
-_CONTINUE: Final = Answer(100, [], b"")
-_REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 _NO_HEAD: Final = Head(b"", b"", keep_alive=True, asks_keep_alive=False)  # of what is no request
 _log = logging.getLogger("headrace.intake")
 
@@ -85,8 +86,8 @@ class Exchange:
         """The engine's call when all verdicts are in. What goes wrong here is this connection's, not the engine's."""
         try:
             self.finish(batch_answer(submission) if self.batch else event_answer(submission))
-        except Exception:  # noqa: BLE001 - boundary: see above
-            _log.exception("an answer failed; its connection is closed")
+        except Exception as error:  # noqa: BLE001 - boundary: see above
+            _log.error("an answer failed; its connection is closed: %s", in_one_line(error))
             self.connection.close()
 
 
@@ -122,7 +123,7 @@ class Connection:
 
     __slots__ = (
         "_body_bytes", "_deadline", "_exchanges", "_linger_bytes", "_lingers", "_loop", "_out", "_phase", "_reader",
-        "_socket", "_waiting", "_watched",
+        "_socket", "_waiting", "_watched", "on_change",
     )  # fmt: skip
 
     def __init__(self, peer: socket.socket, loop: Loop) -> None:
@@ -131,6 +132,7 @@ class Connection:
         self._reader = RequestReader(loop.settings, loop.heads)
         self._exchanges: deque[Exchange] = deque()  # not written yet, in the order of the requests
         self._out = bytearray()  # written, but the socket has no room for it
+        self.on_change: Callable[[], None] | None = None  # called when `unsent` ends, and when the connection does
         self._phase = OPEN
         self._waiting = IDLE
         self._deadline = inf
@@ -202,7 +204,7 @@ class Connection:
             reader.awaits_continue = False
             exchange = Exchange(self)
             self._exchanges.append(exchange)
-            exchange.finish(_CONTINUE)
+            exchange.finish(CONTINUE)
 
     def _count_body(self) -> None:
         if self.closed:
@@ -233,6 +235,8 @@ class Connection:
         if self._phase is OPEN and not self._reader.partial and (self._exchanges or not patient):
             self._phase = LAST
             self._go_on()
+        elif not patient:
+            self._deadline = min(self._deadline, self._loop.now + ARRIVAL_SECONDS)
 
     # --- writing --------------------------------------------------------------------------------------------
 
@@ -244,9 +248,12 @@ class Connection:
         while exchanges and exchanges[0].answer is not None:
             exchange = exchanges.popleft()
             last = self._phase is LAST and not exchanges
-            parts.append(_encode(exchange, self._loop.date, last))
+            assert exchange.answer is not None
+            parts.append(encode_answer(exchange.answer, exchange.head, self._loop.date, last=last))
         if not parts:
             return
+        if last:
+            self._lingers = self._lingers or not self._loop.draining or self._has_unread()
         if not self._out:
             self._send(b"".join(parts))
         elif len(self._out) <= self._loop.settings.answer_bytes_max:
@@ -254,11 +261,29 @@ class Connection:
         else:
             self.close()  # it asks, but does not read
 
+    def write(self, part: bytes) -> None:
+        """Send a part of the answer whose turn it is; its exchange finishes with `SENT` when nothing is `unsent`."""
+        if self._out:
+            self._out += part
+        elif not self.closed:
+            self._send(part)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether something waits until its reader makes room."""
+        return bool(self._out)
+
+    def is_last(self, exchange: Exchange) -> bool:
+        """Whether the connection ends with this answer, as far as is known now."""
+        return self._phase is LAST and self._exchanges[-1] is exchange
+
     def on_writable(self) -> None:
         """The socket has room again."""
         if self._out and not self.closed:
             out, self._out = self._out, bytearray()
             self._send(out)
+            if not self._out and self.on_change is not None:
+                self.on_change()
 
     def _send(self, data: bytes | bytearray) -> None:
         try:
@@ -282,6 +307,12 @@ class Connection:
             self._linger()
         else:
             self.close()
+
+    def _has_unread(self) -> bool:
+        try:
+            return bool(self._socket.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
 
     def _linger(self) -> None:
         try:
@@ -314,6 +345,8 @@ class Connection:
         self._out.clear()
         self._loop.body_bytes -= self._body_bytes
         self._loop.forget(self)
+        if self.on_change is not None:
+            self.on_change()
 
     # --- waiting --------------------------------------------------------------------------------------------
 
@@ -359,31 +392,3 @@ class Connection:
         else:
             selector.modify(self._socket, wanted, self)
         self._watched = wanted
-
-
-def _lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    return b"".join([b"%b: %b\r\n" % header for header in headers])
-
-
-_JSON_LINES: Final = _lines(JSON_HEADERS)  # as of most answers
-
-
-def _encode(exchange: Exchange, date: bytes, last: bool) -> bytes:
-    answer = exchange.answer
-    assert answer is not None
-    if answer is _CONTINUE:
-        return b"HTTP/1.1 100 Continue\r\n\r\n"
-    body, connection = answer.body, b""
-    if last:
-        connection = b"connection: close\r\n"
-    elif exchange.head.asks_keep_alive:
-        connection = b"connection: keep-alive\r\n"
-    return b"HTTP/1.1 %d %b\r\ndate: %b\r\n%bcontent-length: %d\r\n%b\r\n%b" % (
-        answer.status,
-        _REASONS[answer.status],
-        date,
-        _JSON_LINES if answer.headers is JSON_HEADERS else _lines(answer.headers),
-        len(body),
-        connection,
-        b"" if exchange.head.method == b"HEAD" else body,
-    )

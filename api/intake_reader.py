@@ -1,42 +1,29 @@
-"""The bytes of one connection to whole HTTP/1.1 requests: limits, conflicts and what is refused on the way.
+"""The bytes of one connection to whole HTTP/1.1 requests, for both listeners.
 
-Owns what may stand in a request's head and how large head and body may be. Knows no socket, no clock and no
-engine. llhttp (through httptools) does the parsing, strictly: two lengths, a length beside a transfer coding,
-folded headers and the like are errors. A sender's heads are mostly the same bytes again and again, so what llhttp made
-of one is remembered: parsing it anew would cost more than decoding an event.
+Owns where a request ends and the next begins, how large head and body may be, and the heads that are remembered. Knows
+no socket, no clock and no engine; `http_head` says what a head means, `chunked` how chunks are put together. A sender's
+heads are mostly the same bytes again and again, so what one says is remembered: reading it anew would cost more than
+decoding an event. A head means the same wherever it stands, so what is remembered lets nothing pass.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-import httptools
 import msgspec
 
+from api.chunked import FRAMING_BYTES_MAX, ChunkedBody, MalformedChunk, TooMuchFraming
 from api.codec import too_large
-from api.errors import Answer, problem
+from api.errors import Answer, BadRequest, problem
+from api.http_head import HEAD_END, Head, check_beginning, head_too_large, read_head
 from config.settings import Settings
 
 __all__ = ["Head", "Heads", "Request", "RequestReader"]
 
-LINE_BYTES: Final = 4  # ": " and the end of a header's line
-HEAD_END: Final = b"\r\n\r\n"
 # Of a request whose head is remembered: a single event, or a few. What a larger body costs is not its head.
 REMEMBERED_BYTES_MAX: Final = 4_096
-# Some kinds of sender, and for each the lengths that an event may have. 10 MB at most; then they start afresh.
+# Some kinds of sender, and for each the lengths that an event may have. 20 MB at most; then they start afresh.
 HEADS_MAX: Final = 1_024
-
-
-class Head(msgspec.Struct, frozen=True):
-    """What stands before a body. A header that came twice is joined with ", "."""
-
-    method: bytes
-    path: bytes
-    keep_alive: bool
-    asks_keep_alive: bool  # in so many words: HTTP/1.0 keeps a connection only if both sides say so
-    content_type: str = ""
-    content_encoding: str = ""
-    idempotency_key: str | None = None
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -46,13 +33,17 @@ class Request(msgspec.Struct, frozen=True):
     body: bytes
 
 
-Heads = dict[bytes, tuple[Head, int]]  # the bytes of a head -> what they say, and the bytes of the body behind them
+# Of one body, before they are put together: byte by byte, a body would else take forty times its size.
+PARTS_MAX: Final = 1_024
+_NOTHING: Final = (b"", b"\r")  # begins no request; the second is half of an empty line
+Heads = dict[bytes, Head]  # the bytes of a head -> what they say
 
 
 class RequestReader:
     """Feed it what arrives; take whole requests from `requests`, in order.
 
-    `refusal`, once set, is the answer to what came after those requests; nothing is read any more.
+    `refusal`, once set, is the answer to what came after those requests; nothing is read any more. Nor is what comes
+    behind a request that is to be the last of its connection (RFC 9112, 9.6).
     `awaits_continue` says that the sender waits for "100 Continue"; who sends it sets it back.
     `heads` are those of all connections.
     """
@@ -60,160 +51,134 @@ class RequestReader:
     def __init__(self, settings: Settings, heads: Heads) -> None:
         self.requests: list[Request] = []
         self.refusal: Answer | None = None
+        self.ended = False  # nothing more is read
         self.awaits_continue = False
         self.partial = False  # a request has begun, and is not whole
         self.body_bytes = 0  # of the request that is arriving
         self._settings = settings
         self._heads = heads
-        self._parser = httptools.HttpRequestParser(self)
-        self._begin()
+        self._come = b""  # what can't be read before more has come: part of a head, or of a line between chunks
+        self._head: Head | None = None  # of the request whose body is arriving
+        self._left = 0  # bytes of a body whose length is known
+        self._parts: list[bytes] = []  # of it
+        self._chunked: ChunkedBody | None = None
 
     def feed(self, data: bytes | memoryview) -> None:
         """Read on. Whatever the sender may write, this does not raise."""
-        if self.partial or self.refusal is not None or len(data) > REMEMBERED_BYTES_MAX:
-            self._parse(data)
-            return
-        piece = bytes(data)
-        body_at = piece.find(HEAD_END) + len(HEAD_END)
-        head, body_bytes = self._heads.get(piece[:body_at], (None, 0))
-        if head is not None and len(piece) == body_at + body_bytes:
-            self.requests.append(Request(head, piece[body_at:]))
-            return
-        self._parse(piece)
-        self._remember(piece, body_at)
-
-    def _remember(self, piece: bytes, body_at: int) -> None:
-        """Remember the head of what was one whole request, which leaves the connection as it was."""
-        if len(self.requests) != 1 or self.partial or self.refusal is not None:
-            return
-        head, body = self.requests[0].head, self.requests[0].body
-        alone = len(piece) == body_at + len(body)  # (chunks are longer than what is in them)
-        if alone and head.keep_alive:
-            if len(self._heads) >= HEADS_MAX:
-                self._heads.clear()
-            self._heads[piece[:body_at]] = head, len(body)
-
-    def _parse(self, data: bytes | memoryview) -> None:
-        in_head = self.partial and not self._head_done
+        if self._left:  # most bytes of a batch: straight from the socket's buffer
+            end = self._read_body(data)
+            if end == len(data):
+                return
+            data = data[end:]
+        piece, at = self._come + bytes(data) if self._come else bytes(data), 0
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._decline_upgrade(bytes(data[upgrade.args[0] :]))
-        except httptools.HttpParserCallbackError:
-            raise  # ours, not the sender's
-        except httptools.HttpParserError as error:
-            self.refuse(problem(400, "malformed_http", f"not a request of HTTP/1.1: {error}"))
-        if in_head and not self._head_done:
-            # Whole headers are counted one by one; this also counts one that never ends.
-            self._head_wire_bytes += len(data)
-            self._check_head(self._head_wire_bytes)
+            while at < len(piece) and not self.ended:
+                taken = self._read_request(piece, at) if self._head is None else self._read_chunks(piece, at)
+                if taken == at:
+                    break  # more must come
+                at = taken
+        except BadRequest as refused:
+            self.refuse(refused.answer)
+        if at < len(piece) and not self.ended:
+            self._come = piece[at:]
+            self.partial = self._come not in _NOTHING or self._head is not None
+        else:
+            self._come = b""
+            self.partial = self._head is not None
 
     def refuse(self, answer: Answer) -> None:
         """Read nothing more; the first reason stands."""
         if self.refusal is None:
             self.refusal = answer
-            self.partial = False
-            self._drop_body()
+            self._end()
 
-    def _begin(self) -> None:
-        self._url = b""
-        self._headers: dict[bytes, bytes] = {}
-        self._head_bytes = self._head_wire_bytes = 0
-        self._head_done = self._upgrading = False
-        self._drop_body()
+    # --- heads ----------------------------------------------------------------------------------------------
+
+    def _read_request(self, piece: bytes, at: int) -> int:
+        """A head, and what has come of its body. Returns where it stopped, as those below."""
+        body_at = piece.find(HEAD_END, at) + len(HEAD_END)
+        head = self._heads.get(piece[at:body_at])
+        if head is None:
+            while piece.startswith(b"\r\n", at):  # (RFC 9112, 2.2)
+                at += 2
+            body_at = piece.find(HEAD_END, at) + len(HEAD_END)
+            if body_at < len(HEAD_END):
+                self._check_part(piece[at:])
+                return at
+            head = self._read_head(piece[at:body_at])
+        if head.body_bytes is None:
+            self._head, self._chunked = head, ChunkedBody()
+        else:
+            end = body_at + head.body_bytes
+            if end <= len(piece):  # as almost always
+                self.requests.append(Request(head, piece[body_at:end]))
+                if not head.keep_alive:
+                    self._end()
+                return end
+            self._head, self._left = head, head.body_bytes
+            body_at += self._read_body(memoryview(piece)[body_at:])
+        self.awaits_continue = head.awaits_continue
+        return body_at
+
+    def _read_head(self, text: bytes) -> Head:
+        head = read_head(text, self._settings)
+        if head.body_bytes is not None and len(text) + head.body_bytes <= REMEMBERED_BYTES_MAX:
+            if len(self._heads) >= HEADS_MAX:
+                self._heads.clear()
+            self._heads[text] = head
+        return head
+
+    def _check_part(self, begun: bytes) -> None:
+        """Part of a head: is it one to wait for."""
+        check_beginning(begun[: self._settings.header_bytes_max])
+        if len(begun) > self._settings.header_bytes_max:
+            raise BadRequest(head_too_large(self._settings))
+
+    # --- bodies ---------------------------------------------------------------------------------------------
+
+    def _read_body(self, data: bytes | memoryview) -> int:
+        """Some of a body whose length is known, or its end."""
+        part = bytes(data[: self._left])
+        self._parts.append(part)
+        self._left -= len(part)
+        self.body_bytes += len(part)
+        if self._left == 0:
+            assert self._head is not None
+            self._complete(self._head, b"".join(self._parts))
+        elif len(self._parts) == PARTS_MAX:
+            self._parts = [b"".join(self._parts)]
+        return len(part)
+
+    def _read_chunks(self, piece: bytes, at: int) -> int:
+        assert self._head is not None
+        assert self._chunked is not None
+        try:
+            end = self._chunked.feed(piece, at)
+        except MalformedChunk as error:
+            raise BadRequest(problem(400, "malformed_http", f"not a request of HTTP/1.1: {error}")) from None
+        except TooMuchFraming:
+            detail = f"more than {FRAMING_BYTES_MAX} bytes of chunk sizes, extensions and trailers; send larger chunks"
+            raise BadRequest(problem(413, "body_too_large", detail)) from None
+        self.body_bytes = len(self._chunked.body)
+        if self.body_bytes > self._settings.request_bytes_max:
+            raise BadRequest(too_large(self._settings))
+        if self._chunked.whole:
+            self._complete(self._head, bytes(self._chunked.body))
+        return end
+
+    def _complete(self, head: Head, body: bytes) -> None:
+        self.requests.append(Request(head, body))
+        if head.keep_alive:
+            self._drop_body()
+        else:
+            self._end()
 
     def _drop_body(self) -> None:
-        self._chunks: list[bytes] = []
-        self.body_bytes = 0
-
-    def _check_head(self, size: int) -> None:
-        if size > self._settings.header_bytes_max:
-            self.refuse(
-                problem(
-                    431, "head_too_large", f"the request's head has more than {self._settings.header_bytes_max} bytes"
-                )
-            )
-
-    def _decline_upgrade(self, rest: bytes) -> None:
-        """Stay with HTTP/1.1, as RFC 9110 (7.8) lets a server do.
-
-        Some clients offer h2c with every request (Java's does). llhttp then takes the body for another
-        protocol, so the head goes through once more, without the offer.
-        """
-        if self.refusal is not None:
-            return
-        headers = [b"%b: %b\r\n" % pair for pair in self._headers.items() if pair[0] != b"upgrade"]
-        head = b"%b %b HTTP/1.1\r\n%b\r\n" % (self._parser.get_method(), self._url, b"".join(headers))
-        self._parser = httptools.HttpRequestParser(self)
-        self._parse(head + rest)
-
-    def _text(self, name: bytes) -> str | None:
-        value = self._headers.get(name)
-        return None if value is None else value.decode("latin-1")
-
-    # --- what the parser calls ------------------------------------------------------------------------------
-
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        if self.refusal is None:
-            self._begin()
-            self.partial = True
-
-    def on_url(self, part: bytes) -> None:
-        """The target, maybe in parts."""
-        self._url += part
-        self._head_bytes += len(part)
-        self._check_head(self._head_bytes)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A header; or a trailer, which nobody asked for."""
-        self._head_bytes += len(name) + len(value) + LINE_BYTES
-        self._check_head(self._head_bytes)
-        if self.refusal is None and not self._head_done:
-            name, value = name.lower(), value.rstrip(b" \t")  # llhttp leaves blanks at the end (RFC 9112, 5)
-            known = self._headers.get(name)
-            self._headers[name] = value if known is None else b"%b, %b" % (known, value)
-
-    def on_headers_complete(self) -> None:
-        """The head is whole. Is the body one to wait for, or refused already."""
-        if self.refusal is not None:
-            return
-        self._head_done = True
-        if self._parser.get_method() == b"CONNECT":
-            self.refuse(problem(405, "method_not_allowed", "this is no proxy"))
-        elif self._parser.should_upgrade():
-            self._upgrading = True
-        elif int(self._headers.get(b"content-length", b"0")) > self._settings.request_bytes_max:
-            self.refuse(too_large(self._settings))
-        elif self._headers.get(b"expect", b"").lower() == b"100-continue":
-            self.awaits_continue = self._parser.get_http_version() == "1.1"
-
-    def on_body(self, part: bytes) -> None:
-        """Some of the body."""
-        if self.refusal is not None:
-            return
-        self.body_bytes += len(part)
-        if self.body_bytes > self._settings.request_bytes_max:
-            self.refuse(too_large(self._settings))
-        else:
-            self._chunks.append(part)
-
-    def on_message_complete(self) -> None:
-        """The request is whole."""
-        if self.refusal is not None or self._upgrading:
-            return
+        self._head, self._chunked, self._parts = None, None, []
+        self._left = self.body_bytes = 0
         self.partial = self.awaits_continue = False
-        path = self._url.partition(b"?")[0]
-        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        asks_keep_alive = self._headers.get(b"connection", b"").lower() == b"keep-alive"
-        head = Head(
-            self._parser.get_method(),
-            path,
-            self._parser.should_keep_alive(),
-            asks_keep_alive,
-            self._text(b"content-type") or "",
-            self._text(b"content-encoding") or "",
-            self._text(b"idempotency-key"),
-        )
-        self.requests.append(Request(head, body))
+
+    def _end(self) -> None:
+        self.ended = True
+        self._come = b""
         self._drop_body()

@@ -1,30 +1,44 @@
-"""The api listener: Hypercorn's connections behind an accept loop of our own.
+"""The api listener: Quart-Trio on Hypercorn, on the connections that the intake has, too.
 
-Owns when it accepts, when a connection is told that it ends, and Hypercorn's settings. Knows of the application only
-that it is ASGI. Hypercorn's own `serve` stops accepting and closes every idle connection in one breath, also those
-that were accepted a moment ago and whose request is on its way: those senders would see a reset.
+Owns the order of a connection's requests (one at a time: a later one may rely on what an earlier one did), the room
+for their bodies, and the application's life. Knows of the application only that it is ASGI.
+
+Hypercorn's own listener is not used: there a fault that a peer causes ends the process, and a second reading of HTTP
+stands beside the intake's. Here a peer's bytes meet `intake_reader` only.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
-from functools import partial
+from collections import deque
+from dataclasses import replace
 from typing import Any, Final
 
 import trio
 from hypercorn.config import Config
 from hypercorn.trio.lifespan import Lifespan
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ASGIFramework, ConnectionState
+from hypercorn.typing import ASGIFramework
 from hypercorn.utils import wrap_app
 
+from api.connections import Connections
+from api.errors import problem
+from api.faults import in_one_line
+from api.framework import Framework
+from api.intake_connection import Connection, Exchange
+from api.intake_reader import Request
 from config.settings import Settings
 
 __all__ = ["serve_api"]
 
-REQUESTS_A_CONNECTION_MAX: Final = 2**53  # no limit: senders keep their connections, and hypercorn wants a number
+# One is answered, and one that has come meanwhile waits: so the end of a connection is noticed while it is answered,
+# and no third body is held for the sender.
+WAITING_MAX: Final = 2
+_OVERLOADED: Final = problem(503, "overloaded", "too many bodies are arriving at once", retry_after_seconds=1)
+_NO_URI: Final = problem(400, "malformed_http", "the request's target has characters that no URI has")
+_log = logging.getLogger("headrace.api")
+
+_Queue = deque[tuple[Exchange, Request]]
 
 
 async def serve_api(
@@ -36,45 +50,59 @@ async def serve_api(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until `stop`, then close the listener and what is idle, finish what is under way, and return.
-
-    With `yielding` set before, a successor accepts from the same listener, which is closed here only. Connections that
-    are idle may send one more request until `stop`, and this returns as soon as there are none. Whoever sets `stop`
-    sees that `yielding` is set, too.
-    """
-    config, context = _hypercorn_config(settings), WorkerContext(max_requests=None)
+    """See `Connections.run`. The application starts up before, and shuts down after."""
+    config = _hypercorn_config()
     served, state = wrap_app(app, config.wsgi_max_body_size, "asgi"), dict[str, Any]()
     lifespan = Lifespan(served, config, state)
-    handle = partial(TCPServer, served, config, context, ConnectionState(state))
-    listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
     async with trio.open_nursery() as nursery:
         await nursery.start(lifespan.handle_lifespan)
         await lifespan.wait_for_startup()
-        nursery.start_soon(_close_idle, stop, context)
-        async with trio.open_nursery() as connections, trio.open_nursery() as accepting:
-            accepting.start_soon(partial(trio.serve_listeners, handle, listeners, handler_nursery=connections))
-            task_status.started()
-            await (stop if yielding is None else yielding).wait()
-            config.keep_alive_max_requests = 0  # every answer from now on says that it is the last
-            accepting.cancel_scope.cancel()
+        task_status.started()
+        await Api(Framework(served, config, state), listener, settings).run(stop, yielding)
         await lifespan.wait_for_shutdown()
         nursery.cancel_scope.cancel()
 
 
-async def _close_idle(stop: trio.Event, context: WorkerContext) -> None:
-    """At `stop`, let Hypercorn close the connections that are idle, and each other one after its answer."""
-    await stop.wait()
-    await context.terminated.set()
+class Api(Connections):
+    """The api's listener: each whole request goes to the application."""
+
+    def __init__(self, framework: Framework, listener: socket.socket, settings: Settings) -> None:
+        super().__init__(listener, replace(settings, pipelined_requests_max=WAITING_MAX), _log)
+        self._framework = framework
+        self._queues: dict[Connection, _Queue] = {}  # of connections with requests under way
+
+    def handle(self, exchange: Exchange, request: Request) -> None:
+        """Answer it when those before it are answered."""
+        if not request.head.target.isascii():
+            exchange.finish(_NO_URI)
+            return
+        if self.body_bytes > self.settings.intake_bytes_max:
+            exchange.finish(_OVERLOADED)
+            return
+        self.body_bytes += len(request.body)  # until it is answered
+        queue = self._queues.get(exchange.connection)
+        if queue is None:
+            queue = self._queues[exchange.connection] = deque()
+            self._nursery.start_soon(self._answer_all, exchange.connection, queue)
+        queue.append((exchange, request))
+
+    async def _answer_all(self, connection: Connection, queue: _Queue) -> None:
+        while queue:
+            exchange, request = queue[0]
+            try:
+                if not connection.closed:
+                    await self._framework.answer(exchange, request, self.date)
+            except* Exception as faults:  # noqa: BLE001 - boundary: a fault of one request ends its connection
+                _log.error("a request failed, and its connection is closed: %s", in_one_line(faults))
+                connection.close()
+            finally:
+                queue.popleft()
+                self.body_bytes -= len(request.body)
+        del self._queues[connection]
 
 
-def _hypercorn_config(settings: Settings) -> Config:
+def _hypercorn_config() -> Config:
     config = Config()
-    config.alpn_protocols = ["http/1.1"]
-    config.keep_alive_max_requests = REQUESTS_A_CONNECTION_MAX
-    config.keep_alive_timeout = settings.idle_timeout_seconds  # also bounds the wait for a whole head
-    config.read_timeout = None  # would run while a handler waits, too; the application bounds the body
-    config.h11_max_incomplete_size = settings.header_bytes_max
-    config.include_server_header = False
     config.errorlog = logging.getLogger("hypercorn")
     config.errorlog.setLevel(logging.WARNING)
     return config

@@ -66,7 +66,9 @@ def document(calls: Iterable[Call], notes: Mapping[str, Mapping[str, Mapping[str
             "title": "Headrace",
             "version": VERSION,
             "description": "Takes ad events into Postgres, and lets no campaign spend past its budget. "
-            "A 200 for an event means: committed, counted once, inside every budget and cap.",
+            "A 200 for an event means: committed, counted once, inside every budget and cap. "
+            "Unknown fields and parameters are refused, never ignored, and so are headers that ask for what is not "
+            "done: If-Match, If-None-Match, If-Unmodified-Since, Content-Range; Idempotency-Key but with events.",
         },
         "paths": paths,
         "components": {"schemas": components},

@@ -50,7 +50,7 @@ class OpsCalls:
     def __init__(self, ready: Callable[[], Awaitable[list[str]]]) -> None:
         self._ready = ready
 
-    @call("GET", "/healthz", tag="operations", gives=Gives(200, "It serves.", {JSON: Healthy}))
+    @call("GET", "/healthz", tag="operations", gives=Gives(200, "It serves.", {JSON: Healthy}), ignores=True)
     async def tell_health(self) -> Answer:
         """Say whether the process serves.
 
@@ -64,6 +64,7 @@ class OpsCalls:
         tag="operations",
         gives=Gives(200, "Events are taken.", {JSON: Ready}),
         problems=("not_ready",),
+        ignores=True,
     )
     async def tell_readiness(self) -> Answer:
         """Say whether events are taken, and what is in the way if they are not."""
@@ -80,7 +81,10 @@ class OpsCalls:
     )
     async def tell_metrics(self) -> Answer:
         """Tell Prometheus what was counted and timed, summed over all engine processes of this server."""
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        try:
+            encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        except (TypeError, ValueError):  # the library compares a version that is none: the plain format is for all
+            encode, content_type = choose_encoder("")
         # In a thread: with several processes it reads a file of each.
         body = await trio.to_thread.run_sync(lambda: encode(_registry()))
         return Answer(200, [(b"content-type", content_type.encode())], body)

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Final, NoReturn
+from urllib.parse import parse_qsl
 
-from api.errors import BadRequest, problem
+from api.errors import Answer, BadRequest, problem
 from engine import Fault
-from engine.model import us_from_datetime
+from engine.instants import NotAnInstant, instant_us
 
-__all__ = ["instant", "read_query", "refuse_query", "whole_number"]
+__all__ = ["instant", "read_query", "refuse_query", "unknown_parameters", "whole_number", "wrong_parameters"]
 
 NAME_CHARACTERS_MAX: Final = 64  # of an unknown parameter, in the answer
 DIGITS_MAX: Final = 19  # of 2**63 - 1
+FAULTS_MAX: Final = 20  # that are named: a head has room for thousands of parameters
 
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 # A plus sign in a query string means a space, so a zone of "+01:00" that nobody escaped arrives as " 01:00".
-_INSTANT: Final = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d{1,6})?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
-_NOT_AN_INSTANT: Final = (
-    "must be an RFC 3339 time with its zone and at most 6 decimals, such as 2026-01-31T12:00:00Z, "
-    "or a date, which is its midnight in UTC"
-)
+_LOST_PLUS: Final = re.compile(r" (?=\d\d:\d\d$)")
 
 
 def read_query(given: Mapping[str, Sequence[str]], readers: Mapping[str, Callable[[str], int]]) -> dict[str, int]:
@@ -50,10 +47,26 @@ def read_query(given: Mapping[str, Sequence[str]], readers: Mapping[str, Callabl
     return values
 
 
+def unknown_parameters(query: bytes) -> list[Fault]:
+    """The parameters of a call that has none."""
+    if not query:
+        return []
+    names = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+    return [Fault(name[:NAME_CHARACTERS_MAX], "no such parameter; this call has none") for name in names]
+
+
 def refuse_query(faults: Sequence[Fault]) -> NoReturn:
     """Raise `BadRequest` (422) that names these parameters."""
-    detail = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)
-    raise BadRequest(problem(422, "invalid_parameter", detail, errors=faults))
+    raise BadRequest(wrong_parameters(faults))
+
+
+def wrong_parameters(faults: Sequence[Fault]) -> Answer:
+    """The answer that names these parameters, of a query or a head."""
+    named = faults[:FAULTS_MAX]
+    detail = "; ".join(f"{fault.field}: {fault.message}" for fault in named)
+    if len(faults) > len(named):
+        detail += f"; and {len(faults) - len(named)} more"
+    return problem(422, "invalid_parameter", detail, errors=named)
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
@@ -71,12 +84,7 @@ def instant(text: str) -> int:
     """Microseconds since the epoch of an RFC 3339 time, or of a date's midnight in UTC."""
     try:
         if _DATE.fullmatch(text):
-            return us_from_datetime(datetime.fromisoformat(text).replace(tzinfo=UTC))
-        match = _INSTANT.fullmatch(text)
-        if match:
-            day, time, zone = match.groups()
-            told = datetime.fromisoformat(f"{day}T{time}{zone.upper().replace(' ', '+')}")
-            return us_from_datetime(told.astimezone(UTC))
-    except (ValueError, OverflowError):
-        pass  # the right shape, but no such day or hour, or in UTC none of the years 1 to 9999
-    raise ValueError(_NOT_AN_INSTANT)
+            return instant_us(f"{text}T00:00:00Z")
+        return instant_us(_LOST_PLUS.sub("+", text))
+    except NotAnInstant as wrong:
+        raise ValueError(f"{wrong}, or a date, which is its midnight in UTC") from None

@@ -21,7 +21,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from typing import Any, Final
@@ -279,10 +279,12 @@ async def serve(
     """
     # Imported here: a supervisor needs none of it.
     from api.app import create_app
+    from api.descriptors import allow_connections
     from api.intake import serve_intake
     from api.listener import serve_api
     from engine.runtime import FAILED_DRAIN_SECONDS, open_engine
 
+    settings = replace(settings, connections_max=allow_connections(settings.connections_max))
     async with open_engine(settings, db_url=stores.db_url, redis_url=stores.redis_url) as engine:
         listeners.listen()
         try:

@@ -132,14 +132,18 @@ class Settings:
     )
     drain_seconds: float = _number(20.0, "SIGTERM to exit at most: a request's deadline twice.", 1, 300)
     connections_max: int = _number(
-        4_096, "Connections of the intake: 64 KB of buffers each at most, 256 MB.", 1, 65_536
+        4_096,
+        "Connections of each listener: 64 KB of buffers each at most, 256 MB. Fewer where `ulimit -n` is small.",
+        1,
+        65_536,
     )
     header_bytes_max: int = _number(
         16_384, "Bytes of a request's head: h11's and nginx's order of size.", 1_024, 1 << 20
     )
     intake_bytes_max: int = _number(
         256 << 20,
-        "Bytes of bodies arriving at the intake, or at the api, at once: 64 full ones; more is 503.",
+        "Bytes of bodies arriving at the intake, or at the api, at once: 64 full ones; more is 503. As many again "
+        "of long ones that are being read, half as sent and half as decoded.",
         1 << 20,
         64 << 30,
     )
@@ -150,7 +154,7 @@ class Settings:
         65_536, "Bytes of answers that a sender leaves unread; one more and it is closed: 300 singles.", 1_024, 1 << 26
     )
     read_timeout_seconds: float = _number(
-        30.0, "A request must arrive whole within this: slow senders hold memory.", 1, 600
+        30.0, "A request must arrive whole, its answer make progress within this: who is slow holds memory.", 1, 600
     )
     idle_timeout_seconds: float = _number(75.0, "An idle keep-alive connection is closed: nginx's default.", 1, 3_600)
     redis_memory_mb: int = _number(

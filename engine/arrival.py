@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, NoReturn
 
 from config.settings import Settings
 from engine.derived_ids import DerivedIds
+from engine.instants import NotAnInstant, instant_us
 from engine.model import (
     DAY_US,
     EVENT_TYPES,
@@ -23,7 +24,6 @@ from engine.model import (
     Status,
     Verdict,
     new_event_id,
-    us_from_datetime,
 )
 from engine.submission import Entry, Submission
 
@@ -31,6 +31,8 @@ _RANDOM_BYTES: Final = 10  # of a UUIDv7
 # An event that is too old by no more than this may be the repeat of one that was accepted: it is looked up before it is
 # refused. Senders repeat within seconds, and after an outage of theirs within minutes; an hour has room for both.
 REPEATED_US: Final = 3_600 * SECOND_US
+# RFC 9562, 5.9 and 5.10: what a sender has in place of an id that it forgot to make, so all its events have it.
+_NO_IDS: Final = frozenset([bytes(16), b"\xff" * 16])
 
 
 class ArrivalLimits(NamedTuple):
@@ -50,7 +52,7 @@ class ArrivalLimits(NamedTuple):
         )
 
 
-def arrive(
+def arrive(  # noqa: C901 - one pass over the fields, for each event: a function for each of them would cost
     event: Event, submission: Submission, index: int, ids: DerivedIds | None, limits: ArrivalLimits
 ) -> Entry | Invalid:
     """Check one decoded event and make its entry. `ids` are those of the request's Idempotency-Key, if it has one.
@@ -63,6 +65,8 @@ def arrive(
     sent_id = None if event.event_id is None else event.event_id.int.to_bytes(16, "big")
     told_us = occurred_us = None
     try:
+        if sent_id in _NO_IDS:
+            raise ValueError("event_id: must not be the nil or the max UUID, which name no event")
         user = event.user_id.encode()
         if not 0 < len(user) <= bytes_max or 0 in user:
             _refuse_text("user_id", user, bytes_max)
@@ -72,7 +76,7 @@ def arrive(
             if not 0 < len(ad) <= bytes_max or 0 in ad:
                 _refuse_text("ad_id", ad, bytes_max)
         if event.occurred_at is not None:
-            told_us = occurred_us = us_from_datetime(event.occurred_at)
+            told_us = occurred_us = instant_us(event.occurred_at)
             refusal = _judge_occurred(occurred_us, now_us, limits)
         elif sent_id is not None and sent_id[6] >> 4 == 7 and sent_id[8] >> 6 == 2:
             told_us = int.from_bytes(sent_id[:6], "big") * 1_000  # a UUIDv7 (RFC 9562, section 5.7)
@@ -82,7 +86,7 @@ def arrive(
         field = "user_id" if wrong.object is event.user_id else "ad_id"
         return Invalid(f"{field}: must be Unicode text without lone surrogates", _told_id(sent_id))
     except ValueError as wrong:
-        return Invalid(str(wrong), _told_id(sent_id))
+        return Invalid(_why(wrong), _told_id(sent_id))
     if sent_id is not None:
         event_id = sent_id
     elif ids is not None:
@@ -107,6 +111,10 @@ def arrive(
         (now_us if told_us is None else told_us) // DAY_US,
         refusal,
     )
+
+
+def _why(wrong: ValueError) -> str:
+    return f"occurred_at: {wrong}, or null" if isinstance(wrong, NotAnInstant) else str(wrong)
 
 
 def _told_id(sent_id: bytes | None) -> EventId | None:

@@ -71,7 +71,7 @@ class Event(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     event_type: Literal["impression", "click", "conversion"]
     ad_id: str | None = None
     event_id: uuid.UUID | None = None
-    occurred_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    occurred_at: Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})] | None = None
 
 
 class Invalid(msgspec.Struct, frozen=True, gc=False):

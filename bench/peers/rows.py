@@ -25,7 +25,7 @@ import redis
 from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import BigInteger, ForeignKey, SmallInteger, create_engine, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
@@ -121,7 +121,7 @@ class EventIn(BaseModel):
     event_type: Literal["impression", "click", "conversion"]
     ad_id: str | None = None
     event_id: UUID | None = None
-    occurred_at: AwareDatetime | None = None
+    occurred_at: str | None = None
 
     def event(self) -> Event:
         """The same in the engine's words."""

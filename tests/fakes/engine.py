@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from config.settings import Settings
 from engine import CampaignNotFound, CampaignView, Entry, Event, Invalid, Reason, Report, Status, Submission, Verdict
@@ -16,7 +16,7 @@ COST_MICROS = 10_000
 
 
 class FakeEngine:
-    """Answers as the real one does, as far as a listener can see (`api.app.ServedEngine`).
+    """Answers as the real one does, as far as a listener can see (`api.app.ServedEngine`, `api.intake.EventTaker`).
 
     `failure` is raised by every call about campaigns and reports; `verdicts` maps a user to the verdict of his
     events, all others are accepted; `asked` holds what a report was asked for.
@@ -82,10 +82,29 @@ class FakeEngine:
 
     async def record(self, events: Sequence[Event | Invalid], *, idempotency_key: str | None = None) -> Submission:
         """Give each event the verdict of its user."""
+        return self.submit(events, lambda _: None, idempotency_key=idempotency_key)
+
+    @property
+    def full(self) -> bool:
+        """There is always room."""
+        return False
+
+    def overloaded(self) -> bool:
+        """There is always room."""
+        return False
+
+    def submit(
+        self,
+        events: Sequence[Event | Invalid],
+        answer: Callable[[Submission], None],
+        *,
+        idempotency_key: str | None = None,
+    ) -> Submission:
+        """The same, for whoever wants to be called."""
         self._fail()
         self.recorded.append(events)
         self.keys.append(idempotency_key)
-        submission = Submission(NOW_US, NOW_US + 10_000_000, lambda _: None, lambda _: None)
+        submission = Submission(NOW_US, NOW_US + 10_000_000, answer, answer)
         limits = ArrivalLimits.of(self.settings)
         ids = None if idempotency_key is None else DerivedIds(idempotency_key, [event.campaign_id for event in events])
         for index, event in enumerate(events):

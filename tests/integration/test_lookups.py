@@ -14,7 +14,7 @@ import trio
 
 from config.settings import Settings
 from engine.engine import Engine
-from engine.model import DAY_US, SECOND_US, Event, datetime_from_us
+from engine.model import DAY_US, SECOND_US, Event, instant_text
 from engine.ports import Batch, FlushReply, Reserve, ReserveReply, Resolve, ResolveReply
 from engine.postgres.store import PostgresStore, open_store
 from engine.redis.ledger import RedisLedger, open_ledger
@@ -168,7 +168,7 @@ async def test_an_event_that_is_looked_up_before_a_recovery_is_not_counted_twice
             await two.waiting(1)
             two.stores[0].heard = trio.Event()
             two.clock.moved_us += 20 * 60 * SECOND_US
-            nursery.start_soon(ask, 1, twice, event(campaign, occurred_at=datetime_from_us(two.clock.now_us())))
+            nursery.start_soon(ask, 1, twice, event(campaign, occurred_at=instant_text(two.clock.now_us())))
             await two.waiting(2)  # one is looked up; the other has heard LOST, and its recovery waits for the row
         while not answers:  # noqa: ASYNC110
             await trio.sleep(0.01)
@@ -181,14 +181,14 @@ async def test_a_repeat_that_has_grown_too_old_is_a_duplicate(two: Two) -> None:
     """Issue 18, point 3: accepted six seconds before it is too old, and sent again nine seconds later."""
     campaign = await two.campaign()
     limit_us = two.clock.now_us() - Settings().occurred_past_seconds * SECOND_US
-    accepted, refused = [event(campaign, occurred_at=datetime_from_us(limit_us + 6 * SECOND_US)) for _ in range(2)]
+    accepted, refused = [event(campaign, occurred_at=instant_text(limit_us + 6 * SECOND_US)) for _ in range(2)]
     assert await two.told(0, accepted) == ["accepted"]
     two.clock.moved_us += 9 * SECOND_US
     for engine in range(2):
         told = await two.told(engine, refused, accepted, event(campaign, event_id=accepted.event_id))
         assert told == ["invalid", "duplicate", "duplicate"]
     with two.row_held(campaign):
-        under_way = event(campaign, occurred_at=datetime_from_us(limit_us + 10 * SECOND_US))
+        under_way = event(campaign, occurred_at=instant_text(limit_us + 10 * SECOND_US))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(two.told, 0, under_way)
             await two.waiting(1)

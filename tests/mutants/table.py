@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants import engine, found, judge, ledger, locks, lookups, process, sweep, window
+from tests.mutants import bodies, engine, found, judge, ledger, locks, lookups, peers, process, sweep, window
 
 MUTANTS = (
     ledger.MUTANTS
@@ -12,6 +12,8 @@ MUTANTS = (
     + lookups.MUTANTS
     + locks.MUTANTS
     + sweep.MUTANTS
+    + bodies.MUTANTS
+    + peers.MUTANTS
     + process.MUTANTS
     + found.MUTANTS
 )

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from engine.model import SECOND_US, Event, Status, datetime_from_us, new_event_id
+from engine.model import SECOND_US, Event, Status, instant_text, new_event_id
 from engine.submission import Submission
 from tests.simulation.cluster import Process
 from tests.simulation.world import World
@@ -89,7 +89,7 @@ class Clients:
         campaigns = dict.fromkeys(event.campaign_id for event in old.events)
         young = [
             msgspec.structs.replace(
-                self._event(now_us, with_id=True), campaign_id=each, occurred_at=datetime_from_us(now_us)
+                self._event(now_us, with_id=True), campaign_id=each, occurred_at=instant_text(now_us)
             )
             for each in campaigns
         ]
@@ -112,7 +112,7 @@ class Clients:
             user_id=source.choice(USERS),
             event_type=source.choice(TYPES),
             event_id=event_id,
-            occurred_at=None if told_us is None else datetime_from_us(told_us),
+            occurred_at=None if told_us is None else instant_text(told_us),
         )
 
     def send(self, process: Process, request: Sent) -> None:

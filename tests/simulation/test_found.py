@@ -15,7 +15,7 @@ import pytest
 import trio
 from trio import sleep
 
-from engine.model import DAY_US, SECOND_US, CampaignId, Event, Micros, datetime_from_us
+from engine.model import DAY_US, SECOND_US, CampaignId, Event, Micros, instant_text
 from tests.simulation.clients import Sent
 from tests.simulation.cluster import Process
 from tests.simulation.run import play
@@ -39,7 +39,7 @@ async def serve(simulation: Simulation, *offsets_us: int, total_budget: str = "1
 def shown(campaign_id: CampaignId, number: int, told_us: int | None = None) -> list[Event]:
     """An impression, whose id tells no time."""
     event_id = uuid.UUID(int=number, version=4)
-    told = None if told_us is None else datetime_from_us(told_us)
+    told = None if told_us is None else instant_text(told_us)
     return [Event(campaign_id=campaign_id, user_id="a", event_type="impression", event_id=event_id, occurred_at=told)]
 
 

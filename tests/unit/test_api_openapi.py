@@ -80,7 +80,10 @@ async def test_problems_are_described_with_their_codes() -> None:
                 assert all(PROBLEMS[code] == int(status) for code in narrowed["properties"]["code"]["enum"])
                 assert ("Retry-After" in response.get("headers", {})) == (status in ("429", "503"))
     # What no call ends in is said of paths, methods and bytes that are no HTTP.
-    assert set(PROBLEMS) - seen == {"not_found", "method_not_allowed", "malformed_http", "head_too_large"}
+    assert set(PROBLEMS) - seen == {
+        "not_found", "method_not_allowed", "malformed_http", "head_too_large", "not_implemented",
+        "unsupported_http_version",
+    }  # fmt: skip
 
 
 async def test_the_page_in_docs_has_every_call_and_code() -> None:

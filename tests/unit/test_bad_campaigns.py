@@ -18,6 +18,7 @@ from config.settings import Settings
         ('{"campaign_id":"7","user_id":"u","event_type":"click"}', None),
         ('{"user_id":"u","event_type":"click"}', None),
         ("[7]", None),
+        ('{"campaign_id":7,"user_id":"' + "u" * 20_000 + '","event_type":"click"}', 7),
     ],
 )
 def test_the_campaign_of_a_bad_event_is_read_where_it_can_be(

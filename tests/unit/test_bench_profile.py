@@ -27,7 +27,7 @@ from bench.profile import (
 ROOT = Path("/engine/trio/asyncio")  # names in its path mean nothing
 SEND = (f"{ROOT}/api/intake_connection.py", "Connection._send")
 SELECT = ("/usr/lib/python3.11/selectors.py", "EpollSelector.select")
-SERVE = (f"{ROOT}/api/intake.py", "Intake._serve")
+SERVE = (f"{ROOT}/api/connections.py", "Connections._serve")
 RUN = (f"{ROOT}/.venv/lib/python3.11/site-packages/trio/_core/_run.py", "unrolled_run")
 
 

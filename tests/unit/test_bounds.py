@@ -15,7 +15,7 @@ from engine.arrival import arrive
 from engine.campaign import Reservation
 from engine.errors import StoreUnavailable
 from engine.flusher import Flusher
-from engine.model import CampaignId, Event, StoredEvent, datetime_from_us
+from engine.model import CampaignId, Event, StoredEvent, instant_text
 from engine.outages import Outages
 from engine.ports import Batch, Committed, EventStore, FlushReply, Reserve, Resolve, Wanted
 from engine.registry import TAG_BITS, Engines
@@ -299,7 +299,7 @@ async def test_who_fails_gives_back_what_it_had_reserved_without_being_asked(
         second = Second(first, nursery)
         campaign = await first.campaign(total_budget="0.002")
         await first.send(shown(campaign))
-        event = shown(campaign, event_id=uuid.uuid4(), occurred_at=datetime_from_us(first.now_us()))
+        event = shown(campaign, event_id=uuid.uuid4(), occurred_at=instant_text(first.now_us()))
         with monkeypatch.context() as patched:
             patched.setattr(Actor, "_apply", lambda *_: 1 / 0)
             assert await first.reasons(event) == ["unavailable"]

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime
 
 import pytest
 from msgspec import structs
 
 from engine.campaign import ATTEMPTS_MAX, Admitted, Applied, CampaignState, Reservation
 from engine.lifecycle import TRANSITIONS, IllegalTransition, Phase, Signal
-from engine.model import DAY_US, SECOND_US, Campaign, CampaignId, Pacing, Reason, Status, StoredEvent, Verdict
+from engine.model import (
+    DAY_US,
+    SECOND_US,
+    Campaign,
+    CampaignId,
+    Pacing,
+    Reason,
+    Status,
+    StoredEvent,
+    Verdict,
+    instant_text,
+)
 from engine.pacing import allowance_micros, spend_day
 from engine.ports import BILLABLE, COUNTS_FOR_CAP, FREE, NO_CAP, Letter, Reserved
 from engine.submission import Entry
@@ -87,7 +97,7 @@ def test_nothing_is_settled_before_its_commit() -> None:
 def test_the_same_id_again_joins_the_first_and_is_a_duplicate_of_it() -> None:
     """Two of the same in one request: one reservation, the second a duplicate."""
     state, request, same = opened(), submission(), uuid.uuid4()
-    now = datetime.fromtimestamp(NOON_US / SECOND_US, UTC)
+    now = instant_text(NOON_US)
     first = entry(request, event_id=same, occurred_at=now)
     second = entry(request, event_id=same, occurred_at=now)
     admitted, applied = answered(state, [first, second], b"A")
@@ -104,7 +114,7 @@ def test_the_same_id_again_joins_the_first_and_is_a_duplicate_of_it() -> None:
 def test_the_same_id_for_another_event_is_refused_as_reused() -> None:
     """Another user under an id that is committed."""
     state, request, same = opened(), submission(), uuid.uuid4()
-    now = datetime.fromtimestamp(NOON_US / SECOND_US, UTC)
+    now = instant_text(NOON_US)
     first = entry(request, event_id=same, occurred_at=now)
     other = entry(request, event_id=same, occurred_at=now, user_id="bob")
     _, applied = answered(state, [first, other], b"A")
@@ -118,7 +128,7 @@ def test_the_same_id_for_another_event_is_refused_as_reused() -> None:
 def test_who_joined_a_refused_event_is_refused_with_it() -> None:
     """The same event twice, over the budget: both are told so."""
     state, request, same = opened(), submission(), uuid.uuid4()
-    now = datetime.fromtimestamp(NOON_US / SECOND_US, UTC)
+    now = instant_text(NOON_US)
     pair = [entry(request, event_id=same, occurred_at=now) for _ in range(2)]
     answered(state, pair, b"T")
     assert [verdict_of(each).reason for each in pair] == [Reason.TOTAL_BUDGET] * 2  # type: ignore[union-attr]
@@ -127,7 +137,7 @@ def test_who_joined_a_refused_event_is_refused_with_it() -> None:
 def test_another_event_under_the_id_of_a_refused_one_is_not_refused_with_it() -> None:
     """On its own it may fare otherwise: nobody has looked."""
     state, request, same = opened(), submission(), uuid.uuid4()
-    now = datetime.fromtimestamp(NOON_US / SECOND_US, UTC)
+    now = instant_text(NOON_US)
     pair = [entry(request, event_id=same, occurred_at=now, user_id=user) for user in ("ada", "bob")]
     answered(state, pair, b"T")
     assert [verdict_of(each).reason for each in pair] == [  # type: ignore[union-attr]
@@ -187,7 +197,7 @@ def test_an_event_from_before_the_window_or_without_a_time_is_looked_up_first(
     age_seconds: int | None, late: bool
 ) -> None:
     """The late lane of protocol.md, section 4."""
-    told = None if age_seconds is None else datetime.fromtimestamp(NOON_US / SECOND_US - age_seconds, UTC)
+    told = None if age_seconds is None else instant_text(NOON_US - age_seconds * SECOND_US)
     admitted = opened().admit([entry(event_id=uuid.uuid4(), occurred_at=told)], 1, NOON_US)
     assert (len(admitted.late) == 1) is late
     assert (admitted.request is None) is late
@@ -195,7 +205,7 @@ def test_an_event_from_before_the_window_or_without_a_time_is_looked_up_first(
 
 def test_an_id_made_by_the_server_is_never_looked_up() -> None:
     """Even when its event is old."""
-    told = datetime.fromtimestamp(NOON_US / SECOND_US - 3_600, UTC)
+    told = instant_text(NOON_US - 3_600 * SECOND_US)
     assert opened().admit([entry(occurred_at=told)], 1, NOON_US).late == []
 
 

@@ -6,7 +6,6 @@ import gzip
 import json
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -57,11 +56,11 @@ def test_a_single_event_is_decoded() -> None:
 
 
 def test_optional_fields() -> None:
-    """ad_id and occurred_at come as text and as an aware instant."""
+    """ad_id and occurred_at come as text; whether it is a time is for the engine."""
     body = (
         '{"campaign_id":7,"user_id":"ü","event_type":"impression","ad_id":"a","occurred_at":"2026-01-31T12:00:00.5Z"}'
     )
-    assert read(body) == [Event(7, "ü", "impression", "a", None, datetime(2026, 1, 31, 12, 0, 0, 500_000, UTC))]
+    assert read(body) == [Event(7, "ü", "impression", "a", None, "2026-01-31T12:00:00.5Z")]
 
 
 def test_an_array_is_decoded_in_order() -> None:
@@ -130,7 +129,6 @@ WRONG = {
     "type": (GOOD.replace("click", "Click"), "event_type: must be one of impression, click, conversion"),
     "id": (GOOD.replace(str(ID), "1234"), "event_id: must be a UUID"),
     "ad": (GOOD.replace('"u"', '"u","ad_id":{}'), "ad_id: must be a string or null"),
-    "no zone": (GOOD.replace('"u"', '"u","occurred_at":"2026-01-31T12:00:00"'), "occurred_at: must be an RFC 3339"),
     "unix time": (GOOD.replace('"u"', '"u","occurred_at":1769860800'), "occurred_at: must be an RFC 3339"),
     "lone surrogate": (GOOD.replace('"u"', r'"\ud800"'), "user_id: must be Unicode text"),
     "reversed pair": (GOOD.replace('"u"', r'"\ude00\ud83d"'), "user_id: must be Unicode text"),
@@ -229,17 +227,22 @@ def test_a_batch_must_be_an_array(body: str) -> None:
 
 
 DEEP = "[" * 50_000 + "]" * 50_000
+SHORT_DEEP = "[" * 8_000 + "]" * 8_000
 
 
-@pytest.mark.parametrize("bad", [DEEP, GOOD.replace('"u"', DEEP)], ids=["bare", "in a field"])
+@pytest.mark.parametrize(
+    "bad", [DEEP, SHORT_DEEP, GOOD.replace('"u"', DEEP)], ids=["longer than an event", "as an event", "in a field"]
+)
 def test_deep_nesting_is_refused(bad: str) -> None:
-    """It neither crashes nor is taken: a single and a line are invalid, an array can't be split."""
+    """It neither crashes nor is taken, and costs no other event."""
     (single,) = read(bad)
     assert isinstance(single, Invalid)
     line, event = read(f"{bad}\n{GOOD}", batch=True, content_type=NDJSON)
     assert isinstance(line, Invalid)
     assert event == EVENT
-    assert refusal(array(GOOD, bad), batch=True)["code"] == "malformed_json"
+    event, element = read(array(GOOD, bad), batch=True)
+    assert event == EVENT
+    assert isinstance(element, Invalid)
 
 
 def test_deep_nesting_beside_bad_text_is_refused() -> None:
@@ -255,10 +258,10 @@ def test_deep_nesting_beside_bad_text_is_refused() -> None:
     ids=["events", "junk", "lines"],
 )
 def test_too_many_events_are_refused_whole(body: str, content_type: str) -> None:
-    """413 says how many there were and may be."""
+    """413 says how many there may be; they are counted no further."""
     problem = refusal(body, batch=True, content_type=content_type)
     assert (problem["status"], problem["code"]) == (413, "too_many_events")
-    assert "1001" in problem["detail"]
+    assert "more than 1000 events" in problem["detail"]
 
 
 def test_a_body_at_the_limit_is_taken_and_one_above_is_not() -> None:
@@ -335,8 +338,9 @@ def test_a_bomb_is_refused_before_it_is_inflated(encoding: str, monkeypatch: pyt
             steps.append(len(part))
             return part
 
-    new_decoder = encodings._DECODERS[encoding.lower()]
-    monkeypatch.setitem(encodings._DECODERS, encoding.lower(), lambda: Counting(new_decoder()))
+    known = encodings._ENCODINGS[encoding.lower()]
+    counting = known._replace(new_decoder=lambda: Counting(known.new_decoder()))
+    monkeypatch.setitem(encodings._ENCODINGS, encoding.lower(), counting)
     problem = refusal(ENCODERS[encoding](bytes(64 << 20)), encoding=encoding)
     assert (problem["status"], problem["code"]) == (413, "body_too_large")
     assert sum(steps) <= LIMITS.request_bytes_max + (8 << 20)

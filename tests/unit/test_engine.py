@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from config.settings import Settings
 from engine.campaign import CampaignState
 from engine.engine import Engine
-from engine.model import DAY_US, CampaignId, Event, Invalid, Reason, Status, Verdict, datetime_from_us
+from engine.model import DAY_US, CampaignId, Event, Invalid, Reason, Status, Verdict, instant_text
 from engine.ports import (
     BILLABLE,
     NO_CAP,
@@ -187,7 +187,7 @@ async def test_a_row_that_redis_had_forgotten_is_a_duplicate_and_its_neighbours_
         bucket.clear()
     looks_new = Event(
         campaign_id=campaign, user_id="ada", event_type="impression", event_id=known.event_id,
-        occurred_at=datetime_from_us(world.now_us()),
+        occurred_at=instant_text(world.now_us()),
     )  # fmt: skip
     assert await world.reasons(shown(campaign, "bob"), looks_new) == ["accepted", "duplicate"]
     assert world.spent(campaign) == 2_000
@@ -368,7 +368,7 @@ async def test_clocks_that_disagree_do_not_turn_a_retry_into_a_refusal(autojump_
     world.clock_step_us = off_us
     await trio.sleep(settings.dedup_turn_seconds - settings.clock_refuse_seconds - 1)  # a turn is about to end
     told_us = world.now_us() + settings.occurred_ahead_seconds * 1_000_000
-    event = shown(campaign, event_id=uuid.uuid4(), occurred_at=datetime_from_us(told_us))
+    event = shown(campaign, event_id=uuid.uuid4(), occurred_at=instant_text(told_us))
     assert await world.reasons(event) == ["accepted"]
     await trio.sleep(settings.dedup_turn_seconds + 1)
     assert await world.reasons(shown(campaign)) == ["total_budget"]  # the turn of the first event is forgotten

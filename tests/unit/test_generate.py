@@ -14,7 +14,8 @@ from bench.generate import BAD_KINDS, Mix, take, zipf_weights
 from config.settings import Settings
 from engine import Event, Invalid, Submission
 from engine.arrival import ArrivalLimits, arrive
-from engine.model import SECOND_US, us_from_datetime
+from engine.instants import instant_us
+from engine.model import SECOND_US
 from tests.plans import uuid7_us
 
 NOW_US = 1_800_000_000 * SECOND_US
@@ -53,7 +54,7 @@ def test_without_bad_ones_and_repeats_every_event_is_new_and_valid() -> None:
     decoded = msgspec.json.decode(b"[" + b",".join(lines) + b"]", type=list[Event])
     assert len({event.event_id for event in decoded}) == EVENTS
     assert {uuid7_us(event.event_id.bytes) for event in decoded if event.event_id} == {NOW_US}
-    times = [us_from_datetime(event.occurred_at) for event in decoded if event.occurred_at]
+    times = [instant_us(event.occurred_at) for event in decoded if event.occurred_at]
     assert NOW_US - 12 * 3_600 * SECOND_US <= min(times) <= max(times) <= NOW_US
     assert len(times) / EVENTS == pytest.approx(0.51, abs=0.02)
     assert sum(time < NOW_US - 2 * SECOND_US for time in times) / EVENTS == pytest.approx(0.01, abs=0.005)

@@ -17,7 +17,7 @@ from engine.actor import Actor
 from engine.campaign import CampaignState
 from engine.clock import SteadyClock
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
-from engine.model import DAY_US, SECOND_US, CampaignId, Event, HeartbeatReply, Status, datetime_from_us
+from engine.model import DAY_US, SECOND_US, CampaignId, Event, HeartbeatReply, Status, instant_text
 from engine.ports import BILLABLE, FREE, NO_CAP, Batch, Committed, FlushReply, Reserve, Reserved, Unknown
 from engine.registry import Engines
 from engine.submission import Entry
@@ -42,7 +42,7 @@ async def world(autojump_clock: MockClock) -> AsyncIterator[World]:
 
 def fresh(world: World, campaign: int, user: str = "ada") -> Event:
     """An impression of this moment, which is not looked up first."""
-    return shown(campaign, user, event_id=uuid.uuid4(), occurred_at=datetime_from_us(world.now_us()))
+    return shown(campaign, user, event_id=uuid.uuid4(), occurred_at=instant_text(world.now_us()))
 
 
 def id_of(event: Event) -> bytes:

@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from engine.arrival import REPEATED_US
-from engine.model import SECOND_US, CampaignId, Event, Reason, datetime_from_us
+from engine.model import SECOND_US, CampaignId, Event, Reason, instant_text
 from engine.ports import Letter
 from engine.verdicts import IN_FLIGHT
 from tests.plans import NOON_US, entry, verdict_of
@@ -25,7 +25,7 @@ HOUR_SECONDS = REPEATED_US // SECOND_US
 def aged(world: World, campaign: int, seconds: int, **fields: Any) -> Event:
     """An event that becomes too old in so many seconds."""
     told_us = world.now_us() - PAST_US + seconds * SECOND_US
-    values = {"event_id": uuid.uuid4(), "occurred_at": datetime_from_us(told_us), **fields}
+    values = {"event_id": uuid.uuid4(), "occurred_at": instant_text(told_us), **fields}
     return shown(campaign, **values)
 
 
@@ -97,7 +97,7 @@ async def test_what_is_too_old_is_looked_up_even_where_it_is_young(autojump_cloc
     async with trio.open_nursery() as nursery:
         world = World(nursery, occurred_past_seconds=60)
         campaign = await world.campaign()
-        event = shown(campaign, event_id=uuid.uuid4(), occurred_at=datetime_from_us(world.now_us() - 61 * SECOND_US))
+        event = shown(campaign, event_id=uuid.uuid4(), occurred_at=instant_text(world.now_us() - 61 * SECOND_US))
         assert await world.reasons(shown(campaign), event) == ["accepted", "invalid"]
         nursery.cancel_scope.cancel()
 
@@ -107,7 +107,7 @@ def test_calls_without_a_budget_and_calls_with_one_take_turns() -> None:
     state = opened()
     told = []
     for number in range(4):
-        old = entry(event_id=uuid.uuid4(), occurred_at=datetime_from_us(NOON_US - PAST_US - SECOND_US))
+        old = entry(event_id=uuid.uuid4(), occurred_at=instant_text(NOON_US - PAST_US - SECOND_US))
         young = entry()
         assert state.admit([old, young], number, NOON_US).late == [old]
         state.in_flight.clear()
@@ -123,9 +123,7 @@ def test_calls_without_a_budget_and_calls_with_one_take_turns() -> None:
 def test_who_joins_is_refused_for_its_age_only_if_it_has_that_age() -> None:
     """The same id with another time may fare otherwise on its own."""
     state, same = opened(), uuid.uuid4()
-    first, second = [
-        entry(event_id=same, occurred_at=datetime_from_us(NOON_US - PAST_US - SECOND_US)) for _ in range(2)
-    ]
+    first, second = [entry(event_id=same, occurred_at=instant_text(NOON_US - PAST_US - SECOND_US)) for _ in range(2)]
     young = entry(event_id=same)
     state.looking_up(first)
     answered(state, [first, second, young], Letter.TOTAL)

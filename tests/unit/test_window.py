@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from engine.engine import Engine
-from engine.model import DAY_US, SECOND_US, CampaignId, Event, StoredEvent, datetime_from_us
+from engine.model import DAY_US, SECOND_US, CampaignId, Event, StoredEvent, instant_text
 from engine.ports import Batch, FlushReply, Reserve, ReserveReply, Resolve, ResolveReply, Wanted
 from engine.recovery import Recovery
 from engine.registry import Engines, Registry
@@ -111,7 +111,7 @@ async def test_who_sleeps_between_deciding_and_sending_counts_no_event_twice(aut
         nursery.start_soon(second.send, shown(campaign, event_id=twice))
         for _ in range(20):
             await trio.sleep(30)
-            await first.send(shown(campaign, occurred_at=datetime_from_us(first.now_us())))
+            await first.send(shown(campaign, occurred_at=instant_text(first.now_us())))
         rows = [row for row in first.store.rows_of(CampaignId(campaign)) if row.event.event_id == twice.bytes]
         nursery.cancel_scope.cancel()
     assert len(rows) == 1
@@ -134,7 +134,7 @@ async def test_a_look_up_does_not_outlive_the_generation_under_which_it_began(
             nursery.start_soon(first.send, twice)
             await trio.sleep(1)  # its flush waits for the row
             first.clock_step_us = second.clock_step_us = first.clock_step_us + 20 * 60 * SECOND_US
-            young = shown(campaign, event_id=uuid.uuid4(), occurred_at=datetime_from_us(first.now_us()))
+            young = shown(campaign, event_id=uuid.uuid4(), occurred_at=instant_text(first.now_us()))
             first.store.__class__ = SlowStore
             first.store.look_up_answer_seconds = seconds  # type: ignore[attr-defined]
             nursery.start_soon(second.send, twice, young)
@@ -177,7 +177,7 @@ async def test_a_reply_that_is_met_after_a_long_sleep_is_undone(autojump_clock: 
         campaign = await first.campaign(total_budget="0.002")
         await second.send(shown(campaign))
         second.sleepy.sleep_after_seconds = 60
-        event = shown(campaign, event_id=uuid.uuid4(), occurred_at=datetime_from_us(first.now_us()))
+        event = shown(campaign, event_id=uuid.uuid4(), occurred_at=instant_text(first.now_us()))
         assert await second.reasons(event) == ["unavailable"]
         await trio.sleep(61)
         assert first.spent(campaign) == 1_000
@@ -212,7 +212,7 @@ async def test_ids_from_a_clock_ahead_stay_as_long_as_it_expects(autojump_clock:
         behind.clock_step_us = -30 * SECOND_US
         campaign = CampaignId(await ahead.campaign(total_budget="0.001"))
         await trio.sleep((TURN_US - ahead.now_us() % TURN_US) / SECOND_US + 5)
-        event = shown(campaign, event_id=uuid.uuid4(), occurred_at=datetime_from_us(ahead.now_us() + 299 * SECOND_US))
+        event = shown(campaign, event_id=uuid.uuid4(), occurred_at=instant_text(ahead.now_us() + 299 * SECOND_US))
         assert await ahead.reasons(event) == ["accepted"]
         ahead.store.ledger[campaign].gen += 1
         await recover_alone(Recovery(ahead.ledger, ahead.store, behind, TURN_US), campaign)

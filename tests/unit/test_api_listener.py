@@ -1,10 +1,10 @@
-"""The api behind Hypercorn, on real connections: they close, time out, and stay bounded."""
+"""The api's listener, on real connections: they close, time out, and stay bounded."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import pytest
@@ -46,13 +46,12 @@ async def all_of(stream: trio.SocketStream) -> bytes:
     [
         (b"GET /healthz HTTP/1.0\r\n\r\n", b"200"),
         (b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"200"),
-        (b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nfew", b"404"),
         (b"POST /events/ HTTP/1.1\r\nHost: x\r\nContent-Length: 100001\r\n\r\nfew", b"413"),
         (b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
     ],
 )  # fmt: skip
 async def test_a_connection_that_is_done_is_closed(request_head: bytes, status: bytes) -> None:
-    """Asked for, or because the rest of a body was never read."""
+    """Asked for, or because nobody knows where the next request would begin."""
     async with served() as stream:
         await stream.send_all(request_head)
         assert (await all_of(stream)).startswith(b"HTTP/1.1 " + status)
@@ -93,7 +92,7 @@ async def test_a_chunked_body_is_bounded() -> None:
 
 async def test_a_sender_of_too_large_a_body_hears_so() -> None:
     """Also one that sends all of it before it listens: the connection is not reset over its answer."""
-    body = b"x" * (8 << 20)
+    body = b"x" * (1 << 20)
     async with served() as stream:
         head = b"POST /events/ HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
         await stream.send_all(head + body)
@@ -110,16 +109,16 @@ async def test_a_body_without_room_is_refused_and_room_comes_back() -> None:
     async with served(CROWDED) as stream:
         address = stream.socket.getpeername()
         async with await trio.open_tcp_stream(*address) as other:
-            await stream.send_all(LARGE + b"x" * 300_000)
+            await stream.send_all(LARGE + b"x" * 599_999)
             await wait_all_tasks_blocked(0.05)
-            await other.send_all(LARGE + b"x" * 600_000)
+            await other.send_all(LARGE + b"x" * 599_999)
             told = b""
             while not told.endswith(b"}"):
                 told += await other.receive_some()
             assert told.startswith(b"HTTP/1.1 503")
             assert b'"overloaded"' in told
             assert b"retry-after: 1" in told
-        await stream.send_all(b"x" * 300_000)
+        await stream.send_all(b"x")
         assert (await stream.receive_some()).startswith(b"HTTP/1.1 400")
         async with await trio.open_tcp_stream(*address) as third:
             await third.send_all(LARGE + b"x" * 600_000)
@@ -127,24 +126,21 @@ async def test_a_body_without_room_is_refused_and_room_comes_back() -> None:
 
 
 async def test_a_body_of_unknown_length_counts_as_it_comes() -> None:
-    """Where it finds no more room, its connection ends; nothing of it was taken."""
+    """Where it finds no more room, it is refused."""
     async with served(CROWDED) as stream:
         async with await trio.open_tcp_stream(*stream.socket.getpeername()) as other:
-            await stream.send_all(LARGE)
+            await stream.send_all(LARGE + b"x" * 599_999)
             await wait_all_tasks_blocked(0.05)
             await other.send_all(CHUNKED + b"493e0\r\n" + b"x" * 300_000 + b"\r\n")
             await wait_all_tasks_blocked(0.05)
-            told = b""
-            with suppress(trio.BrokenResourceError):  # it may be reset
-                await other.send_all(b"493e0\r\n" + b"x" * 300_000 + b"\r\n")
-                told = await all_of(other)
-            assert not told.startswith(b"HTTP/1.1 2")
+            await other.send_all(b"493e0\r\n" + b"x" * 300_000 + b"\r\n")
+            assert (await other.receive_some()).startswith(b"HTTP/1.1 503")
         async with await trio.open_tcp_stream(*stream.socket.getpeername()) as third:
             await third.send_all(CHUNKED + b"493e0\r\n" + b"x" * 300_000 + b"\r\n0\r\n\r\n")
             assert (await third.receive_some()).startswith(b"HTTP/1.1 400")
 
 
-@pytest.mark.parametrize("target", [b"?x", b"*", b"http://", b"http://[", b"x:y"])
+@pytest.mark.parametrize("target", [b"/x", b"/%2a", b"http://x", b"http://x/nowhere?a"])
 async def test_a_target_that_is_no_path_is_404(target: bytes) -> None:
     """Neither a fault nor a line in the log."""
     async with served() as stream:
