@@ -186,9 +186,6 @@ class Connections(ABC):
         if peer.family in (socket.AF_INET, socket.AF_INET6):
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         full = len(self.connections) >= self.settings.connections_max
-        if full and len(self._lingering) >= self._lingering_max:
-            peer.close()
-            return
         connection = Connection(peer, self)
         self.connections.add(connection)
         if full:
