@@ -136,7 +136,7 @@ class _Answer:
             self._chunked = True
             headers.append((b"transfer-encoding", b"chunked"))
         last = self._until_end or exchange.connection.is_last(exchange)
-        self._head = encode_head(event.status_code, headers, exchange.head, self._date, last=last)
+        self._head = encode_head(event.status_code, headers, exchange.head, self._date, last)
         if self._left is None:  # a stream, whose first part may be a while in coming
             await self._write(b"")
 

@@ -245,11 +245,10 @@ class Connection:
         if self.closed:
             return
         exchanges, parts = self._exchanges, []
-        while exchanges and exchanges[0].answer is not None:
+        while exchanges and (answer := exchanges[0].answer) is not None:
             exchange = exchanges.popleft()
             last = self._phase is LAST and not exchanges
-            assert exchange.answer is not None
-            parts.append(encode_answer(exchange.answer, exchange.head, self._loop.date, last=last))
+            parts.append(encode_answer(answer, exchange.head, self._loop.date, last))
         if not parts:
             return
         if last:
