@@ -38,9 +38,7 @@ DRAIN_SWEEP_SECONDS: Final = 0.1  # a drain waits for the last of those that are
 # Without free descriptors accepting fails at each sweep, or at every other while connections come and go: one outage.
 QUIET_SECONDS: Final = 5.0
 
-_CROWDED: Final = problem(
-    503, "overloaded", "too many connections; use fewer, and keep them", retry_after_seconds=1
-)  # fmt: skip
+_CROWDED: Final = problem(503, "overloaded", "too many connections; use fewer, and keep them", retry_after_seconds=1)
 
 
 class Connections(ABC):

@@ -148,8 +148,8 @@ class _Answer:
     async def _end(self) -> None:
         await self._write(b"0\r\n\r\n" if self._chunked else b"")
         connection = self._exchange.connection
-        if self._until_end or self._left:
-            connection.close()  # it is whole, or it never will be: whoever reads on must not take the next one for it
+        if self._left or (self._until_end and not connection.is_last(self._exchange)):
+            connection.close()  # nobody must take the next answer for the rest of this one
         elif not connection.closed:
             connection.on_change = None  # the answer is out: what is left to do is not cancelled with the connection
             self._exchange.finish(SENT)

@@ -68,8 +68,8 @@ MUTANTS = [
         "an-incomplete-answer-ends-its-connection",
         "The next answer is not taken for the rest of this one.",
         FRAMEWORK,
-        "if self._until_end or self._left:",
-        "if self._until_end:",
+        "if self._left or (",
+        "if (",
         f"{API}::test_an_answer_that_stays_incomplete_ends_its_connection",
     ),
     one(

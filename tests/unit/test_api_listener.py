@@ -249,12 +249,13 @@ async def test_a_part_is_sent_when_it_is_there() -> None:
             app.more = trio.Event()
 
 
-async def test_http_1_0_hears_the_end_of_a_stream_by_that_of_its_connection() -> None:
+@pytest.mark.parametrize("wish", [b"", b"Connection: keep-alive\r\n"])
+async def test_http_1_0_hears_the_end_of_a_stream_by_that_of_its_connection(wish: bytes) -> None:
     """It knows no chunks, also where it would like to keep the connection."""
     app = Streaming()
     app.more.set()
     async with served(app=app) as stream:
-        await stream.send_all(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        await stream.send_all(b"GET / HTTP/1.0\r\n%b\r\n" % wish)
         told = await all_of(stream)
         assert b"connection: close" in told
         assert told.endswith(b"\r\n\r\npartpart")
