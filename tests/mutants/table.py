@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.mutants import engine, found, judge, ledger, window
+from tests.mutants import engine, found, judge, ledger, peers, window
 
-MUTANTS = ledger.MUTANTS + judge.MUTANTS + engine.MUTANTS + window.MUTANTS + found.MUTANTS
+MUTANTS = ledger.MUTANTS + judge.MUTANTS + engine.MUTANTS + window.MUTANTS + found.MUTANTS + peers.MUTANTS
