@@ -11,7 +11,7 @@ CODE := config engine api bench tests
 # No byte code of ours is needed, and an alias of the shell must not matter.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test bench bench-full bench-test check sim targets mutants demo rebuild locust locust-setup faults settings lock fmt clean setup
+.PHONY: help run test bench bench-full bench-test check sim targets mutants demo rebuild locust locust-setup faults fuzz settings lock fmt clean setup
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,11 @@ locust: setup locust-setup ## load it with locust, senders, readers and editors 
 
 faults: setup ## run every fault with SEEDS seeds (20) in JOBS worlds at once (4): an hour; journals of failures in build/faults
 	@$(BIN)/python -m tests.faults --seeds $(or $(SEEDS),20) --jobs $(or $(JOBS),4) --keep build/faults
+
+# HOSTILE_SECONDS= lasts so long instead, RATE= connections a second (100), with memory and descriptors before, during and after.
+fuzz: setup ## send REQUESTS (20000) mutated requests of SEED to both listeners of a served program: no end, no traceback, no lie
+	@$(BIN)/python -m tests.fuzz $(if $(SEED),--seed $(SEED)) $(if $(HOSTILE_SECONDS),--seconds $(HOSTILE_SECONDS) \
+		--rate $(or $(RATE),100) --connections 600,--requests $(or $(REQUESTS),20000))
 
 bench: setup locust-setup ## the bench suite in its quick form, audited: JSON, table and page in build/bench (below 10 min)
 	@$(BIN)/headrace-bench run

@@ -34,12 +34,11 @@ BULK_BYTES_MAX: Final = 128 << 10  # of large bodies: a batch of 1,000, a millis
 FULL_BULK_BYTES_MAX: Final = 1 << 20  # the same, while all is refused, unread: less than a millisecond of copying
 ACCEPTS_A_TURN_MAX: Final = 64
 SWEEP_SECONDS: Final = 1.0  # the shortest timeout that the settings allow
+DRAIN_SWEEP_SECONDS: Final = 0.1  # a drain waits for the last of those that are closed here
 # Without free descriptors accepting fails at each sweep, or at every other while connections come and go: one outage.
 QUIET_SECONDS: Final = 5.0
 
-_CROWDED: Final = problem(
-    503, "overloaded", "too many connections; use fewer, and keep them", retry_after_seconds=1
-)  # fmt: skip
+_CROWDED: Final = problem(503, "overloaded", "too many connections; use fewer, and keep them", retry_after_seconds=1)
 
 
 class Connections(ABC):
@@ -185,9 +184,6 @@ class Connections(ABC):
         if peer.family in (socket.AF_INET, socket.AF_INET6):
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         full = len(self.connections) >= self.settings.connections_max
-        if full and len(self._lingering) >= self._lingering_max:
-            peer.close()
-            return
         connection = Connection(peer, self)
         self.connections.add(connection)
         if full:
@@ -195,7 +191,11 @@ class Connections(ABC):
 
     def _accept_again(self) -> None:
         if not self._accepting and not self.draining:
-            self.selector.register(self._listener, selectors.EVENT_READ, None)
+            try:
+                self.selector.register(self._listener, selectors.EVENT_READ, None)
+            except OSError as error:  # no memory, or too many watches of this user
+                self._note_failure(error)
+                return
             self._accepting = True
 
     def _stop_accepting(self) -> None:
@@ -220,7 +220,7 @@ class Connections(ABC):
 
     async def _sweep_for_ever(self) -> None:
         while True:
-            await trio.sleep(SWEEP_SECONDS)
+            await trio.sleep(DRAIN_SWEEP_SECONDS if self.draining else SWEEP_SECONDS)
             self.sweep(time.monotonic())
 
     def sweep(self, now: float) -> None:

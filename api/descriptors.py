@@ -15,13 +15,16 @@ LISTENERS: Final = 2  # each may be full while the other is
 # Stores (8 queries, 2 flushes, Redis, a listening connection: some 20), listening sockets, selectors, logs, and what
 # a reconnection or a recovery opens beside them.
 KEPT: Final = 96
-LINGERING_MAX: Final = 256  # connections that wait until their senders have heard the last answer
+LINGERING_MIN: Final = 8
+LINGERING_MAX: Final = (
+    256  # connections that wait until their senders have heard the last answer: some milliseconds each
+)
 _log = logging.getLogger("headrace")
 
 
 def lingering_max(connections_max: int) -> int:
     """Connections that end, and are kept for a moment, beside those that a listener of so many serves."""
-    return max(1, min(LINGERING_MAX, connections_max // 4))
+    return max(LINGERING_MIN, min(LINGERING_MAX, connections_max // 4))
 
 
 def connections_that_fit(connections_max: int, descriptors: int) -> int:
@@ -30,8 +33,7 @@ def connections_that_fit(connections_max: int, descriptors: int) -> int:
     At least one: a listener that serves nobody helps nobody.
     """
     share = (descriptors - KEPT) // LISTENERS
-    fitting = max(share * 4 // 5, share - LINGERING_MAX)  # with those that linger, it is the whole share
-    return max(1, min(connections_max, fitting))
+    return max(1, min(connections_max, share - max(LINGERING_MIN, min(LINGERING_MAX, share // 5))))
 
 
 def allow_connections(connections_max: int) -> int:

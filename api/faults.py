@@ -17,8 +17,10 @@ TEXT_CHARACTERS_MAX: Final = 300  # of what the error says: it may quote what a 
 
 def in_one_line(error: BaseException) -> str:
     """The kind of the error, where it was raised and what it says; of a group, its first error."""
+    trace = error.__traceback__
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    frames = traceback.extract_tb(error.__traceback__)
+        trace = error.__traceback__ or trace
+    frames = traceback.extract_tb(trace)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}: {str(error)[:TEXT_CHARACTERS_MAX]!r}"

@@ -9,6 +9,7 @@ A connection that ends cancels what still works on its request.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 
 from api.errors import problem
+from api.faults import in_one_line
 from api.intake_connection import Exchange
 from api.intake_reader import Head, Request
 from api.response import SENT, encode_head
@@ -35,6 +37,7 @@ _HOP_BY_HOP: Final = frozenset({
     b"trailer", b"transfer-encoding", b"upgrade",
 })  # fmt: skip
 _BODILESS: Final = (204, 304)
+_log = logging.getLogger("headrace.api")
 _FAULT: Final = problem(500, "internal_error", "a fault of the server; it has been logged")
 
 
@@ -99,9 +102,16 @@ class _Answer:
         self._left: int | None = None  # of a body whose length was said
 
     async def on_event(self, event: events.Event) -> None:
-        """Take the next event of the answer."""
+        """Take the next event of the answer. What goes wrong here is this connection's, not the application's."""
         if self._exchange.connection.closed or self._exchange.answer is not None:
             return
+        try:
+            await self._take(event)
+        except Exception as error:  # noqa: BLE001 - boundary: see above
+            _log.error("an answer failed; its connection is closed: %s", in_one_line(error))
+            self._exchange.connection.close()
+
+    async def _take(self, event: events.Event) -> None:
         if isinstance(event, events.Response):
             await self._begin(event)
         elif isinstance(event, events.Body):
@@ -111,7 +121,8 @@ class _Answer:
 
     async def _begin(self, event: events.Response) -> None:
         exchange, headers = self._exchange, list(event.headers)
-        if (b"connection", b"close") in headers:  # Hypercorn itself: the application has died without an answer
+        if event.status_code == 500 and (b"connection", b"close") in headers:
+            # Hypercorn's own: the application has died without an answer.
             exchange.finish(_FAULT)
             return
         length = next((int(value) for name, value in headers if name.lower() == b"content-length"), None)
@@ -125,7 +136,7 @@ class _Answer:
             self._chunked = True
             headers.append((b"transfer-encoding", b"chunked"))
         last = self._until_end or exchange.connection.is_last(exchange)
-        self._head = encode_head(event.status_code, headers, exchange.head, self._date, last=last)
+        self._head = encode_head(event.status_code, headers, exchange.head, self._date, last)
         if self._left is None:  # a stream, whose first part may be a while in coming
             await self._write(b"")
 
@@ -137,8 +148,8 @@ class _Answer:
     async def _end(self) -> None:
         await self._write(b"0\r\n\r\n" if self._chunked else b"")
         connection = self._exchange.connection
-        if self._until_end or self._left:
-            connection.close()  # it is whole, or it never will be: whoever reads on must not take the next one for it
+        if self._left or (self._until_end and not connection.is_last(self._exchange)):
+            connection.close()  # nobody must take the next answer for the rest of this one
         elif not connection.closed:
             connection.on_change = None  # the answer is out: what is left to do is not cancelled with the connection
             self._exchange.finish(SENT)

@@ -34,8 +34,8 @@ WRITE: Final = selectors.EVENT_WRITE
 # After a refusal: what most senders need to see the answer; 16 full bodies a second are 64 MiB/s.
 LINGER_SECONDS: Final = 2.0
 LINGER_BODIES_MAX: Final = 16
-# For a request that is arriving when a drain begins: honest senders need less, and a drain has other work to wait for.
-ARRIVAL_SECONDS: Final = 2.0
+# In a drain, for what is arriving, for the next bytes to be read, and for lingering: the drain must end.
+DRAIN_SECONDS: Final = 1.0
 
 _NO_HEAD: Final = Head(b"", b"", keep_alive=True, asks_keep_alive=False)  # of what is no request
 _log = logging.getLogger("headrace.intake")
@@ -235,8 +235,8 @@ class Connection:
         if self._phase is OPEN and not self._reader.partial and (self._exchanges or not patient):
             self._phase = LAST
             self._go_on()
-        elif not patient:
-            self._deadline = min(self._deadline, self._loop.now + ARRIVAL_SECONDS)
+        if not patient and self._waiting in (READER, REQUEST):
+            self._deadline = min(self._deadline, self._loop.now + DRAIN_SECONDS)
 
     # --- writing --------------------------------------------------------------------------------------------
 
@@ -245,11 +245,10 @@ class Connection:
         if self.closed:
             return
         exchanges, parts = self._exchanges, []
-        while exchanges and exchanges[0].answer is not None:
+        while exchanges and (answer := exchanges[0].answer) is not None:
             exchange = exchanges.popleft()
             last = self._phase is LAST and not exchanges
-            assert exchange.answer is not None
-            parts.append(encode_answer(exchange.answer, exchange.head, self._loop.date, last=last))
+            parts.append(encode_answer(answer, exchange.head, self._loop.date, last))
         if not parts:
             return
         if last:
@@ -356,7 +355,7 @@ class Connection:
         if self._phase is CLOSED:
             return
         if self._phase is LINGERING:
-            waiting, timeout = END, LINGER_SECONDS
+            waiting, timeout = END, DRAIN_SECONDS if self._loop.draining else LINGER_SECONDS
         elif self._out:
             waiting, timeout = READER, settings.read_timeout_seconds
         elif self._reader.partial and self._has_room():

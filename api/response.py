@@ -18,28 +18,29 @@ __all__ = ["CONTINUE", "SENT", "encode_answer", "encode_head"]
 
 CONTINUE: Final = Answer(100, [], b"")
 SENT: Final = Answer(0, [], b"")  # the answer has gone out already, part by part
+OK: Final = 200
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
-def encode_answer(answer: Answer, head: Head, date: bytes, *, last: bool) -> bytes:
+def encode_answer(answer: Answer, head: Head, date: bytes, last: bool) -> bytes:
     """A whole answer to the request with this head; `last` says that the connection ends with it."""
-    if answer is CONTINUE:
-        return b"HTTP/1.1 100 Continue\r\n\r\n"
-    if answer is SENT:
-        return b""
-    body = answer.body
+    if answer.status < OK:
+        return b"HTTP/1.1 100 Continue\r\n\r\n" if answer is CONTINUE else b""
+    body, connection = answer.body, b""
+    if last or head.asks_keep_alive:  # seldom: most answers have no such line
+        connection = _connection_line(head, last)
     return b"HTTP/1.1 %d %b\r\ndate: %b\r\n%bcontent-length: %d\r\n%b\r\n%b" % (
         answer.status,
         _REASONS[answer.status],
         date,
         _JSON_LINES if answer.headers is JSON_HEADERS else _lines(answer.headers),
         len(body),
-        _connection_line(head, last),
+        connection,
         b"" if head.method == b"HEAD" else body,
     )
 
 
-def encode_head(status: int, headers: Iterable[tuple[bytes, bytes]], head: Head, date: bytes, *, last: bool) -> bytes:
+def encode_head(status: int, headers: Iterable[tuple[bytes, bytes]], head: Head, date: bytes, last: bool) -> bytes:
     """The head of an answer whose body goes out in parts; what frames the body is among its headers."""
     return b"HTTP/1.1 %d %b\r\ndate: %b\r\n%b%b\r\n" % (
         status,

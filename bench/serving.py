@@ -34,12 +34,12 @@ class ServingFailed(Exception):
 
 
 class Serving:
-    """A running engine: base URLs of both listeners, and the environment that it was started with."""
+    """A running engine: base URLs of both listeners, the environment that it was started with, and its log."""
 
     def __init__(self, process: subprocess.Popen[str], environment: Mapping[str, str], log: Path) -> None:
         self.process = process
         self.environment = environment
-        self._log = log
+        self.log = log
         self.api = self._address("api")
         self.intake = self._address("intake")
 
@@ -68,7 +68,7 @@ class Serving:
         return found[1]
 
     def _failed(self, what: str) -> ServingFailed:
-        return ServingFailed(with_log(f"headrace serve {what}", self._log))
+        return ServingFailed(with_log(f"headrace serve {what}", self.log))
 
 
 @contextmanager

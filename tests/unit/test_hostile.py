@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import httptools
@@ -213,19 +214,179 @@ async def served(name: str, settings: Settings = SETTINGS) -> AsyncIterator[Serv
             nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("end", [True, False], ids=["half closed", "open"])
+async def check(case: str, name: str, settings: Settings, *, end: bool) -> None:
+    """Whole requests are answered in order, and as many events are taken as are answered 200."""
+    pieces, expected = CASES[case]
+    async with served(name, settings) as listener:
+        told = await listener.told(pieces, end=end)
+        # What is not whole is told so when its time is up.
+        told = [400 if status == 408 and not end else status for status in told]
+        assert told == expected, case
+        assert listener.events == (told.count(200) if b"POST" in b"".join(pieces) else 0), case
+        assert await listener.lives(), case
+
+
 @pytest.mark.parametrize("name", LISTENERS)
 @pytest.mark.parametrize("case", CASES)
-async def test_every_answer_is_true(case: str, name: str, end: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """Whole requests are answered in order, as many events are taken as answered 200, and nothing is logged."""
-    pieces, expected = CASES[case]
-    settings = SETTINGS if end else replace(SETTINGS, idle_timeout_seconds=1, read_timeout_seconds=1)
-    async with served(name, settings) as listener:
-        with caplog.at_level(logging.INFO):
-            told = await listener.told(pieces, end=end)
-            if not end:  # what is not whole is told so when its time is up
-                told = [400 if status == 408 else status for status in told]
-            assert told == expected
-            assert listener.events == (told.count(200) if b"POST" in b"".join(pieces) else 0)
+async def test_every_answer_is_true(case: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a sender that ends its half of the connection when it has sent all; nothing is logged."""
+    with caplog.at_level(logging.INFO):
+        await check(case, name, SETTINGS, end=True)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", LISTENERS)
+async def test_every_connection_ends(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """In whatever state its sender leaves it, with the same answers."""
+    settings = replace(SETTINGS, idle_timeout_seconds=3, read_timeout_seconds=3)  # all cases share two cores
+    with caplog.at_level(logging.INFO):
+        async with trio.open_nursery() as nursery:
+            for case in CASES:
+                nursery.start_soon(partial(check, case, name, settings, end=False))
+    assert not caplog.records
+
+
+# --- Many connections, and those that stay ---
+
+HELD = {
+    "idle": b"",
+    "half a head": b"GET /healthz HTTP/1.1\r\nX: ",
+    "half a body": post()[:-5],
+    "half a preface": PREFACE[:9],
+    "a websocket's handshake": get(WEBSOCKET),
+    "a websocket's handshake without a key": get(b"Connection: Upgrade\r\nUpgrade: websocket\r\n"),
+    "an answer": post(),
+    "a refusal": PREFACE,
+}
+
+
+@asynccontextmanager
+async def held(listener: Served) -> AsyncIterator[list[trio.SocketStream]]:
+    """A connection of each kind, left as it is."""
+    streams = [await trio.open_tcp_stream(*listener.address) for _ in HELD]
+    try:
+        for stream, piece in zip(streams, HELD.values(), strict=True):
+            if piece:
+                await stream.send_all(piece)
+        await wait_all_tasks_blocked(0.05)
+        yield streams
+    finally:
+        for stream in streams:
+            await trio.aclose_forcefully(stream)
+
+
+@pytest.mark.parametrize("name", LISTENERS)
+async def test_every_connection_counts(name: str) -> None:
+    """Above the cap a connection is refused, whatever the others are doing; one that ends makes room."""
+    async with served(name, replace(SETTINGS, connections_max=len(HELD) - 1)) as listener, held(listener) as streams:
+        for _ in range(20):  # more than may linger
+            assert await listener.told([], end=False) == [503]
+        await streams[1].aclose()
+        await wait_all_tasks_blocked(0.05)
+        assert await listener.lives()
+
+
+async def send_for_ever(stream: trio.SocketStream) -> None:
+    """A byte now and then."""
+    while True:
+        await stream.send_all(b"x")
+        await wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize("name", LISTENERS)
+async def test_those_that_linger_are_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender that is refused and stays makes room for the next one that is."""
+    monkeypatch.setattr("api.intake_connection.LINGER_SECONDS", 2 * GIVE_UP_SECONDS)
+    async with served(name, replace(SETTINGS, connections_max=9)) as listener:
+        streams = [await trio.open_tcp_stream(*listener.address) for _ in range(9)]
+        for stream in streams:
+            await stream.send_all(PREFACE)
+            assert b" 505 " in await stream.receive_some()
+            await wait_all_tasks_blocked()
+        assert await listener.told([]) == []  # not refused: nobody counts any more
+        with pytest.raises(trio.BrokenResourceError):  # the first of them is closed, not only half
+            await send_for_ever(streams[0])
+        for stream in streams:
+            await stream.aclose()
+
+
+@pytest.mark.parametrize("name", LISTENERS)
+async def test_nobody_holds_up_a_drain(name: str) -> None:
+    """However their connections were left: no timeout is waited for."""
+    async with served(name) as listener, held(listener):
+        listener.stop.set()
+        await listener.returned.wait()
+
+
+@pytest.mark.parametrize("name", LISTENERS)
+async def test_a_drain_ends_the_idle_at_once(name: str) -> None:
+    """Who waits for such a connection sees its end."""
+    async with served(name) as listener, await trio.open_tcp_stream(*listener.address) as stream:
+        await wait_all_tasks_blocked(0.05)
+        listener.stop.set()
+        assert await stream.receive_some() == b""
+
+
+@pytest.mark.parametrize("name", LISTENERS)
+async def test_slow_heads_are_408_and_hold_up_nobody(name: str) -> None:
+    """A byte now and then buys no time."""
+    async with served(name, replace(SETTINGS, read_timeout_seconds=1)) as listener:
+        streams = [await trio.open_tcp_stream(*listener.address) for _ in range(50)]
+        for byte in b"GET /healthz HTTP/1.1\r\nX: ":
+            for stream in streams:
+                await stream.send_all(bytes([byte]))
+        assert await listener.lives()
+        for stream in streams:
+            assert statuses(b"".join([part async for part in stream])) == [408]
+            await stream.aclose()
+
+
+@pytest.mark.parametrize("name", LISTENERS)
+async def test_a_sender_that_resets_its_connection_harms_nobody(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    """At any moment of a request."""
+    async with served(name) as listener:
+        for piece in (*HELD.values(), post() * 20, chunked(BODY, end=b"")):
+            stream = await trio.open_tcp_stream(*listener.address)
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            await stream.send_all(piece)
+            await trio.aclose_forcefully(stream)
+        assert await listener.lives()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", LISTENERS)
+async def test_what_one_connection_breaks_ends_that_one(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wherever it is: one line in the log, and the listener serves the others."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise ExceptionGroup("several", [RecursionError("too deep")])
+
+    async with served(name) as listener:
+        for place in ("api.intake_reader.RequestReader.feed", "api.intake_connection.Connection.write_answers",
+                      "api.framework._headers", "api.framework.encode_head"):  # fmt: skip
+            with monkeypatch.context() as patch:
+                patch.setattr(place, broken)
+                caplog.clear()
+                told = await listener.told([get()])
+                assert told in ([], [200])  # it may have been sent already
+                met = name == "api" or "framework" not in place
+                assert [record.levelname for record in caplog.records] == ["ERROR"] * met
+                assert all("RecursionError at test_hostile.py" in line for line in caplog.messages)
+                assert "Traceback" not in caplog.text
             assert await listener.lives()
-        assert not caplog.records
+
+
+@pytest.mark.parametrize("name", LISTENERS)
+async def test_a_late_byte_destroys_no_answer(name: str) -> None:
+    """A closed socket answers it with a reset: so the connection is open until its sender has gone, for a while."""
+    async with served(name) as listener, await trio.open_tcp_stream(*listener.address) as stream:
+        await stream.send_all(post(CLOSE))
+        assert statuses(b"".join([part async for part in stream])) == [200]
+        for _ in range(5):
+            await stream.send_all(b"\r\n")
+            await wait_all_tasks_blocked()
+        assert await stream.receive_some() == b""

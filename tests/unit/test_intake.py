@@ -751,8 +751,10 @@ async def test_a_full_engine_refuses_unread() -> None:
         assert (await sender.answer()).status == 200
 
 
-async def test_without_free_descriptors_accepting_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It neither ends nor spins, and goes on with the next sweep."""
+async def test_without_free_descriptors_accepting_pauses(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It neither ends nor spins, and goes on with the next sweep. One line when it begins, and one when it ends."""
     async with serving() as served:
         served.engine.at_once = True
         failing = FailingListener(served.intake._listener, OSError(errno.EMFILE, "too many open files"))
@@ -761,9 +763,16 @@ async def test_without_free_descriptors_accepting_pauses(monkeypatch: pytest.Mon
             await sender.send(post())
             await wait_all_tasks_blocked()
             assert failing.calls == 1
+            for calls in range(2, 5):
+                served.intake.sweep(served.intake.now)
+                await wait_all_tasks_blocked()
+                assert failing.calls == calls
+            assert ["ulimit -n" in message for message in caplog.messages] == [True]
             failing.error = None
             served.intake.sweep(served.intake.now)
             assert (await sender.answer()).status == 200
+            served.intake.sweep(served.intake.now + 60)
+            assert ["accepted again" in message for message in caplog.messages] == [False, True]
 
 
 class FailingListener:
