@@ -52,7 +52,7 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         "others-of-a-flush-that-waited-go-again",
-        "Whoever is not named is neither refused nor voided.",
+        "A campaign that is not named is neither refused nor voided.",
         [
             Edit(
                 FLUSHER,
