@@ -112,7 +112,7 @@ async def raise_generations(
 ) -> dict[CampaignId, LedgerRow | None]:
     """Raise generations and tell every engine; rows that a flush holds are waited for, or left as they are (None).
 
-    Raises `StoreBusy` for a row that stays held: whoever recovers answers those who wait, and tries again.
+    Raises `StoreBusy` for a row that stays held: the recovery fails, and is tried again.
     """
 
     async def raise_them(connection: Connection) -> list[asyncpg.Record]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tests.mutants.engine import one
-from tests.mutants.mutant import Mutant
+from tests.mutants.mutant import Edit, Mutant
 
 OUTCOME: Final = "engine/postgres/outcome.py"
 FLUSH: Final = "engine/postgres/flush.py"
@@ -50,13 +50,22 @@ MUTANTS: list[Mutant] = [
         "                if False:\n",
         f"{CONTRACT}::test_a_flush_names_every_campaign_whose_row_is_held",
     ),
-    one(
+    Mutant(
         "others-of-a-flush-that-waited-go-again",
-        "Whoever is not named is neither refused nor voided.",
-        FLUSHER,
-        "        named = [each for each in part if each[1].campaign_id in reply.campaigns]\n",
-        "        named = list(part)\n",
-        f"{LANES}::test_others_of_a_flush_that_waited_are_not_undone",
+        "A campaign that is not named is neither refused nor voided.",
+        [
+            Edit(
+                FLUSHER,
+                "        named = [each for each in part if each[1].campaign_id in reply.campaigns]\n",
+                "        named = list(part)\n",
+            ),
+            Edit(
+                FLUSHER,
+                "        return [each for each in part if each[1].campaign_id not in reply.campaigns]\n",
+                "        return []\n",
+            ),
+        ],
+        [f"{LANES}::test_others_of_a_flush_that_waited_are_not_undone"],
     ),
     one(
         "a-suspect-is-flushed-apart",
@@ -64,7 +73,7 @@ MUTANTS: list[Mutant] = [
         FLUSHER,
         "            if not suspects and reservation.campaign_id in self._suspects:\n",
         "            if False:\n",
-        f"{LANES}::test_nobody_else_waits_for_rows_that_are_held",
+        f"{LANES}::test_nobody_waits_again_for_a_campaign_that_is_known_to_wait",
     ),
     one(
         "one-flush-of-suspects-at-a-time",

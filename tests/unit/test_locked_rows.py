@@ -82,6 +82,19 @@ async def test_nobody_else_waits_for_rows_that_are_held(autojump_clock: MockCloc
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("world", [2], indirect=True)
+async def test_nobody_waits_again_for_a_campaign_that_is_known_to_wait(autojump_clock: MockClock, world: World) -> None:
+    """The others have a connection that never meets the lock."""
+    innocent, locked = await in_use(world, 2)
+    async with held(world.store, [locked]), trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(keep_sending, world, locked)
+            await trio.sleep(LOCK_SECONDS / 7)
+        await trio.sleep(2)
+        assert await slowest(world, innocent, 10) < LOCK_SECONDS
+        nursery.cancel_scope.cancel()
+
+
 async def test_what_is_held_is_unavailable_and_its_money_comes_back(autojump_clock: MockClock, world: World) -> None:
     """The culprit's sender hears 503; when the row is free again, its whole budget is there."""
     [campaign] = await in_use(world, 1, total_budget="0.003")
@@ -177,7 +190,8 @@ async def test_a_flush_of_suspects_leaves_a_connection_to_the_others(autojump_cl
     async with held(world.store, [locked]), trio.open_nursery() as nursery:
         for _ in range(20):
             nursery.start_soon(keep_sending, world, locked)
-        await trio.sleep(3)
+            await trio.sleep(LOCK_SECONDS / 7)  # (so that some are under way while others come)
+        await trio.sleep(2)
         world.store.flush = watched.flush  # type: ignore[method-assign]
         await trio.sleep(10)
         assert watched.most == {frozenset([locked]): 1}
