@@ -217,7 +217,7 @@ class Flusher:
     async def _transaction(self, part: Sequence[_Waiting], *, hasty: bool) -> FlushReply:
         reservations = [reservation for _, reservation in part]
         started = trio.current_time()
-        reply = await (self._store.flush(reservations, hasty=True) if hasty else self._store.flush(reservations))
+        reply = await self._store.flush(reservations, hasty=hasty)
         metrics.flush_seconds.observe(trio.current_time() - started)
         metrics.flush_events.observe(sum(len(reservation.rows) for reservation in reservations))
         metrics.flushes.labels(type(reply).__name__.lower()).inc()

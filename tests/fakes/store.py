@@ -100,6 +100,17 @@ class FakeStore:
         self.flushes = 0
         self._listeners: list[tuple[Callable[[CampaignId, int], None], Callable[[CampaignId, int], None]]] = []
 
+    @contextlib.contextmanager
+    def commits_hang(self) -> Iterator[None]:
+        """No COMMIT is through while the block runs, and each holds its rows."""
+        before, ended = self.hold, trio.Event()
+        self.hold = ended.wait
+        try:
+            yield
+        finally:
+            self.hold = before
+            ended.set()
+
     # --- EventStore ---
 
     async def flush(self, batches: Sequence[Batch], *, hasty: bool = False) -> FlushReply:

@@ -385,7 +385,7 @@ async def test_a_reply_that_is_thrown_away_holds_nothing(
     flush, round_ = world.store.flush, world.ledger.answer
     flushes, rounds = trio.Event(), trio.Event()
 
-    async def late_flush(batches: Sequence[Batch]) -> FlushReply:
+    async def late_flush(batches: Sequence[Batch], **_: bool) -> FlushReply:
         await flushes.wait()
         return await flush(batches)
 
@@ -416,7 +416,7 @@ async def test_a_void_that_finds_another_redis_recovers_the_campaign(
     campaign = await world.campaign()
     await world.send(shown(campaign))
 
-    async def fail(_: object) -> NotRun:
+    async def fail(_: object, **__: bool) -> NotRun:
         world.ledger.restart()
         return NotRun("as the test wished")
 

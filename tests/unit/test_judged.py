@@ -189,7 +189,7 @@ async def test_an_unanswered_commit_is_asked_for_when_it_is_in_or_out_for_good(
 
     async with trio.open_nursery() as postgres:
 
-        async def cut(batches: Sequence[Batch]) -> FlushReply:
+        async def cut(batches: Sequence[Batch], **_: bool) -> FlushReply:
             monkeypatch.setattr(world.store, "flush", flush)
             world.store.hold = commit_slowly
             postgres.start_soon(flush, batches)

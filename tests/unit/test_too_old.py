@@ -74,7 +74,7 @@ async def test_the_repeat_of_an_event_whose_flush_is_under_way_is_told_to_come_a
         campaign = CampaignId(await first.campaign())
         await second.send(shown(campaign))
         event = aged(first, campaign, 1)
-        async with first.store.ledger[campaign].lock:
+        with first.store.commits_hang():
             nursery.start_soon(first.send, event)
             await trio.sleep(3)
             assert await second.reasons(event) == ["in_flight"]

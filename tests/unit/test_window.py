@@ -130,9 +130,9 @@ async def test_a_look_up_does_not_outlive_the_generation_under_which_it_began(
         await first.send(shown(campaign))
         await second.send(shown(campaign))
         twice = shown(campaign, event_id=uuid.uuid4())
-        async with first.store.ledger[campaign].lock:
+        with first.store.commits_hang():
             nursery.start_soon(first.send, twice)
-            await trio.sleep(1)  # its flush waits for the row
+            await trio.sleep(1)
             first.clock_step_us = second.clock_step_us = first.clock_step_us + 20 * 60 * SECOND_US
             young = shown(campaign, event_id=uuid.uuid4(), occurred_at=instant_text(first.now_us()))
             first.store.__class__ = SlowStore
@@ -156,9 +156,9 @@ async def test_a_commit_that_outlasts_the_window_ends_look_ups_that_missed_it(au
         await first.send(shown(campaign))
         await second.send(shown(campaign))
         twice = shown(campaign, event_id=uuid.uuid4())
-        async with first.store.ledger[campaign].lock:
+        with first.store.commits_hang():
             nursery.start_soon(first.send, twice)
-            await trio.sleep(1)  # its flush waits for the row
+            await trio.sleep(1)
             first.clock_step_us = second.clock_step_us = first.clock_step_us + 20 * 60 * SECOND_US
             second.sleepy.sleep_before_seconds = 2
             nursery.start_soon(second.send, twice)
