@@ -80,7 +80,10 @@ class OpsCalls:
     )
     async def tell_metrics(self) -> Answer:
         """Tell Prometheus what was counted and timed, summed over all engine processes of this server."""
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        try:
+            encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        except (TypeError, ValueError):  # the library compares a version that is none: the plain format is for all
+            encode, content_type = choose_encoder("")
         # In a thread: with several processes it reads a file of each.
         body = await trio.to_thread.run_sync(lambda: encode(_registry()))
         return Answer(200, [(b"content-type", content_type.encode())], body)
