@@ -23,7 +23,8 @@ from tests.fuzz.peer import converse
 __all__ = ["Attack", "Found", "Sample"]
 
 CAMPAIGNS = 9  # the table's events are for campaign 7; a mutated digit finds another one
-SAMPLES = 10  # during an attack
+SAMPLES = 10  # during an attack for a time
+SAMPLE_SECONDS = 5.0  # during another
 UNCUT_SHARE = 0.8  # of the attack, before any connection is cut: its count is nearly exact
 SETTLE_SECONDS = 8.0  # lingering connections are gone by then
 LOG_MARKS = ("Traceback", "ERROR", "CRITICAL")
@@ -144,7 +145,7 @@ class Attack:
 
     async def _sample_for_ever(self, begun: float, seconds: float | None) -> None:
         while True:
-            await trio.sleep((seconds or SAMPLES) / SAMPLES)
+            await trio.sleep(seconds / SAMPLES if seconds else SAMPLE_SECONDS)
             self._sample(trio.current_time() - begun)
 
     def _sample(self, at: float) -> None:
