@@ -453,4 +453,5 @@ API_CASES = [
     Case("OPTIONS of campaigns", get(b"/campaigns/", method=b"OPTIONS"), ("method_not_allowed",)),
     Case("websocket to the metrics", get(b"/metrics", b"Connection: Upgrade", b"Upgrade: websocket"), (200,)),
     Case("an URL", get(b"http://h/campaigns/"), (200,)),
+    Case("a wrong version", get(b"/metrics", b"Accept: application/openmetrics-text;version=x"), (200,)),
 ]

@@ -23,7 +23,9 @@ from tests.fuzz.peer import converse
 __all__ = ["Attack", "Found", "Sample"]
 
 CAMPAIGNS = 9  # the table's events are for campaign 7; a mutated digit finds another one
-SAMPLES = 10  # during an attack
+SAMPLES = 10  # during an attack for a time
+SAMPLE_SECONDS = 5.0  # during another
+UNCUT_SHARE = 0.8  # of the attack, before any connection is cut: its count is nearly exact
 SETTLE_SECONDS = 8.0  # lingering connections are gone by then
 LOG_MARKS = ("Traceback", "ERROR", "CRITICAL")
 
@@ -35,6 +37,15 @@ class Sample(NamedTuple):
     connections: int  # so far
     rss_mib: float
     descriptors: int
+
+
+class _Pace(NamedTuple):
+    """How long and how fast; until `share` of it is done."""
+
+    requests: int | None
+    seconds: float | None
+    rate: float | None
+    share: float
 
 
 @dataclass
@@ -73,29 +84,32 @@ class Attack:
             begun = trio.current_time()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._sample_for_ever, begun, seconds)
-                async with trio.open_nursery() as attackers:
-                    for _ in range(self._connections):
-                        attackers.start_soon(self._attack, begun, requests, seconds, rate)
+                for share, cuts in ((UNCUT_SHARE, False), (1.0, True)):
+                    async with trio.open_nursery() as attackers:
+                        for _ in range(self._connections):
+                            attackers.start_soon(self._attack, begun, _Pace(requests, seconds, rate, share), cuts)
+                    await self._judge_events(client)
                 nursery.cancel_scope.cancel()
             await trio.sleep(SETTLE_SECONDS if seconds else 0)
             self._sample(trio.current_time() - begun)
             await self._judge(client)
         return self.found
 
-    async def _attack(self, begun: float, requests: int | None, seconds: float | None, rate: float | None) -> None:
+    async def _attack(self, begun: float, pace: _Pace, cuts: bool) -> None:
         while self._program.process.poll() is None:
-            number, self._next = self._next, self._next + 1
-            done = number - self._first
-            if requests is not None and done >= requests:
+            done = self._next - self._first
+            if pace.requests is not None and done >= pace.requests * pace.share:
                 return
-            if rate is not None:
-                await trio.sleep_until(begun + done / rate)
-            if seconds is not None and trio.current_time() > begun + seconds:
+            if pace.seconds is not None and trio.current_time() > begun + pace.seconds * pace.share:
                 return
-            await self._converse(number)
+            self._next += 1
+            if pace.rate is not None:
+                await trio.sleep_until(begun + done / pace.rate)
+            await self._converse(self._first + done, cuts)
 
-    async def _converse(self, number: int) -> None:
+    async def _converse(self, number: int, cuts: bool) -> None:
         plan = plan_of(self._seed, number)
+        plan = plan._replace(cut=plan.cut and cuts)
         try:
             heard = await converse(self._addresses[number % 2], plan)
         except OSError as error:
@@ -107,6 +121,16 @@ class Attack:
         self.found.statuses.update(heard.answers)
         self.found.faults += [f"connection {number}: {fault}" for fault in heard.faults]
 
+    async def _judge_events(self, client: httpx.AsyncClient) -> None:
+        """Every 200 is counted, and nothing without one but what a connection that was cut had sent."""
+        found = self.found
+        if self._program.process.poll() is None:
+            found.counted = await _count(client)
+            if not found.accepted <= found.counted <= found.accepted + found.unsure:
+                found.faults.append(
+                    f"{found.accepted} events were answered 200, {found.counted} are counted ({found.unsure} unsure)"
+                )
+
     async def _judge(self, client: httpx.AsyncClient) -> None:
         found = self.found
         if self._program.process.poll() is not None:
@@ -117,16 +141,11 @@ class Attack:
                 status = (await client.get(url + path)).status_code
                 if status != 200:
                     found.faults.append(f"{url}{path} is {status}")
-        found.counted = await _count(client)
-        if not found.accepted <= found.counted <= found.accepted + found.unsure:
-            found.faults.append(
-                f"{found.accepted} events were answered 200, {found.counted} are counted ({found.unsure} unsure)"
-            )
         found.faults += _bad_lines(self._program.log)
 
     async def _sample_for_ever(self, begun: float, seconds: float | None) -> None:
         while True:
-            await trio.sleep((seconds or SAMPLES) / SAMPLES)
+            await trio.sleep(seconds / SAMPLES if seconds else SAMPLE_SECONDS)
             self._sample(trio.current_time() - begun)
 
     def _sample(self, at: float) -> None:
