@@ -37,8 +37,8 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProx
 _ABANDONED_MS: Final = 2_000
 # What reads for minutes and holds nothing that others wait for says `SET LOCAL` this.
 LONG_READER: Final = "SET LOCAL idle_in_transaction_session_timeout = 60000"
-# A statement waits so long for a lock. A flush holds its locks for a few tens of ms, or for half a second while it waits
-# itself. A statement that waits holds one of few connections, and a caller that hears 503 can try again.
+# A statement waits so long for a lock. A flush holds its locks for a few tens of ms, or for half a second while it
+# waits itself. A statement that waits holds one of few connections, and a caller that hears 503 can try again.
 _LOCK_MS: Final = 1_000
 
 # Answers that say nothing of what happened to the statement: the session ended.
