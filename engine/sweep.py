@@ -155,7 +155,8 @@ class Sweep:
             done[type(call)] += isinstance(reply, Done)  # any other: it was used meanwhile, or the next pass comes by
         metrics.leftovers.labels("moved on").inc(done[MoveOn])
         metrics.leftovers.labels("dropped").inc(done[Drop])
-        log.info("idle campaigns in Redis: %d moved on, %d dropped", done[MoveOn], done[Drop])
+        if any(done.values()):
+            log.info("idle campaigns in Redis: %d moved on, %d dropped", done[MoveOn], done[Drop])
 
     async def _recover(self, campaign_ids: Sequence[CampaignId], room: int) -> int:
         """Have those recovered, up to so many, that hold reservations of dead engines; how many that were."""
