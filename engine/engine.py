@@ -53,6 +53,7 @@ class Engine:
         self.clocks = ClockCheck(settings.clock_warn_seconds, settings.clock_refuse_seconds)
         self.unsafe: str | None = None  # why a store, as it was set up then, could make a 200 wrong
         self._registry = registry
+        registry.sweep.clock_is_right = self.clock_is_right
         self._store = store
         self._clock = clock
         self._limits = ArrivalLimits.of(settings)
@@ -136,6 +137,10 @@ class Engine:
         submission = self.submit(events, lambda _: done.set(), idempotency_key=idempotency_key)
         await done.wait()
         return submission
+
+    def clock_is_right(self) -> bool:
+        """Whether our clock was near enough to Postgres's at the last heartbeat."""
+        return abs(self.clock_offset_us) <= self.settings.clock_refuse_seconds * SECOND_US
 
     def _refusal(self) -> Verdict | None:
         """Why nothing is taken now, if so."""

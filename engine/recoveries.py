@@ -51,6 +51,7 @@ class Recoveries:
         self._outages = outages
         self._queue: deque[tuple[Actor, int]] = deque()  # and its attempts so far
         self._work = trio.Event()
+        self._followed = 0  # campaigns that were recovered so far
 
     def put(self, actor: Actor, attempts: int = 0) -> None:
         """Have it recovered. It stays closed until then, so it is here once."""
@@ -65,10 +66,11 @@ class Recoveries:
             if not taken:
                 self._work = trio.Event()
                 continue
-            started = trio.current_time()
+            started, followed = trio.current_time(), self._followed
             cases = [self._case(actor, attempts) for actor, attempts in taken if actor.state.phase is Phase.CLOSED]
             await self._recovery.recover(cases)
-            log.info("campaigns recovered: %s, in %.2f s", len(cases), trio.current_time() - started)
+            if followed := self._followed - followed:
+                log.info("campaigns recovered: %s, in %.2f s", followed, trio.current_time() - started)
 
     def _case(self, actor: Actor, attempts: int) -> Case:
         state = actor.state
@@ -85,6 +87,7 @@ class Recoveries:
             case Followed(generation):
                 log.debug("campaign %s: recovered, generation %s", campaign_id, generation)
                 metrics.recoveries.labels("done").inc()
+                self._followed += 1
                 metrics.recovery_seconds.observe(trio.current_time() - started)
                 if attempts and not self._outages:
                     log.warning("campaign %s: recovered, after %d failed attempts", campaign_id, attempts)

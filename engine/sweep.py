@@ -70,6 +70,8 @@ class Sweep:
         self._turn_us = turn_us
         self._orphaned = orphaned
         self._take_up = take_up
+        # Set by the engine. By a wrong clock, days would move on that are not over, and no day moves back.
+        self.clock_is_right: Callable[[], bool] = lambda: True
         self._jitter = random.Random(number)
         self._full = trio.Event()
         self._cursor = 0
@@ -96,6 +98,8 @@ class Sweep:
         """One pass. It ends early when a store is away; whoever watches that store says so."""
         room = TAKEN_UP_MAX
         for _ in range(SURVEYS_MAX):
+            if not self.clock_is_right():
+                return
             survey = await self._ledger.survey(self._cursor)
             if isinstance(survey, NotRun):
                 self._failures += 1
@@ -155,7 +159,8 @@ class Sweep:
             done[type(call)] += isinstance(reply, Done)  # any other: it was used meanwhile, or the next pass comes by
         metrics.leftovers.labels("moved on").inc(done[MoveOn])
         metrics.leftovers.labels("dropped").inc(done[Drop])
-        log.info("idle campaigns in Redis: %d moved on, %d dropped", done[MoveOn], done[Drop])
+        if any(done.values()):
+            log.info("idle campaigns in Redis: %d moved on, %d dropped", done[MoveOn], done[Drop])
 
     async def _recover(self, campaign_ids: Sequence[CampaignId], room: int) -> int:
         """Have those recovered, up to so many, that hold reservations of dead engines; how many that were."""

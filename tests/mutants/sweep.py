@@ -85,6 +85,14 @@ MUTANTS = [
         f"{SWEEPING}::test_a_rebuild_that_stopped_is_dropped_and_one_that_goes_on_is_not",
     ),
     one(
+        "a-wrong-clock-sweeps-nothing",
+        "No spend day begins before it does.",
+        SWEEP,
+        "            if not self.clock_is_right():\n                return\n",
+        "",
+        f"{SWEEPING}::test_an_engine_whose_clock_is_wrong_sweeps_nothing",
+    ),
+    one(
         "halted-is-evidence",
         "What Redis holds of a halted campaign is left to its operator.",
         SWEEP,

@@ -7,6 +7,7 @@ and when, is another matter. Knows no engine code.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -339,11 +340,12 @@ class StoreLink:
         return reply
 
     async def flush(self, batches: Sequence[Batch], *, hasty: bool = False) -> FlushReply:
-        """One transaction."""
+        """One transaction. What is sent is what the rows are now: on its way, nobody changes it any more."""
         world = self._wire.world
+        sent = [_as_sent(batch) for batch in batches]
 
         async def run() -> FlushReply:
-            reply = await self._store.flush(batches, hasty=hasty)
+            reply = await self._store.flush(sent, hasty=hasty)
             if isinstance(reply, Committed):
                 world.checker.committed(batches)
             return reply
@@ -540,6 +542,13 @@ class News:
         if connection == self._connection and not self._wire.dead:
             world.note(self._wire.sender.name, f"news: {what} of c{campaign_id} is {number}")
             tell(campaign_id, number)
+
+
+def _as_sent(batch: Batch) -> Batch:
+    """A copy, as an adapter makes one: an entry that is reserved again under another price has another cost."""
+    sent = copy.copy(batch)
+    object.__setattr__(sent, "rows", [copy.copy(row) for row in batch.rows])
+    return sent
 
 
 def _call_shown(call: object) -> str:

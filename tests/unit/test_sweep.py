@@ -82,6 +82,18 @@ async def test_the_day_is_that_of_the_campaigns_own_zone(autojump_clock: MockClo
     assert held(world, other) == (0, 0)
 
 
+async def test_an_engine_whose_clock_is_wrong_sweeps_nothing(autojump_clock: MockClock, world: World) -> None:
+    """It would move days on that are not over, and no day ever moves back."""
+    campaign = await world.campaign(**CAPPED)
+    assert await world.reasons(shown(campaign)) == ["accepted"]
+    world.engine.clock_offset_us = 86_400_000_000
+    await later(world, 86_400)
+    assert held(world, campaign) == (1, 1)
+    world.engine.clock_offset_us = 0
+    await trio.sleep(PASSES_SECONDS)
+    assert held(world, campaign) == (0, 0)
+
+
 async def test_a_campaign_in_use_is_left_alone(autojump_clock: MockClock, world: World) -> None:
     """It is never lost, and never recovered."""
     campaign = await world.campaign()
