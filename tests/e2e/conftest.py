@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.program import Program, running
+from tests.e2e.stopping import stop_left_over
 
 
 @pytest.fixture
@@ -20,3 +22,10 @@ def program(env: dict[str, str]) -> Iterator[Program]:
     """A running program on fresh stores."""
     with running(env) as program:
         yield program
+
+
+@pytest.fixture
+def data(data_folder: Path) -> Iterator[Path]:
+    """An empty folder for a program's embedded stores, none of which outlives the test."""
+    yield data_folder
+    stop_left_over(data_folder)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from config.settings import Settings
+from engine.embedded import open_stores
 from engine.embedded.daemon import is_alive
 from engine.embedded.home import Home
 from tests.e2e.program import Program, environment
@@ -93,3 +95,10 @@ def stores_alive(data: Path) -> list[str]:
     """Those embedded stores of which a process lives."""
     home = home_of(data)
     return [name for name in ("postgres", "redis") if home.path.exists() and is_alive(home, name)]
+
+
+def stop_left_over(data: Path) -> None:
+    """Stop what a test that failed has left running, before its folder goes."""
+    if stores_alive(data):
+        with open_stores(Settings(data=str(data))):
+            pass

@@ -24,9 +24,9 @@ from tests.e2e.stopping import SERVE, env_of, started, stores_alive, wait_for
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_two_sigterms_80_ms_apart_are_one_stop(data_folder: Path, workers: int) -> None:
+def test_two_sigterms_80_ms_apart_are_one_stop(data: Path, workers: int) -> None:
     """What passes a signal on makes two of it."""
-    with started(env_of(data_folder, workers)) as program:
+    with started(env_of(data, workers)) as program:
         serving = program.serving()
         assert serving.post(impression(serving.create())).status_code == 200
         serving.client.close()
@@ -35,93 +35,93 @@ def test_two_sigterms_80_ms_apart_are_one_stop(data_folder: Path, workers: int) 
         program.process.terminate()
         assert program.status() == 0, program.log
         assert "ended with status" not in program.log
-        assert stores_alive(data_folder) == []
+        assert stores_alive(data) == []
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 2)])
 def test_a_signal_to_the_group_of_make_stops_all_of_it(
-    data_folder: Path, tmp_path: Path, number: signal.Signals, workers: int
+    data: Path, tmp_path: Path, number: signal.Signals, workers: int
 ) -> None:
     """As of `make run`: make passes SIGTERM on to the program, which has heard it already."""
     makefile = tmp_path / "Makefile"
     makefile.write_text(f"run:\n\t@exec {' '.join(SERVE)}\n")
-    with started(env_of(data_folder, workers), ("make", "--silent", "--file", str(makefile), "run")) as program:
+    with started(env_of(data, workers), ("make", "--silent", "--file", str(makefile), "run")) as program:
         serving = program.serving()
         assert serving.post(impression(serving.create())).status_code == 200
         serving.client.close()
         os.killpg(program.process.pid, number)
         program.status()  # (of make, which tells that it was interrupted)
-        wait_for(lambda: stores_alive(data_folder) == [])
+        wait_for(lambda: stores_alive(data) == [])
         assert f"{number.name}: draining" in program.log
         assert "ended with status" not in program.log
 
 
-def test_ctrl_c_twice_at_a_terminal_stops_all_of_it(data_folder: Path) -> None:
+def test_ctrl_c_twice_at_a_terminal_stops_all_of_it(data: Path) -> None:
     """The terminal signals everybody who runs in its foreground, and fingers are quick."""
     master, slave = pty.openpty()
     take = f"import os, sys; os.open({os.ttyname(slave)!r}, os.O_RDWR); os.execv(sys.executable, {list(SERVE)!r})"
-    with started(env_of(data_folder, workers=2), (sys.executable, "-c", take)) as program:
+    with started(env_of(data, workers=2), (sys.executable, "-c", take)) as program:
         program.serving().client.close()
         os.write(master, b"\x03")
         time.sleep(0.2)
         os.write(master, b"\x03")
         assert program.status() == 0, program.log
         assert "SIGINT: draining" in program.log
-        assert stores_alive(data_folder) == []
+        assert stores_alive(data) == []
     os.close(slave)
     os.close(master)
 
 
 @pytest.mark.parametrize("name", ["postgres", "redis"])
-def test_a_stop_while_a_store_starts_leaves_none(data_folder: Path, name: str) -> None:
+def test_a_stop_while_a_store_starts_leaves_none(data: Path, name: str) -> None:
     """What was started is stopped again, and the status is that of a clean stop."""
-    with started(env_of(data_folder)) as program:
-        wait_for(lambda: name in stores_alive(data_folder) or program.process.poll() is not None)
+    with started(env_of(data)) as program:
+        wait_for(lambda: name in stores_alive(data) or program.process.poll() is not None)
         for _ in range(2):
             program.process.terminate()
         assert program.status() == 0, program.log
         assert "Traceback" not in program.log
-        assert stores_alive(data_folder) == []
+        assert stores_alive(data) == []
 
 
-def test_a_stop_while_the_data_folder_is_made_leaves_no_store(data_folder: Path) -> None:
+def test_a_stop_while_the_data_folder_is_made_leaves_no_store(data: Path) -> None:
     """Postgres's data takes a second or more, and is whole or not at all; Ctrl-C does not reach who makes it."""
-    half = data_folder / "stores" / "postgres.part"
-    with started(env_of(data_folder)) as program:
+    half = data / "stores" / "postgres.part"
+    with started(env_of(data)) as program:
         wait_for(lambda: half.exists() or program.process.poll() is not None)
         os.killpg(program.process.pid, signal.SIGINT)
         assert program.status() == 0, program.log
         assert "SIGINT: stopped before anything was served" in program.log
-        assert stores_alive(data_folder) == []
-    with started(env_of(data_folder)) as program:
+        assert stores_alive(data) == []
+    with started(env_of(data)) as program:
         program.serving().client.close()
 
 
-def test_a_stop_does_not_wait_for_the_start_of_another_program(data_folder: Path) -> None:
+def test_a_stop_does_not_wait_for_the_start_of_another_program(data: Path) -> None:
     """Starts on one data folder follow each other, and may take minutes."""
-    with lock_file(data_folder / "start.lock") as lock:
+    with lock_file(data / "start.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with started(env_of(data_folder)) as program:
+        with started(env_of(data)) as program:
             wait_for(lambda: catches(program.process.pid, signal.SIGTERM))
             program.process.terminate()
             assert program.status() == 0, program.log
             assert "SIGTERM: stopped before anything was served" in program.log
 
 
-def test_a_second_signal_while_the_stores_stop_lets_them(data_folder: Path) -> None:
+def test_a_second_signal_while_the_stores_stop_lets_them(data: Path) -> None:
     """The drain is over by then, and the process lives for the stores only."""
-    with started(env_of(data_folder)) as program:
+    with started(env_of(data)) as program:
         program.serving().client.close()
         program.process.terminate()
-        wait_for(lambda: len(stores_alive(data_folder)) < 2)
+        wait_for(lambda: len(stores_alive(data)) < 2)
         program.process.terminate()
         assert program.status() == 0, program.log
-        assert stores_alive(data_folder) == []
+        assert stores_alive(data) == []
 
 
-def test_a_second_signal_seconds_later_ends_it_at_once(data_folder: Path) -> None:
+def test_a_second_signal_seconds_later_ends_it_at_once(data: Path) -> None:
     """Whoever asks again does not want to wait for a drain; the next start finds the stores, and stops them."""
-    with started(env_of(data_folder)) as program:
+    with started(env_of(data)) as program:
         serving = program.serving()
         serving.client.close()
         address = urlsplit(serving.intake)
@@ -132,12 +132,12 @@ def test_a_second_signal_seconds_later_ends_it_at_once(data_folder: Path) -> Non
             program.process.terminate()
             assert program.status() == -signal.SIGTERM
         assert "a second signal to stop: ending at once" in program.log
-    assert stores_alive(data_folder) == ["postgres", "redis"]
-    with started(env_of(data_folder)) as program:
+    assert stores_alive(data) == ["postgres", "redis"]
+    with started(env_of(data)) as program:
         program.serving().client.close()
         program.process.terminate()
         assert program.status() == 0, program.log
-    assert stores_alive(data_folder) == []
+    assert stores_alive(data) == []
 
 
 FAILS = """

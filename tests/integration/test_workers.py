@@ -100,8 +100,9 @@ class Stage:
         self.ended.set()
 
     async def heard(self) -> dict[str, Any]:
-        """What the next worker that starts says of itself."""
-        connection, _ = await self._listener.accept()
+        """What the next worker that starts says of itself; bounded, so that a supervisor that hangs ends the test."""
+        with trio.fail_after(30):
+            connection, _ = await self._listener.accept()
         said = b""
         async with trio.SocketStream(connection) as stream:
             async for part in stream:
