@@ -139,8 +139,8 @@ class Engine:
         return submission
 
     def clock_is_right(self) -> bool:
-        """Whether our clock was near enough to Postgres's at the last heartbeat."""
-        return abs(self.clock_offset_us) <= self.settings.clock_refuse_seconds * SECOND_US
+        """Whether our clock agreed with the stores' at the last heartbeat."""
+        return self.clocks.wrong is None
 
     def _refusal(self) -> Verdict | None:
         """Why nothing is taken now, if so."""

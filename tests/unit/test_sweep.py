@@ -86,10 +86,10 @@ async def test_an_engine_whose_clock_is_wrong_sweeps_nothing(autojump_clock: Moc
     """It would move days on that are not over, and no day ever moves back."""
     campaign = await world.campaign(**CAPPED)
     assert await world.reasons(shown(campaign)) == ["accepted"]
-    world.engine.clock_offset_us = 86_400_000_000
+    world.engine.clocks.wrong = "as the test wished"
     await later(world, 86_400)
     assert held(world, campaign) == (1, 1)
-    world.engine.clock_offset_us = 0
+    world.engine.clocks.wrong = None
     await trio.sleep(PASSES_SECONDS)
     assert held(world, campaign) == (0, 0)
 
