@@ -18,11 +18,10 @@ from engine.actor import Actor
 from engine.campaign import Reservation
 from engine.locks import SEARCH_SECONDS, Locked, Suspects
 from engine.model import CampaignId
-from engine.outages import Outages
+from engine.outages import HELD_ROWS, Outages
 from engine.ports import Committed, EventStore, FlushReply, NotRun, Refused
 
 _Waiting = tuple[Actor, Reservation]
-_HELD = "rows in Postgres that another session holds"
 
 
 class Flusher:
@@ -208,7 +207,7 @@ class Flusher:
         self._suspects.waited_for(reply.campaigns, now)
         if apart:
             numbers = ", ".join(map(str, sorted(reply.campaigns)))
-            self._outages.failed(_HELD, f"campaigns {numbers}: {reply.detail}", now, blocks=False)
+            self._outages.failed(HELD_ROWS, f"campaigns {numbers}: {reply.detail}", now, blocks=False)
             self._tell(named, NotRun(reply.detail))
         else:
             self._set_apart(named)

@@ -22,6 +22,8 @@ AGAIN_SECONDS: Final = 60.0
 REPEAT_SECONDS: Final = 60.0
 # Anybody may read /readyz. A store's words are a sentence or two; a URL in them may hold a password.
 WORDS_MAX: Final = 300
+# What concerns some campaigns only, so that the engine stays ready: a part that flushes and recoveries meet.
+HELD_ROWS: Final = "rows in Postgres that another session holds"
 _URL: Final = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 
 

@@ -14,10 +14,10 @@ from typing import Final, TypeVar
 
 import trio
 
-from engine.errors import StoreUnavailable
+from engine.errors import StoreBusy, StoreUnavailable
 from engine.leftovers import Drop, GiveBackReply, MoveOn, Survey, SweptLedger
 from engine.model import Campaign, CampaignId, EventId, StoredEvent
-from engine.outages import Outages
+from engine.outages import HELD_ROWS, Outages
 from engine.ports import (
     Batch,
     BeginReply,
@@ -206,6 +206,9 @@ class WatchedStore:
     def _watching(self) -> Iterator[None]:
         try:
             yield
+        except StoreBusy as held:  # of one campaign, whose recovery is tried again
+            self._outages.failed(HELD_ROWS, str(held), trio.current_time(), blocks=False)
+            raise
         except StoreUnavailable as away:
             self._failed(str(away))
             raise

@@ -36,7 +36,7 @@ def start(home: Home, stopping: Stopping = lambda: False) -> str:
         make_data(home, folder / "initdb", data)
     if (made_by := (data / "PG_VERSION").read_text().strip()) != MAJOR:
         raise EngineError(f"{data} was made by Postgres {made_by}, this is {MAJOR}: dump and load it.")
-    url = f"postgresql://{ROLE}@/postgres?host={quote(str(home.run), safe='')}"
+    url = url_of(home)
     configuration = _configure(home)
     command = [str(folder / "postgres"), "-D", str(data), "-c", f"config_file={configuration}"]
     # Nobody of ours is alive when these go. Postgres would take a pid that another program has by now for itself.
@@ -99,6 +99,11 @@ def _foreign_postmaster(data: Path) -> bool:
         return Path(f"/proc/{pid}/cwd").resolve() == data.resolve()
     except (OSError, ValueError, IndexError):
         return False
+
+
+def url_of(home: Home) -> str:
+    """Where it is, once it runs."""
+    return f"postgresql://{ROLE}@/postgres?host={quote(str(home.run), safe='')}"
 
 
 def _answers(url: str) -> bool:

@@ -15,6 +15,7 @@ from config.settings import Settings
 from engine.embedded import open_stores
 from engine.embedded.daemon import is_alive
 from engine.embedded.home import Home
+from engine.embedded.postgres import url_of
 from tests.e2e.program import Program, environment
 
 SERVE: Final = (sys.executable, "-m", "api", "serve")
@@ -89,6 +90,11 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def home_of(data: Path) -> Home:
     """The folder of the stores."""
     return Home(data / "stores", (data / "stores" / "run").resolve(), None)
+
+
+def db_url_of(data: Path) -> str:
+    """The embedded Postgres."""
+    return url_of(home_of(data))
 
 
 def stores_alive(data: Path) -> list[str]:

@@ -14,13 +14,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
-import psycopg
 import pytest
 import redis
 
 from engine.embedded.daemon import lock_file
 from tests.e2e.program import impression
-from tests.e2e.stopping import SERVE, env_of, started, stores_alive, wait_for
+from tests.e2e.stopping import SERVE, db_url_of, env_of, started, stores_alive, wait_for
+from tests.hanging import commits_hang
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -123,10 +123,13 @@ def test_a_second_signal_seconds_later_ends_it_at_once(data: Path) -> None:
     """Whoever asks again does not want to wait for a drain; the next start finds the stores, and stops them."""
     with started(env_of(data)) as program:
         serving = program.serving()
+        campaign = serving.create()["id"]
         serving.client.close()
         address = urlsplit(serving.intake)
-        with socket.create_connection((address.hostname, address.port)) as slow:
-            slow.sendall(b"POST /events/ HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+        body = json.dumps(impression(campaign)).encode()
+        with commits_hang(db_url_of(data)), socket.create_connection((address.hostname, address.port)) as peer:
+            peer.sendall(b"POST /events/ HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            time.sleep(0.5)  # it is under way, and the drain waits for it
             program.process.terminate()
             time.sleep(2.5)
             program.process.terminate()
@@ -168,8 +171,7 @@ def test_a_process_of_which_a_part_failed_does_not_live_on(database_url: str, re
         assert serving.post(impression(campaign)).status_code == 200
         address = urlsplit(serving.intake)
         body = json.dumps(impression(campaign)).encode()
-        with psycopg.connect(database_url) as held, socket.create_connection((address.hostname, address.port)) as peer:
-            held.execute("SELECT 1 FROM ledger FOR UPDATE")  # so that there is something that can't be finished
+        with commits_hang(database_url), socket.create_connection((address.hostname, address.port)) as peer:
             peer.sendall(b"POST /events/ HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
             with redis.Redis.from_url(redis_url) as client:
                 wait_for(lambda: client.hlen(f"{{{campaign}}}:p") == 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -19,6 +19,7 @@ from engine.ports import Batch, FlushReply, Reserve, ReserveReply, Resolve, Reso
 from engine.postgres.store import PostgresStore, open_store
 from engine.redis.ledger import RedisLedger, open_ledger
 from engine.registry import Engines, Registry
+from tests.hanging import commits_hang
 from tests.unit.test_engine import FIELDS
 
 pytestmark = pytest.mark.stores
@@ -70,9 +71,9 @@ class HeldStore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    async def flush(self, batches: Sequence[Batch]) -> FlushReply:
+    async def flush(self, batches: Sequence[Batch], *, hasty: bool = False) -> FlushReply:
         """Carried out at once."""
-        reply = await self._store.flush(batches)
+        reply = await self._store.flush(batches, hasty=hasty)
         await self.heard.wait()
         return reply
 
@@ -119,16 +120,12 @@ class Two:
         verdicts = [submission.verdicts.get(index) for index in range(len(events))]
         return ["accepted" if each is None else str(each.reason or each.status) for each in verdicts]
 
-    @contextmanager
-    def row_held(self, campaign: int) -> Any:
-        """Somebody holds the campaign's ledger row: flushes and recoveries wait for it."""
-        with psycopg.connect(self.db_url) as connection:
-            connection.execute("SELECT FROM ledger WHERE campaign_id = %s FOR UPDATE", [campaign])
-            yield
-
     async def waiting(self, sessions: int) -> None:
-        """Return when so many sessions wait for a lock."""
-        query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        """Return when so many sessions hang, or wait for one that does."""
+        query = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active'"
+            " AND (wait_event_type = 'Lock' OR wait_event = 'PgSleep')"
+        )
         with psycopg.connect(self.db_url, autocommit=True) as connection, trio.fail_after(5):
             while connection.execute(query).fetchone() != (sessions,):  # noqa: ASYNC110
                 await trio.sleep(0.01)
@@ -163,7 +160,7 @@ async def test_an_event_that_is_looked_up_before_a_recovery_is_not_counted_twice
         answers.append(await two.told(engine, *events))
 
     async with trio.open_nursery() as nursery:
-        with two.row_held(campaign):
+        with commits_hang(two.db_url):
             nursery.start_soon(ask, 0, twice)
             await two.waiting(1)
             two.stores[0].heard = trio.Event()
@@ -187,7 +184,7 @@ async def test_a_repeat_that_has_grown_too_old_is_a_duplicate(two: Two) -> None:
     for engine in range(2):
         told = await two.told(engine, refused, accepted, event(campaign, event_id=accepted.event_id))
         assert told == ["invalid", "duplicate", "duplicate"]
-    with two.row_held(campaign):
+    with commits_hang(two.db_url):
         under_way = event(campaign, occurred_at=instant_text(limit_us + 10 * SECOND_US))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(two.told, 0, under_way)
@@ -203,7 +200,7 @@ async def test_an_event_that_is_looked_up_before_a_late_commit_is_not_counted_tw
     twice, second = event(campaign), two.ledgers[1]
     await trio.sleep(0.2)  # Redis has heard of all commits
     async with trio.open_nursery() as nursery:
-        with two.row_held(campaign):
+        with commits_hang(two.db_url):
             nursery.start_soon(two.told, 0, twice)
             await two.waiting(1)
             two.clock.moved_us += 20 * 60 * SECOND_US
