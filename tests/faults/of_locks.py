@@ -6,6 +6,7 @@ All with the settings that everybody has: an engine is dead after 8 s, and nobod
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -15,12 +16,12 @@ import psycopg
 import trio
 
 from bench.proxy import Direction, Flow
-from tests.faults.load import ANSWER_SECONDS, Body, Load, client_of
+from tests.faults.load import ANSWER_SECONDS, Body, Load, client_of, uuid7
 from tests.faults.waiting import WAIT_SECONDS, until, until_told, within
 from tests.faults.world import OTHERS_SECONDS, Fault, World
 
 BATCH_EVENTS = 4_000  # Postgres writes rows, and their keys, by the thousand
-MARKED = 3_900  # the event with which a flush stops
+MARKED = 3_500  # the event with which a flush stops
 MARK = "the-rows-stop-here"
 DEAD_SECONDS = 25.0  # an engine is dead, its sessions are ended, and its campaign is recovered, on two busy cores
 # In a change of a campaign's budgets, when both of its rows are locked.
@@ -50,9 +51,19 @@ async def hole_and_kill(world: World) -> None:
 
 
 async def _stopped_in_copy(world: World, flow: Flow) -> list[Body]:
-    """Send the first engine so many events of one campaign that Postgres has some of their rows, and no end."""
+    """Send the first engine so many events of one campaign that Postgres has some of their rows, and no end.
+
+    Whether it has written them already (it does so by the thousand) depends on how the engine has cut its flushes.
+    """
     load = world.load_on(world.first, world.campaigns[0])
-    bodies = [{**load.event(), "event_type": "click"} for _ in range(BATCH_EVENTS)]
+    # (None that is looked up first, so that most of them are in one flush.)
+    bodies = [
+        {
+            "campaign_id": world.campaigns[0], "user_id": "frozen", "event_type": "click",
+            "event_id": str(uuid7(time.time(), world.source)),
+        }
+        for _ in range(BATCH_EVENTS)
+    ]  # fmt: skip
     bodies[MARKED]["user_id"] = MARK
     there = world.first.postgres.there
     stopped = _on_its_way(there, MARK.encode(), lambda: setattr(there, "flow", flow))
