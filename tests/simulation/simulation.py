@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
 import trio
 from trio import sleep  # (engines sleep by a gate of their own: cluster.py)
 
-from engine.errors import EngineError
+from engine.errors import EngineError, StoreBusy
 from engine.model import SECOND_US, CampaignId, Event, Status
 from tests.simulation.clients import Clients, Sent
 from tests.simulation.cluster import Process
@@ -352,7 +352,7 @@ class Simulation:
     def _halt(self) -> bool:
         """An audit takes a campaign out of service, and an operator brings it back later."""
         campaign_id = CampaignId(self.world.source.choice(self.clients.campaigns))
-        self.world.nursery.start_soon(self.world.store.halt, campaign_id, "as the seed wished")
+        self.world.nursery.start_soon(_insist, partial(self.world.store.halt, campaign_id, "as the seed wished"))
         self._later(lambda: self.world.nursery.start_soon(self._rebuild, campaign_id), (1, 30, 300))
         return True
 
@@ -360,9 +360,9 @@ class Simulation:
         """What `headrace recover` leaves in Postgres."""
         store = self.world.store
         if store.ledger[campaign_id].halted is not None:
-            await store.raise_generations([campaign_id], wait=True)
+            await _insist(partial(store.raise_generations, [campaign_id], wait=True))
             store.ledger[campaign_id].halted = None
-            await store.raise_generations([campaign_id], wait=True)
+            await _insist(partial(store.raise_generations, [campaign_id], wait=True))
 
     # --- the end --------------------------------------------------------------------------------------------
 
@@ -453,3 +453,14 @@ class _Operator:
 
     async def awake(self) -> None:
         """Always."""
+
+
+async def _insist(ask: Callable[[], Awaitable[object]]) -> None:
+    """As an operator does who is told that somebody else holds the row."""
+    while True:
+        try:
+            await ask()
+        except StoreBusy:
+            await sleep(1)
+        else:
+            return
