@@ -412,9 +412,9 @@ async def test_a_clock_that_a_slow_answer_calls_right_is_not_what_later_ones_are
 ) -> None:
     """It may be wrong by half of the time that the answer took; once it is corrected, the engine serves."""
     campaign = await world.campaign()
-    machine_us, wrong_us, seconds = engine_clock.machine_us, 33 * SECOND_US, 8
-    monkeypatch.setattr("engine.clock.machine_us", lambda: machine_us() + wrong_us)
+    started_us, wrong_us, seconds = engine_clock.machine_us(), 33 * SECOND_US, 8
     monkeypatch.setattr("engine.clock.even_us", lambda: int(trio.current_time() * SECOND_US))
+    monkeypatch.setattr("engine.clock.machine_us", lambda: started_us + engine_clock.even_us() + wrong_us)
 
     async def heartbeat(number: int) -> HeartbeatReply:
         await trio.sleep(seconds)
