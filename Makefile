@@ -11,7 +11,7 @@ CODE := config engine api bench tests
 # No byte code of ours is needed, and an alias of the shell must not matter.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test bench bench-full bench-test check sim targets mutants demo rebuild locust locust-setup faults fuzz settings lock fmt clean setup
+.PHONY: help run test bench bench-full bench-test stores-test check sim targets mutants demo rebuild locust locust-setup faults fuzz settings lock fmt clean setup
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -20,13 +20,17 @@ run: setup ## set up what is missing and serve: api on 127.0.0.1:8000, intake on
 	@exec $(BIN)/headrace serve
 
 # What measures and kills for minutes has a target of its own: this one stays below 8 minutes.
-LONG := tests/integration/test_bench_chaos.py tests/integration/test_bench_micro.py
+LONG_BENCH := tests/integration/test_bench_chaos.py tests/integration/test_bench_micro.py
+LONG_STORES := tests/e2e/test_outages.py tests/e2e/test_stores_that_die.py
 
 test: check ## set up what is missing and run every check and test that a change must pass
-	@$(BIN)/python -m pytest $(addprefix --ignore=,$(LONG))
+	@$(BIN)/python -m pytest $(addprefix --ignore=,$(LONG_BENCH) $(LONG_STORES))
+
+stores-test: setup ## the long tests of a served program whose stores die, refuse or are away: log, readiness, restarts (3 min)
+	@$(BIN)/python -m pytest $(LONG_STORES)
 
 bench-test: setup locust-setup ## the long tests of the bench: chaos, a broken engine that the audit must catch, micros, locust (3 min)
-	@$(BIN)/python -m pytest $(LONG) tests/integration/test_bench_locust.py
+	@$(BIN)/python -m pytest $(LONG_BENCH) tests/integration/test_bench_locust.py
 
 check: setup ## formatting, lint and types
 	@$(BIN)/ruff format --check --quiet $(CODE) || { echo "make fmt puts that right."; exit 1; }
