@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Final, NoReturn, Protocol
 from urllib.parse import urlsplit
 
 import orjson
+import trio
 from quart import Response, request
 from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
@@ -33,6 +35,8 @@ from config.settings import Settings
 from engine import CampaignNotFound, InvalidCampaign, StoreUnavailable
 
 __all__ = ["ServedEngine", "create_app"]
+
+LOGGED_EVERY_SECONDS: Final = 60.0  # the engine has a line of its own when a store goes and when it is back
 
 _log = logging.getLogger("headrace.api")
 
@@ -134,7 +138,7 @@ def _response(answer: Answer) -> Response:
 
 
 def _handle_errors(app: QuartTrio) -> None:
-    for kind, answer in _ANSWERS.items():
+    for kind, answer in {**_ANSWERS, StoreUnavailable: _StoreRefusals().answer}.items():
         app.register_error_handler(kind, _error_view(answer))
 
 
@@ -157,12 +161,27 @@ def _invalid(error: InvalidCampaign) -> Answer:
     return problem(422, "invalid_campaign", str(error), errors=error.faults)
 
 
-def _unavailable(error: StoreUnavailable) -> Answer:
-    # What the store's client said may name hosts and users: it is for the log.
-    _log.warning("503: %s", error)
-    known = "nothing was done" if error.certain else "it is not known whether it was done: look before you repeat it"
-    detail = f"{error.told}; {known}"
-    return problem(503, "store_unavailable", detail, retry_after_seconds=RETRY_AFTER_SECONDS)
+class _StoreRefusals:
+    """What is answered while a store is away, and the line that tells of it: one a minute, however many ask."""
+
+    def __init__(self) -> None:
+        self._logged_at = -inf
+        self._unlogged = 0
+
+    def answer(self, error: StoreUnavailable) -> Answer:
+        # What the store's client said may name hosts and users: it is for the log.
+        now = trio.current_time()
+        if now - self._logged_at >= LOGGED_EVERY_SECONDS:
+            more = f" (and {self._unlogged} more since it was last said)" if self._unlogged else ""
+            _log.warning("a call about campaigns or reports is answered 503: %s%s", error, more)
+            self._logged_at, self._unlogged = now, 0
+        else:
+            self._unlogged += 1
+        known = (
+            "nothing was done" if error.certain else "it is not known whether it was done: look before you repeat it"
+        )
+        detail = f"{error.told}; {known}"
+        return problem(503, "store_unavailable", detail, retry_after_seconds=RETRY_AFTER_SECONDS)
 
 
 def _misdirected(error: _SlashMissing) -> Answer:
@@ -188,6 +207,5 @@ _ANSWERS: Final[dict[type[Exception], Callable[..., Answer]]] = {
     _SlashMissing: _misdirected,
     CampaignNotFound: _not_found,
     InvalidCampaign: _invalid,
-    StoreUnavailable: _unavailable,
     HTTPException: _http_error,
 }

@@ -134,6 +134,8 @@ def mark_lone_surrogates(body: bytes) -> bytes:
     Such escapes are well-formed JSON, but msgspec takes them for an end of the text: it would call the whole body
     malformed. The byte in its place costs the string that it stands in.
     """
+    if b"\\u" not in body:  # as of most that is wrong: the search below passes it byte by byte, 30 ns each
+        return body
     return _SURROGATES.sub(lambda match: b"\xff" if match["lone"] else match[0], body)
 
 

@@ -28,6 +28,7 @@ from engine import Event, Invalid, Submission
 __all__ = ["EventTaker", "Intake", "serve_intake"]
 
 LONG_TURN_SECONDS: Final = 0.004  # of a turn, after which long bodies wait for turns of their own
+READINESS_ANSWERS_A_TURN: Final = 128  # as many as small requests are read in a turn: a millisecond
 _EVENT_PATHS: Final = {b"/events/": False, b"/events/batch": True}
 _HEALTHY: Final = Answer(200, JSON_HEADERS, b'{"status":"ok"}')
 _OVERLOADED: Final = problem(
@@ -82,6 +83,7 @@ class Intake(Connections):
         super().__init__(listener, settings, _log)
         self._engine = engine
         self._turns = Turns(settings)
+        self._readiness_asked: list[Exchange] = []  # for whom one check is under way
 
     @property
     def full(self) -> bool:
@@ -102,7 +104,9 @@ class Intake(Connections):
             elif path == b"/healthz":
                 exchange.finish(_HEALTHY)
             else:
-                self._nursery.start_soon(self._answer_readiness, exchange)
+                self._readiness_asked.append(exchange)
+                if len(self._readiness_asked) == 1:
+                    self._nursery.start_soon(self._answer_readiness)
         else:
             exchange.finish(
                 problem(404, "not_found", "the intake has POST /events/ and /events/batch; all else is at the api")
@@ -154,13 +158,22 @@ class Intake(Connections):
             _log.error("a body could not be read; its connection is closed: %s", in_one_line(error))
             connection.close()
 
-    async def _answer_readiness(self, exchange: Exchange) -> None:
+    async def _answer_readiness(self) -> None:
+        """One check for all who ask until it is done: a task for each would be thousands, out of one packet."""
+        answer: Answer | None = None
         try:
             problems = await self._engine.problems()
-            exchange.finish(_not_ready(problems) if problems else _READY)
-        except Exception as error:  # noqa: BLE001 - boundary: a fault of one request ends its connection
+            answer = _not_ready(problems) if problems else _READY
+        except Exception as error:  # noqa: BLE001 - boundary: a fault of the check ends the connections that wait for it
             _log.error("the readiness check failed: %s", in_one_line(error))
-            exchange.connection.close()
+        asked, self._readiness_asked = self._readiness_asked, []
+        for number, exchange in enumerate(asked, 1):
+            if answer is None:
+                exchange.connection.close()
+            else:
+                exchange.finish(answer)
+            if number % READINESS_ANSWERS_A_TURN == 0:
+                await trio.lowlevel.checkpoint()
 
 
 def _not_ready(problems: Sequence[str]) -> Answer:

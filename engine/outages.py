@@ -20,6 +20,9 @@ QUIET_TIMES_MAX: Final = 4
 AGAIN_SECONDS: Final = 60.0
 # A store that fails in a new way meanwhile is worth a line more, but not every second.
 REPEAT_SECONDS: Final = 60.0
+# While what fails keeps the engine from being ready it is probed: events come back a second after the store at most,
+# and it costs four small calls.
+ASK_SECONDS: Final = 1.0
 # Anybody may read /readyz. A store's words are a sentence or two; a URL in them may hold a password.
 WORDS_MAX: Final = 300
 # What concerns some campaigns only, so that the engine stays ready: a part that flushes and recoveries meet.
@@ -57,7 +60,8 @@ class Outages:
         outage = self._outages.get(part)
         if outage is None:
             outage = self._outages[part] = _Outage(now, why, blocks, self._quiet_seconds(part, now))
-            log.warning("%s: %s: what needs it is answered 503 until it works again", part, why)
+            tried = f"; it is asked again every {ASK_SECONDS:g} s" if blocks else ""
+            log.warning("%s: %s: what needs it is answered 503 until it works again%s", part, why, tried)
         elif why != outage.why and now - outage.logged >= REPEAT_SECONDS:
             outage.logged = now
             log.warning("%s: still fails after %.0f s, now with: %s", part, now - outage.since, why)

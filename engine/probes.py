@@ -10,11 +10,9 @@ from typing import Final
 
 import trio
 
-from engine.outages import Outages
+from engine.outages import ASK_SECONDS, Outages
 from engine.watched import POSTGRES, REDIS, WatchedLedger, WatchedStore
 
-# While an outage stands: events come back a second after the store at most, and it costs four small calls.
-PAUSE_SECONDS: Final = 1.0
 # A store that has not answered by then is away, as far as a load balancer is concerned: most ask every few seconds.
 ANSWER_SECONDS: Final = 2.0
 # An answer that is not older serves the next asker, too: anybody may ask /readyz a thousand times a second, and a probe
@@ -31,18 +29,25 @@ class Probes:
         self._outages = outages
         self._fresh_until = 0.0
         self._under_way: trio.Event | None = None
+        self._answers = 0  # probes that came to their end
 
     async def run(self) -> None:
         """Ask for as long as something fails, for ever."""
         while True:
-            await trio.sleep(PAUSE_SECONDS)
+            await trio.sleep(ASK_SECONDS)
             if self._outages:
                 await self.probe()
 
     async def probe(self) -> None:
-        """Ask both stores, and note what they say. If somebody asks already, wait for that."""
+        """Ask both stores, and note what they say. If somebody asks already, that answer serves, however late it is.
+
+        (To ask anew because so many have waited that their turn comes late would keep them all waiting, for ever.)
+        """
+        answers = self._answers
         while self._under_way is not None:
             await self._under_way.wait()
+            if self._answers > answers:
+                return
         if trio.current_time() < self._fresh_until:
             return
         done = self._under_way = trio.Event()
@@ -51,6 +56,7 @@ class Probes:
                 nursery.start_soon(self._probe_redis)
                 nursery.start_soon(self._probe_postgres)
             self._fresh_until = trio.current_time() + FRESH_SECONDS
+            self._answers += 1
         finally:  # also if whoever asked has gone: the next one asks again
             self._under_way = None
             done.set()

@@ -97,6 +97,22 @@ MUTANTS = [
         DRAIN,
     ),
     one(
+        "readiness-is-one-check",
+        "A packet full of questions for readiness is one check, not a task for each.",
+        "api/intake.py",
+        "                if len(self._readiness_asked) == 1:\n",
+        "                if True:\n",
+        "tests/unit/test_intake.py::test_all_who_ask_for_readiness_at_once_are_answered_by_one_check",
+    ),
+    one(
+        "a-probe-serves-all-who-waited-for-it",
+        "Who waited for a probe does not ask anew because many had their turn before.",
+        "engine/probes.py",
+        "            if self._answers > answers:\n                return\n",
+        "",
+        "tests/unit/test_refusals.py::test_who_is_served_late_by_a_probe_does_not_ask_anew",
+    ),
+    one(
         "those-that-linger-are-bounded",
         "Refused senders do not use up the descriptors.",
         CONNECTIONS,

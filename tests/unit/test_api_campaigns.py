@@ -176,3 +176,12 @@ async def test_a_store_that_is_away_is_503(certain: bool, word: str) -> None:
         assert (told.status, told.code, told.headers["retry-after"]) == (503, "store_unavailable", "1")
         assert word in told.json["detail"]
         assert b"internal" not in told.body
+
+
+async def test_a_store_that_is_away_is_one_line_however_many_ask(caplog: pytest.LogCaptureFixture) -> None:
+    """An outage of a minute is no thousand lines of the same."""
+    api = FakeApi()
+    api.engine.failure = StoreUnavailable("no route to db.internal", certain=True)
+    for _ in range(20):
+        assert (await api.send("GET", "/campaigns/")).status == 503
+    assert caplog.text.count("no route to db.internal") == 1

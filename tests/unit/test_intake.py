@@ -389,6 +389,51 @@ async def test_readyz() -> None:
         assert answer.headers["retry-after"] == "1"
 
 
+async def test_all_who_ask_for_readiness_at_once_are_answered_by_one_check() -> None:
+    """One packet may ask hundreds of times; nobody else waits for hundreds of tasks."""
+    async with serving() as served, served.connect() as sender, served.connect() as other:
+        asked, go_on = 0, trio.Event()
+
+        async def slow() -> list[str]:
+            nonlocal asked
+            asked += 1
+            await go_on.wait()
+            return []
+
+        served.engine.problems = slow  # type: ignore[method-assign]
+        await sender.send(get("/readyz") * 100)
+        await other.send(get("/readyz"))
+        await wait_all_tasks_blocked()
+        go_on.set()
+        assert (await other.answer()).status == 200
+        for _ in range(100):
+            assert (await sender.answer()).status == 200
+        assert asked == 1
+        await sender.send(get("/readyz"))
+        assert (await sender.answer()).status == 200
+        assert asked == 2
+
+
+async def test_a_readiness_check_that_fails_ends_the_connections_that_wait_for_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is one line in the log, and the next who asks is answered."""
+    async with serving() as served:
+
+        async def broken() -> list[str]:
+            raise RuntimeError("broken")
+
+        ready, served.engine.problems = served.engine.problems, broken  # type: ignore[method-assign]
+        async with served.connect() as sender:
+            await sender.send(get("/readyz") * 2)
+            await sender.ended()
+        assert caplog.text.count("the readiness check failed") == 1
+        served.engine.problems = ready  # type: ignore[method-assign]
+        async with served.connect() as sender:
+            await sender.send(get("/readyz"))
+            assert (await sender.answer()).status == 200
+
+
 @pytest.mark.parametrize("path", ["/", "/events", "/campaigns/", "/metrics"])
 async def test_other_paths_are_not_found(path: str) -> None:
     """The problem says where to go."""

@@ -17,7 +17,10 @@ def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(caplog: p
     outages.works("Redis", 1 + QUIET_SECONDS)
     outages.works("Redis", 2 + QUIET_SECONDS)
     assert [record.getMessage() for record in caplog.records] == [
-        "Redis: OOM command not allowed: what needs it is answered 503 until it works again",
+        (
+            "Redis: OOM command not allowed: what needs it is answered 503 until it works again; "
+            "it is asked again every 1 s"
+        ),
         "Redis: works again after 3.0 s and 1000 failures",
     ]
 

@@ -154,6 +154,28 @@ async def test_many_who_ask_at_once_are_one_question(autojump_clock: MockClock, 
     assert asked == 3
 
 
+async def test_who_is_served_late_by_a_probe_does_not_ask_anew(autojump_clock: MockClock, world: World) -> None:
+    """Where many have waited their turns take long: if the last ones asked anew, all behind them would wait again."""
+    asked = 0
+    probe = world.store.probe
+
+    async def slow() -> str | None:
+        nonlocal asked
+        asked += 1
+        await trio.sleep(0.5)
+        return await probe()
+
+    async def ask() -> None:
+        await world.engine.problems()
+        autojump_clock.jump(1)  # what is answered first takes so long
+
+    world.store.probe = slow  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(ask)
+    assert asked == 1
+
+
 async def test_a_store_that_does_not_answer_a_probe_is_not_ready(autojump_clock: MockClock, world: World) -> None:
     """It is told within two seconds, whatever the store's own timeouts are."""
     world.store.probe = trio.sleep_forever  # type: ignore[method-assign]
