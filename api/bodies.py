@@ -31,7 +31,7 @@ STEP_BYTE_WORK: Final = 8  # of each byte that it passes: 30 ns if all are quote
 STEPS_MAX: Final = 200_000
 EVENT_WORK: Final = 500  # of one good event, beside its bytes
 BAD_EVENT_WORK: Final = 8_000  # of one that is explained: it is decoded four times, and the decoder's words are parsed
-BAD_BYTE_WORK: Final = 8  # of each byte of that: escapes are looked at one by one
+BAD_BYTE_WORK: Final = 26  # of each byte of that: escapes are looked at one by one, and digits cost by their square
 
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"  # skipped (RFC 8259, 8.1): some editors and .NET put it there
 _BLANKS: Final = re.compile(rb"\s*")

@@ -116,6 +116,7 @@ class Waiting(Enum):
 
 READER, REQUEST, VERDICT = Waiting.READER, Waiting.REQUEST, Waiting.VERDICT
 IDLE, END = Waiting.IDLE, Waiting.END
+_NOTHING: Final = memoryview(b"")
 
 
 class Connection:
@@ -177,6 +178,7 @@ class Connection:
 
     def _read(self, data: memoryview) -> None:
         reader = self._reader
+        reader.room = self._loop.settings.pipelined_requests_max - len(self._exchanges)
         reader.feed(data)
         requests, reader.requests = reader.requests, []
         for position, request in enumerate(requests, 1):
@@ -277,10 +279,12 @@ class Connection:
         return self._phase is LAST and self._exchanges[-1] is exchange
 
     def on_writable(self) -> None:
-        """The socket has room again."""
+        """The socket has room again, or there is room for requests that have come already."""
         if self._out and not self.closed:
             out, self._out = self._out, bytearray()
             self._send(out)
+        if self._reader.unread and self._phase is OPEN and not self._out and self._has_room():
+            self._read(_NOTHING)
             if not self._out and self.on_change is not None:
                 self.on_change()
 
@@ -376,7 +380,9 @@ class Connection:
         if self._out:
             return WRITE
         if self._phase is OPEN:
-            return READ if self._has_room() else 0
+            if not self._has_room():
+                return 0
+            return WRITE if self._reader.unread else READ  # a socket that can be written is ready at once
         return READ if self._phase is LINGERING else 0
 
     def _has_room(self) -> bool:

@@ -45,11 +45,14 @@ class RequestReader:
     `refusal`, once set, is the answer to what came after those requests; nothing is read any more. Nor is what comes
     behind a request that is to be the last of its connection (RFC 9112, 9.6).
     `awaits_continue` says that the sender waits for "100 Continue"; who sends it sets it back.
-    `heads` are those of all connections.
+    `heads` are those of all connections. `room` is how many whole requests it may make of what it is fed; what stands
+    behind them is `unread`, until it is fed again, with nothing if need be.
     """
 
     def __init__(self, settings: Settings, heads: Heads) -> None:
         self.requests: list[Request] = []
+        self.room = settings.pipelined_requests_max
+        self.unread = False
         self.refusal: Answer | None = None
         self.ended = False  # nothing more is read
         self.awaits_continue = False
@@ -68,17 +71,19 @@ class RequestReader:
         if self._left:  # most bytes of a batch: straight from the socket's buffer
             end = self._read_body(data)
             if end == len(data):
+                self.unread = False
                 return
             data = data[end:]
         piece, at = self._come + bytes(data) if self._come else bytes(data), 0
         try:
-            while at < len(piece) and not self.ended:
+            while at < len(piece) and not self.ended and len(self.requests) < self.room:
                 taken = self._read_request(piece, at) if self._head is None else self._read_chunks(piece, at)
                 if taken == at:
                     break  # more must come
                 at = taken
         except BadRequest as refused:
             self.refuse(refused.answer)
+        self.unread = len(self.requests) >= self.room and at < len(piece) and not self.ended
         if at < len(piece) and not self.ended:
             self._come = piece[at:]
             self.partial = self._come not in _NOTHING or self._head is not None
