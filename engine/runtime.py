@@ -35,6 +35,9 @@ FAILED_DRAIN_SECONDS = 2.0
 # Longer, and what Redis says of its clock is worth little. With a check of Redis that hangs (5 s) and the pause (2 s) a
 # heartbeat still comes within the 8 s after which others take an engine for dead.
 _REDIS_CLOCK_SECONDS = 0.5
+# A clock that was found right by a slow answer may be wrong by half of the time that it took, and once followed it is
+# what later ones are held to. A slower Postgres keeps nobody from serving; the clock then runs on evenly.
+_PRECISE_US = 2 * SECOND_US
 # Every engine looks for reservations of dead engines when one dies, and so often besides.
 _ORPHANS_SECONDS = 60.0
 
@@ -52,14 +55,16 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
             failpoint = Failpoint(settings.failpoint)
             store, ledger = failpoint.around("store", store), failpoint.around("ledger", ledger)
         engines = Engines(await store.register_engine())
-        reading_us = clock.reading_us()
+        asked_us, reading_us = clock.now_us(), clock.reading_us()
         first = await store.heartbeat(engines.own)
+        round_trip_us = clock.now_us() - asked_us
         engines.heard(first)  # so that a living engine is not taken for a dead one
         await store.end_dead_sessions(engines.own)
         async with trio.open_nursery() as nursery:
             registry = Registry(settings, ledger, store, clock, engines, nursery)
             engine = Engine(settings, registry, store, clock)
-            judge_clock(engine, clock, reading_us, first.clock_offset_us, await _redis_clock(ledger))
+            offset_us = first.clock_offset_us
+            judge_clock(engine, clock, reading_us, round_trip_us, offset_us, await _redis_clock(ledger))
             registry.start()
             nursery.start_soon(engine.tick)
             nursery.start_soon(heartbeats, engine, registry, engines, clock, store, ledger)
@@ -91,7 +96,7 @@ async def heartbeats(
     """Say that we live, for ever; learn who died, how far our clock is off, and whether the stores are safe."""
     looked_at = trio.current_time()
     while True:
-        reading_us = clock.reading_us()
+        asked_us, reading_us = clock.now_us(), clock.reading_us()
         try:
             reply = await roster.heartbeat(engines.own)
         except StoreUnavailable as away:
@@ -99,9 +104,11 @@ async def heartbeats(
         except ConfigurationUnsafe as found:
             _judge_stores(engine, str(found))
         else:
+            round_trip_us = clock.now_us() - asked_us
             died = engines.alive - reply.alive - {engines.own}
             engines.heard(reply)
-            judge_clock(engine, clock, reading_us, reply.clock_offset_us, await _redis_clock(ledger))
+            offset_us = reply.clock_offset_us
+            judge_clock(engine, clock, reading_us, round_trip_us, offset_us, await _redis_clock(ledger))
             _judge_stores(engine, await ledger.unsafe())
             if died or trio.current_time() - looked_at > _ORPHANS_SECONDS:
                 looked_at = trio.current_time()
@@ -117,15 +124,18 @@ async def _end_dead_sessions(roster: Roster, engines: Engines) -> None:
         log.warning("sessions of dead engines may be left in Postgres: %s", away)
 
 
-def judge_clock(engine: Engine, clock: SteadyClock, reading_us: int, postgres_us: int, redis_us: int | None) -> None:
+def judge_clock(
+    engine: Engine, clock: SteadyClock, reading_us: int, round_trip_us: int, postgres_us: int, redis_us: int | None
+) -> None:
     """Follow the machine's clock only while it is right; else the engine refuses, and its own clock runs on evenly.
 
     `reading_us` was taken before the machine's clock was compared with the stores', and found to be so far off.
+    `round_trip_us` is what Postgres's answer took, half of which the comparison may be wrong by.
     """
     metrics.clock_offset_seconds.set(postgres_us / SECOND_US)
     behind_us = clock.behind_us(reading_us)
     even_us = None if behind_us is None else postgres_us - behind_us
-    if engine.clocks.check(Compared(postgres_us, redis_us, even_us)):
+    if engine.clocks.check(Compared(postgres_us, redis_us, even_us)) and round_trip_us <= _PRECISE_US:
         clock.follow(reading_us)
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
 import trio
 from trio import sleep  # (engines sleep by a gate of their own: cluster.py)
 
-from engine.errors import EngineError
+from engine.errors import EngineError, StoreBusy
 from engine.model import SECOND_US, CampaignId, Event, Status
 from tests.simulation.clients import Clients, Sent
 from tests.simulation.cluster import Process
@@ -49,6 +49,7 @@ class Simulation:
         source = world.source
         # Each seed knows some faults only, each as often as it likes: rare ones then meet in pairs.
         self.faults = {fault: source.choice((0.0, 0.0, 1.0, 3.0)) for fault in self._faults()}
+        self._insisting = 0  # operators who have not been answered yet
         if halts:
             self.faults[self._halt] = 1.0
         self.fault_share = source.choice((0.02, 0.05, 0.15))
@@ -352,7 +353,7 @@ class Simulation:
     def _halt(self) -> bool:
         """An audit takes a campaign out of service, and an operator brings it back later."""
         campaign_id = CampaignId(self.world.source.choice(self.clients.campaigns))
-        self.world.nursery.start_soon(self.world.store.halt, campaign_id, "as the seed wished")
+        self.world.nursery.start_soon(self._insist, partial(self.world.store.halt, campaign_id, "as the seed wished"))
         self._later(lambda: self.world.nursery.start_soon(self._rebuild, campaign_id), (1, 30, 300))
         return True
 
@@ -360,9 +361,21 @@ class Simulation:
         """What `headrace recover` leaves in Postgres."""
         store = self.world.store
         if store.ledger[campaign_id].halted is not None:
-            await store.raise_generations([campaign_id], wait=True)
+            await self._insist(partial(store.raise_generations, [campaign_id], wait=True))
             store.ledger[campaign_id].halted = None
-            await store.raise_generations([campaign_id], wait=True)
+            await self._insist(partial(store.raise_generations, [campaign_id], wait=True))
+
+    async def _insist(self, ask: Callable[[], Awaitable[object]]) -> None:
+        """As an operator does who is told that somebody else holds the row."""
+        self._insisting += 1
+        while True:
+            try:
+                await ask()
+            except StoreBusy:
+                await sleep(1)
+            else:
+                break
+        self._insisting -= 1
 
     # --- the end --------------------------------------------------------------------------------------------
 
@@ -381,6 +394,8 @@ class Simulation:
             process.wire.cut.clear()
             process.offset_us = 0
             process.thaw()
+        while self._insisting:  # else a campaign may be halted when it was looked at  # noqa: ASYNC110
+            await sleep(1)
         for campaign_id in self.clients.campaigns:
             await self._rebuild(CampaignId(campaign_id))
         await sleep(CALM_SECONDS)

@@ -33,7 +33,7 @@ class CountingStore:
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    async def flush(self, batches: Sequence[Batch]) -> FlushReply:
+    async def flush(self, batches: Sequence[Batch], *, hasty: bool = False) -> FlushReply:
         """A second."""
         self.sizes.append(len(batches))
         self.running += 1

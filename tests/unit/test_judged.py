@@ -407,6 +407,32 @@ async def test_a_host_that_is_set_together_with_its_stores_moves_no_day(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_clock_that_a_slow_answer_calls_right_is_not_what_later_ones_are_held_to(
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be wrong by half of the time that the answer took; once it is corrected, the engine serves."""
+    campaign = await world.campaign()
+    started_us, wrong_us, seconds = engine_clock.machine_us(), 33 * SECOND_US, 8
+    monkeypatch.setattr("engine.clock.even_us", lambda: int(trio.current_time() * SECOND_US))
+    monkeypatch.setattr("engine.clock.machine_us", lambda: started_us + engine_clock.even_us() + wrong_us)
+
+    async def heartbeat(number: int) -> HeartbeatReply:
+        await trio.sleep(seconds)
+        return HeartbeatReply(wrong_us - seconds * SECOND_US // 2, frozenset([number]), number)
+
+    monkeypatch.setattr(world.store, "heartbeat", heartbeat)
+    clock = SteadyClock()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(
+            runtime.heartbeats, world.engine, world.registry, Engines(1), clock, world.store, world.ledger
+        )
+        await trio.sleep(9)
+        wrong_us, seconds = 0, 0
+        await trio.sleep(9)
+        assert await world.reasons(shown(campaign)) == ["accepted"]
+        nursery.cancel_scope.cancel()
+
+
 async def test_an_engine_whose_clock_is_not_that_of_redis_takes_nothing(
     autojump_clock: MockClock, world: World
 ) -> None:
