@@ -92,10 +92,27 @@ MUTANTS: list[Mutant] = [
         f"{LANES}::test_a_row_that_is_held_for_less_than_a_second_costs_nobody_a_refusal",
     ),
     one(
+        "a-queue-of-suspects-has-room-apart",
+        "A row that is held for a moment costs no refusal under load, either.",
+        FLUSHER,
+        "            if self._events_apart and self._events_apart + events > self._queue_events_max:\n",
+        "            if self._events_apart and self._events_apart + events > self._flush_events_max:\n",
+        f"{LANES}::test_a_row_that_is_held_for_less_than_a_second_costs_a_full_queue_no_refusal",
+    ),
+    one(
+        "what-waits-apart-for-the-same-rows-is-told-with-them",
+        "A flood of a campaign whose row is held keeps nobody waiting in the lane.",
+        FLUSHER,
+        "            named += [each for each in self._apart if each[1].campaign_id in reply.campaigns]\n"
+        "            self._apart = deque(each for each in self._apart if each[1].campaign_id not in reply.campaigns)\n",
+        "",
+        f"{LANES}::test_whose_row_is_held_is_told_soon_however_much_waits_for_it",
+    ),
+    one(
         "what-waits-for-locks-is-bounded",
         "Suspects don't fill the queue of all others.",
         FLUSHER,
-        "            if self._events_apart and self._events_apart + events > self._flush_events_max:\n",
+        "            if self._events_apart and self._events_apart + events > self._queue_events_max:\n",
         "            if False:\n",
         f"{LANES}::test_the_lane_of_suspects_is_bounded",
     ),
