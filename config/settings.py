@@ -86,7 +86,9 @@ class Settings:
     ledger_timeout_seconds: float = _number(
         5.0, "What of a ledger round was sent and has no answer by then is unknown, and recovered.", 0.1, 300
     )
-    query_connections: int = _number(8, "Postgres connections for campaigns, reports, look-ups, recovery.", 2, 100)
+    query_connections: int = _number(
+        8, "Postgres connections for look-ups and recovery; half of them at most for campaigns and reports.", 2, 100
+    )
     query_timeout_seconds: float = _number(10.0, "A query to Postgres unanswered by then has failed.", 0.1, 300)
 
     dedup_turn_seconds: int = _number(

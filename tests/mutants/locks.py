@@ -134,6 +134,22 @@ MUTANTS: list[Mutant] = [
         f"{CONTRACT}::test_sessions_of_a_dead_engine_are_ended",
     ),
     one(
+        "a-heartbeat-waits-for-nobody",
+        "An engine whose connections are all in use is not taken for dead.",
+        STORE,
+        "engines.heartbeat(self._pulse, number",
+        "engines.heartbeat(self.database, number",
+        f"{CONTRACT}::test_a_heartbeat_waits_for_no_query",
+    ),
+    one(
+        "callers-leave-connections-to-events",
+        "Look-ups and recoveries don't queue behind calls about campaigns.",
+        STORE,
+        "trio.Semaphore(max(1, settings.query_connections // 2))",
+        "trio.Semaphore(1_000_000)",
+        f"{CONTRACT}::test_no_number_of_calls_from_outside_keeps_a_look_up_waiting",
+    ),
+    one(
         "the-dead-are-ended-before-a-raise-waits",
         "A recovery does not wait for a flush of an engine that is dead.",
         STORE,
