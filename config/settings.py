@@ -86,7 +86,9 @@ class Settings:
     ledger_timeout_seconds: float = _number(
         5.0, "What of a ledger round was sent and has no answer by then is unknown, and recovered.", 0.1, 300
     )
-    query_connections: int = _number(8, "Postgres connections for campaigns, reports, look-ups, recovery.", 2, 100)
+    query_connections: int = _number(
+        8, "Postgres connections for look-ups and recovery; half of them at most for campaigns and reports.", 2, 100
+    )
     query_timeout_seconds: float = _number(10.0, "A query to Postgres unanswered by then has failed.", 0.1, 300)
 
     dedup_turn_seconds: int = _number(
@@ -183,6 +185,15 @@ class Settings:
                 "must be at least 30 s longer than the first and twice the second, because ids younger than the "
                 "difference are not looked up in Postgres"
             )
+        # An event that was absent from a look-up may have its commit after it, and be reserved again: each within a
+        # deadline of the step before, and sent within one more. Its id must be in Redis until then.
+        if 3 * self.request_deadline_seconds + self.clock_slack_seconds > self.dedup_turn_seconds:
+            raise SettingsError(
+                f"HEADRACE_REQUEST_DEADLINE_SECONDS is {self.request_deadline_seconds}, HEADRACE_CLOCK_REFUSE_SECONDS "
+                f"is {self.clock_refuse_seconds} and HEADRACE_DEDUP_TURN_SECONDS is {self.dedup_turn_seconds}: the "
+                "turn must be at least three times the first and twice the second together, because Redis must know "
+                "what a look-up did not see"
+            )
 
     @property
     def data_path(self) -> Path:
@@ -213,7 +224,6 @@ _ORDERED = (
     ("recoveries_max", "query_connections", "each recovery uses one connection"),
     ("request_bytes_max", "intake_bytes_max", "one full body must be able to arrive"),
     ("clock_warn_seconds", "clock_refuse_seconds", "a warning comes before a refusal"),
-    ("request_deadline_seconds", "dedup_turn_seconds", "what is reserved must have been received within the window"),
     ("heartbeat_seconds", "engine_dead_seconds", "a living engine must not look dead"),
 )
 
@@ -276,7 +286,8 @@ def settings_page() -> str:
     lines += [f"- `{variable(a)}` may be at most `{variable(b)}`: {because}." for a, b, because in _ORDERED]
     lines += [
         "- `HEADRACE_DEDUP_TURN_SECONDS` is at least 30 s longer than `HEADRACE_OCCURRED_AHEAD_SECONDS` and twice",
-        "  `HEADRACE_CLOCK_REFUSE_SECONDS`.",
+        "  `HEADRACE_CLOCK_REFUSE_SECONDS`; and at least three times `HEADRACE_REQUEST_DEADLINE_SECONDS` and twice",
+        "  `HEADRACE_CLOCK_REFUSE_SECONDS` together.",
         "",
     ]
     return "\n".join(lines)

@@ -37,10 +37,12 @@ async def audit(db_url: str, redis_url: str, settings: Settings, *, halt: bool =
     """
     refusal: EngineError | None = None
     result = AuditResult()
+    patience = settings.query_timeout_seconds
     with open_reader(redis_url, settings) as reader:
         async with (
             trio_asyncio.open_loop() as loop,
-            open_database(loop, normal_url(db_url), 1, settings.query_timeout_seconds) as database,
+            # (It waits for a row as long as for any answer: nobody waits for an audit, whose passes take an hour.)
+            open_database(loop, normal_url(db_url), 1, patience, lock_seconds=patience) as database,
         ):
             try:
                 campaigns = await _audit_postgres(database, result)

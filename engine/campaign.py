@@ -219,6 +219,8 @@ class CampaignState:
             fresh, back = (too_old, fresh) if self._asked_too_old else (fresh, too_old)
             for entry in back:
                 entry.attempts -= 1
+                if entry.refusal is not None or entry.told_us is None or entry.told_us < oldest_us:
+                    entry.looked_up_under = generation  # no call carried it, so its look-up counts still
         return Admitted(self._request(fresh, tag, now_us) if fresh else None, late, back)
 
     def looking_up(self, entry: Entry) -> None:

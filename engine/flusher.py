@@ -147,10 +147,10 @@ class Flusher:
         return taken, apart
 
     def _set_apart(self, suspects: Sequence[_Waiting]) -> None:
-        """Into their lane, which holds one full flush at most: what does not fit is not worth waiting for."""
+        """Into their lane, which has room for a whole queue: a disk that stalls makes suspects of all that is in it."""
         for waiting in suspects:
             events = len(waiting[1].rows)
-            if self._events_apart and self._events_apart + events > self._flush_events_max:
+            if self._events_apart and self._events_apart + events > self._queue_events_max:
                 self._tell([waiting], NotRun("too much waits for rows that another session holds"))
             else:
                 self._apart.append(waiting)
@@ -208,6 +208,10 @@ class Flusher:
         if apart:
             numbers = ", ".join(map(str, sorted(reply.campaigns)))
             self._outages.failed(HELD_ROWS, f"campaigns {numbers}: {reply.detail}", now, blocks=False)
+            # (With what waits in the lane for the same rows: a flood of it would keep others waiting there.)
+            named += [each for each in self._apart if each[1].campaign_id in reply.campaigns]
+            self._apart = deque(each for each in self._apart if each[1].campaign_id not in reply.campaigns)
+            self._events_apart = _events(self._apart)
             self._tell(named, NotRun(reply.detail))
         else:
             self._set_apart(named)

@@ -39,7 +39,7 @@ _ABANDONED_MS: Final = 2_000
 LONG_READER: Final = "SET LOCAL idle_in_transaction_session_timeout = 60000"
 # A statement waits so long for a lock. A flush holds its locks for a few tens of ms, or for half a second while it
 # waits itself. A statement that waits holds one of few connections, and a caller that hears 503 can try again.
-_LOCK_MS: Final = 1_000
+LOCK_WAIT_SECONDS: Final = 1.0
 
 # Answers that say nothing of what happened to the statement: the session ended.
 _UNCERTAIN: Final = ("08", "57P", "40003")
@@ -151,6 +151,8 @@ async def open_database(
     connections: int,
     timeout_seconds: float,
     signature: Signature | None = None,
+    *,
+    lock_seconds: float = LOCK_WAIT_SECONDS,
 ) -> AsyncIterator[Database]:
     """A database on a running loop, whose connections are opened as they are needed."""
     signature = signature or Signature()
@@ -168,7 +170,7 @@ async def open_database(
         timeout=timeout_seconds,
         init=made,
         reset=_keep,
-        server_settings=session_settings(timeout_seconds),
+        server_settings=session_settings(timeout_seconds, lock_seconds),
     )
 
     async def close() -> None:
@@ -254,7 +256,7 @@ def mapped_errors(*, certain: bool) -> Iterator[None]:
         raise StoreUnavailable(f"Postgres: {str(error) or type(error).__name__}", certain=certain) from error
 
 
-def session_settings(timeout_seconds: float) -> dict[str, str]:
+def session_settings(timeout_seconds: float, lock_seconds: float) -> dict[str, str]:
     """What every session relies on, whatever the database's defaults are."""
     return {
         "application_name": "headrace query",
@@ -264,7 +266,7 @@ def session_settings(timeout_seconds: float) -> dict[str, str]:
         "jit": "off",  # compiling a plan over many partitions costs more than running it
         # Postgres gives up a little before we do: its refusal is certain, our timeout is not.
         "statement_timeout": str(max(1, int(timeout_seconds * 900))),
-        "lock_timeout": str(min(_LOCK_MS, max(1, int(timeout_seconds * 900)))),
+        "lock_timeout": str(max(1, int(min(lock_seconds * 1_000, timeout_seconds * 900)))),
         "idle_in_transaction_session_timeout": str(_ABANDONED_MS),
         "plan_cache_mode": "force_generic_plan",
     }

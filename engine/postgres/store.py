@@ -45,11 +45,16 @@ class PostgresStore:
         settings: Settings,
         loop: trio_asyncio.TrioEventLoop,
         database: Database,
+        pulse: Database,
         flushes: FlushPool,
         signature: Signature,
         now_us: Callable[[], int],
     ) -> None:
+        """`pulse` is for heartbeats alone: whoever misses them takes this engine for dead."""
         self.database = database
+        self._pulse = pulse
+        # Half of the connections at most: look-ups and recoveries, for which events wait, never queue behind reports.
+        self._callers = trio.Semaphore(max(1, settings.query_connections // 2))
         self._db_url = db_url
         self._settings = settings
         self._loop = loop
@@ -113,27 +118,44 @@ class PostgresStore:
 
     # --- CampaignStore ---
 
+    @asynccontextmanager
+    async def _calling(self) -> AsyncIterator[Database]:
+        """The turn of somebody from outside, of whom any number may call at once."""
+        with trio.move_on_after(self._settings.query_timeout_seconds) as bound:
+            await self._callers.acquire()
+        if bound.cancelled_caught:
+            raise StoreUnavailable("Postgres: too many calls wait for a connection", certain=True)
+        try:
+            yield self.database
+        finally:
+            self._callers.release()
+
     async def create_campaign(self, new: NewCampaign) -> tuple[Campaign, CampaignSpend]:
         """Write a campaign and its ledger row in one transaction."""
-        return await campaigns.create_campaign(self.database, new)
+        async with self._calling() as database:
+            return await campaigns.create_campaign(database, new)
 
     async def campaign(self, campaign_id: CampaignId) -> tuple[Campaign, CampaignSpend] | None:
         """A campaign and its spend, or None."""
-        return await campaigns.read_campaign(self.database, campaign_id)
+        async with self._calling() as database:
+            return await campaigns.read_campaign(database, campaign_id)
 
     async def page_campaigns(self, after: int, limit: int) -> list[tuple[Campaign, CampaignSpend]]:
         """Up to `limit` campaigns with numbers above `after`, in order."""
-        return await campaigns.page_campaigns(self.database, after, limit)
+        async with self._calling() as database:
+            return await campaigns.page_campaigns(database, after, limit)
 
     async def update_campaign(
         self, campaign_id: CampaignId, changes: Mapping[str, object]
     ) -> tuple[Campaign, CampaignSpend] | None:
         """Change the named fields of `Campaign`; `version + 1`, ledger and NOTIFY in the same transaction."""
-        return await campaigns.update_campaign(self.database, campaign_id, changes)
+        async with self._calling() as database:
+            return await campaigns.update_campaign(database, campaign_id, changes)
 
     async def report(self, campaign_id: CampaignId, start_us: int | None, end_us: int | None) -> Report | None:
         """Counts and spend of events that occurred from start up to end, exact; None bounds are open."""
-        return await reports.read_report(self.database, campaign_id, start_us, end_us)
+        async with self._calling() as database:
+            return await reports.read_report(database, campaign_id, start_us, end_us)
 
     # --- Roster ---
 
@@ -141,6 +163,7 @@ class PostgresStore:
         """A number for this process, never given before; its sessions carry it from now on."""
         self._signature.number = await engines.register_engine(self.database)
         await self.database.sign()
+        await self._pulse.sign()
         return self._signature.number
 
     async def heartbeat(self, number: int) -> HeartbeatReply:
@@ -148,8 +171,8 @@ class PostgresStore:
 
         Raises `ConfigurationUnsafe` when the server, as it is set up now, could lose a commit or can't take one.
         """
-        await self.database.run(check_server)  # (first: a standby takes no heartbeat, and should be told as what it is)
-        return await engines.heartbeat(self.database, number, self._settings.engine_dead_seconds, self._now_us)
+        await self._pulse.run(check_server)  # (first: a standby takes no heartbeat, and should be told as what it is)
+        return await engines.heartbeat(self._pulse, number, self._settings.engine_dead_seconds, self._now_us)
 
     async def end_dead_sessions(self, number: int) -> Mapping[int, int]:
         """End what engines that are dead have open here; by engine, how many sessions."""
@@ -206,9 +229,10 @@ async def open_store(
     async with (
         trio_asyncio.open_loop() as loop,
         open_database(loop, url, settings.query_connections, patience, signature) as database,
+        open_database(loop, url, 1, patience, signature) as pulse,
         open_flush_pool(url, settings, signature) as flushes,
     ):
-        store = PostgresStore(url, settings, loop, database, flushes, signature, now_us)
+        store = PostgresStore(url, settings, loop, database, pulse, flushes, signature, now_us)
         try:
             await on_loop(loop, lambda: _prepare(url, patience))
             await store.make_partitions()

@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 import trio
+import trio.testing
 from psycopg.pq import ExecStatus
 
 from config.settings import Settings
@@ -297,3 +298,43 @@ def copying(
         connection.flush()
         yield
         session.close()
+
+
+async def test_a_heartbeat_waits_for_no_query(judge: PostgresStore) -> None:
+    """An engine whose connections are all in use, by rebuilds say, is alive, and others leave it its sessions."""
+    number = await judge.register_engine()
+    ended: list[object] = []
+
+    async def read_long() -> None:
+        ended.append(await judge.database.fetch("SELECT pg_sleep(3)"))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(Settings().query_connections):
+            nursery.start_soon(read_long)
+        await trio.testing.wait_all_tasks_blocked()
+        assert number in (await judge.heartbeat(number)).alive
+        assert not ended
+        nursery.cancel_scope.cancel()
+
+
+async def test_no_number_of_calls_from_outside_keeps_a_look_up_waiting(judge: PostgresStore, database_url: str) -> None:
+    """Events have connections that no caller takes: most of many who wait for a lock are still to come."""
+    campaign = await new_campaign(judge)
+    calls, ended = 8 * Settings().query_connections, 0
+
+    async def call() -> None:
+        nonlocal ended
+        with pytest.raises(StoreBusy):
+            await judge.campaign(campaign)
+        ended += 1
+
+    with psycopg.connect(database_url) as holder:
+        holder.execute("LOCK TABLE campaigns")
+        async with trio.open_nursery() as nursery:
+            for _ in range(calls):
+                nursery.start_soon(call)
+            await trio.testing.wait_all_tasks_blocked()
+            assert await judge.look_up([Wanted(campaign, bytes(16), [0])]) == {}
+            assert ended < calls / 2
+            holder.rollback()
+            nursery.cancel_scope.cancel()

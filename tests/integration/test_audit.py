@@ -18,6 +18,7 @@ from engine.auditor import audit
 from engine.errors import StoreUnavailable
 from engine.model import DAY_US, CampaignId
 from engine.ports import BILLABLE, COUNTS_FOR_CAP, Committed, Done, Reserve, Reserved, Resolve
+from engine.postgres.database import LOCK_WAIT_SECONDS
 from engine.postgres.store import PostgresStore, open_store
 from engine.redis.ledger import RedisLedger, open_ledger
 from engine.steps import Emptied
@@ -245,6 +246,22 @@ async def test_the_command_says_it_by_its_exit_status(world: World, capsys: pyte
     assert said.endswith("audited 1 campaign, 4 events: 1 difference\n")
     assert await status("unix:///nowhere/redis.sock") == 2
     assert "Redis" in capsys.readouterr().err
+
+
+async def test_a_row_that_is_held_for_a_while_costs_an_audit_nothing(world: World) -> None:
+    """An hour of passes is not thrown away, and every campaign whose books differ is halted."""
+    held, other = await world.campaign(), await world.campaign()
+    world.tamper("UPDATE ledger SET spent = spent + 1")
+    with psycopg.connect(world.db_url) as holder:
+        holder.execute("SELECT FROM ledger WHERE campaign_id = %s FOR UPDATE", [held])
+
+        async def let_go() -> None:
+            await trio.sleep(3 * LOCK_WAIT_SECONDS)
+            holder.rollback()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(let_go)
+            assert (await audit(world.db_url, world.redis_url, Settings())).halted.keys() == {held, other}
 
 
 @pytest.mark.parametrize("where", ["Postgres", "Redis"])

@@ -542,8 +542,16 @@ WAITING = [
         "a-wrong-clock-is-not-followed",
         "The engine's clock follows the machine's only while that is right.",
         "engine/runtime.py",
-        "    if engine.clocks.check(Compared(postgres_us, redis_us, even_us)):\n        clock.follow(reading_us)",
-        "    engine.clocks.check(Compared(postgres_us, redis_us, even_us))\n    clock.follow(reading_us)",
+        "    if engine.clocks.check(Compared(postgres_us, redis_us, even_us)) and round_trip_us <= _PRECISE_US:\n",
+        "    if engine.clocks.check(Compared(postgres_us, redis_us, even_us)) or round_trip_us <= _PRECISE_US:\n",
+        JUDGED,
+    ),
+    one(
+        "a-slow-answer-is-no-comparison",
+        "A clock that a slow answer calls right is not followed.",
+        "engine/runtime.py",
+        " and round_trip_us <= _PRECISE_US:",
+        ":",
         JUDGED,
     ),
 ]

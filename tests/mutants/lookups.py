@@ -104,6 +104,14 @@ MUTANTS = [
         f"{TOO_OLD}::test_who_joins_is_refused_for_its_age_only_if_it_has_that_age",
     ),
     one(
+        "the-window-is-longer-than-requests-wait",
+        "Redis knows what a look-up did not see until nobody reserves by that look-up any more.",
+        "config/settings.py",
+        "        if 3 * self.request_deadline_seconds + self.clock_slack_seconds > self.dedup_turn_seconds:\n",
+        "        if False:\n",
+        f"{WINDOW}::test_no_deadline_that_is_allowed_is_too_long_for_the_window",
+    ),
+    one(
         "a-place-is-one-of-its-campaign",
         "A request that is repeated with its key, its campaigns in another order, counts nothing twice.",
         "engine/derived_ids.py",

@@ -123,6 +123,39 @@ async def test_a_row_that_is_held_for_less_than_a_second_costs_nobody_a_refusal(
     assert (world.spent(locked), world.spent(innocent)) == (2_000, 2_000)
 
 
+async def test_a_row_that_is_held_for_less_than_a_second_costs_a_full_queue_no_refusal(
+    autojump_clock: MockClock,
+) -> None:
+    """However much waits when a disk stalls: more than one flush carries."""
+    async with trio.open_nursery() as nursery:
+        world = World(nursery, reserve_events_max=10, flush_events_max=50)
+        campaigns = await in_use(world, 3)
+        told: list[object] = []
+
+        async def send(campaign: int) -> None:
+            told.extend(await world.reasons(*[shown(campaign) for _ in range(200)]))
+
+        async with held(world.store, campaigns):
+            for campaign in campaigns:
+                nursery.start_soon(send, campaign)
+            await trio.sleep(1.5 * LOCK_SECONDS)
+        await trio.sleep(LOCK_SECONDS)
+        assert told == ["accepted"] * 600
+        nursery.cancel_scope.cancel()
+
+
+async def test_whose_row_is_held_is_told_soon_however_much_waits_for_it(autojump_clock: MockClock) -> None:
+    """Many full flushes of one campaign wait for one lock twice, not once each."""
+    async with trio.open_nursery() as nursery:
+        world = World(nursery, reserve_events_max=10, flush_events_max=50)
+        [campaign] = await in_use(world, 1)
+        async with held(world.store, [campaign]):
+            started = trio.current_time()
+            assert await world.reasons(*[shown(campaign) for _ in range(1_000)]) == [Reason.UNAVAILABLE] * 1_000
+            assert trio.current_time() - started < 4 * LOCK_SECONDS
+        nursery.cancel_scope.cancel()
+
+
 class OneByOne(FakeStore):
     """A hundred campaigns have ids that another session is writing: a flush finds one of them after the other."""
 
@@ -201,7 +234,7 @@ async def test_a_flush_of_suspects_leaves_a_connection_to_the_others(autojump_cl
 async def test_the_lane_of_suspects_is_bounded(autojump_clock: MockClock) -> None:
     """A flood of a campaign whose row is held is refused, and never fills the queue of all others."""
     async with trio.open_nursery() as nursery:
-        world = World(nursery, reserve_events_max=10, flush_events_max=50)
+        world = World(nursery, reserve_events_max=10, flush_events_max=50, flush_queue_events_max=100)
         locked, innocent = await in_use(world, 2)
         async with held(world.store, [locked]):
             for _ in range(20):

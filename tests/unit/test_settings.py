@@ -41,6 +41,10 @@ def test_values_are_read_with_their_types() -> None:
             ["HEADRACE_RESERVE_EVENTS_MAX is 1000", "HEADRACE_FLUSH_EVENTS_MAX is 500"],
         ),
         ({"HEADRACE_DEDUP_TURN_SECONDS": "310"}, ["HEADRACE_DEDUP_TURN_SECONDS", "310", "30 s"]),
+        (
+            {"HEADRACE_REQUEST_DEADLINE_SECONDS": "141"},
+            ["HEADRACE_REQUEST_DEADLINE_SECONDS is 141", "HEADRACE_DEDUP_TURN_SECONDS is 480"],
+        ),
         ({"HEADRACE_FLUSH_TIMEOUT_SECONDS": "nan"}, ["HEADRACE_FLUSH_TIMEOUT_SECONDS", "nan", "from 0.1 to 300"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -120,6 +120,23 @@ def test_calls_without_a_budget_and_calls_with_one_take_turns() -> None:
     assert told == [True, False, True, False]
 
 
+def test_who_lets_the_other_sort_go_first_is_not_looked_up_again() -> None:
+    """No call carried it, so what was found of it counts still; not so for one that was never looked up."""
+    state = opened()
+    olds = [entry(event_id=uuid.uuid4(), occurred_at=instant_text(NOON_US - PAST_US - SECOND_US)) for _ in range(2)]
+    timeless, young = entry(event_id=uuid.uuid4()), entry()
+    for each in [*olds, timeless]:
+        state.looking_up(each)
+    assert state.admit([olds[0], timeless, young], 1, NOON_US).back == [timeless, young]
+    admitted = state.admit([olds[1], timeless, young], 2, NOON_US)
+    assert (admitted.late, admitted.back) == ([], [olds[1]])
+    assert state.admit([olds[1]], 3, NOON_US).late == []
+    aged_us = NOON_US + state.fresh_us + SECOND_US
+    state.wait_us = aged_us
+    state.in_flight.clear()
+    assert state.admit([entry(event_id=uuid.uuid4()), young], 4, aged_us).late[-1] is young
+
+
 def test_who_joins_is_refused_for_its_age_only_if_it_has_that_age() -> None:
     """The same id with another time may fare otherwise on its own."""
     state, same = opened(), uuid.uuid4()

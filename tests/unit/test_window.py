@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from config.settings import Settings, SettingsError
 from engine.engine import Engine
 from engine.model import DAY_US, SECOND_US, CampaignId, Event, StoredEvent, instant_text
 from engine.ports import Batch, FlushReply, Reserve, ReserveReply, Resolve, ResolveReply, Wanted
@@ -164,6 +166,41 @@ async def test_a_commit_that_outlasts_the_window_ends_look_ups_that_missed_it(au
             nursery.start_soon(second.send, twice)
             await trio.sleep(1)  # it is looked up, and its reserve on the way
         await trio.sleep(5)
+        rows = [row for row in first.store.rows_of(campaign) if row.event.event_id == _id(twice)]
+        nursery.cancel_scope.cancel()
+    assert len(rows) == 1
+
+
+def longest_deadline() -> int:
+    """The longest that settings allow for a request, in whole seconds."""
+    for seconds in range(300, 0, -1):
+        with suppress(SettingsError):
+            return int(Settings(request_deadline_seconds=seconds).request_deadline_seconds)
+    raise AssertionError("no deadline is allowed")
+
+
+async def test_no_deadline_that_is_allowed_is_too_long_for_the_window(autojump_clock: MockClock) -> None:
+    """Looked up right before a slow commit, reserved as long after it as a request may wait: counted once."""
+    wait_seconds = longest_deadline()
+    async with trio.open_nursery() as nursery:
+        first = World(nursery, request_deadline_seconds=wait_seconds)
+        second = Second(first, nursery)
+        first.clock_step_us = second.clock_step_us = DAY_US - first.now_us() % DAY_US - 2 * SECOND_US
+        campaign = CampaignId(await first.campaign())
+        await first.send(shown(campaign))
+        await second.send(shown(campaign))
+        await trio.sleep(1)  # a turn ends in a second, and the day with it
+        twice = shown(campaign, event_id=uuid.uuid4())
+        with first.store.commits_hang():
+            nursery.start_soon(first.send, twice)
+            await trio.sleep(wait_seconds - 10)
+            first.store.__class__ = SlowStore
+            first.store.look_up_answer_seconds = wait_seconds - 10  # type: ignore[attr-defined]
+            nursery.start_soon(second.send, twice)
+            await trio.sleep(5)
+        for _ in range(wait_seconds):
+            await first.send(shown(campaign))
+            await trio.sleep(1)
         rows = [row for row in first.store.rows_of(campaign) if row.event.event_id == _id(twice)]
         nursery.cancel_scope.cancel()
     assert len(rows) == 1
