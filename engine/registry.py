@@ -7,7 +7,7 @@ the engine's nursery; knows the stores only through the ports.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import trio
@@ -154,6 +154,10 @@ class Registry:
         self._nursery.start_soon(self.probes.run)
         for _ in range(self._settings.flush_connections):
             self._nursery.start_soon(self.flusher.run)
+
+    def start_soon(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run it in the engine's nursery."""
+        self._nursery.start_soon(work)
 
     # --- mail -----------------------------------------------------------------------------------------------
 

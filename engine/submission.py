@@ -124,6 +124,17 @@ class Submission:
         verdicts = {id(verdict): verdict for verdict in self.verdicts.values()}
         return [(verdicts[key], count) for key, count in Counter(map(id, self.verdicts.values())).items()]
 
+    def abandon(self, verdict: Verdict) -> None:
+        """Give this verdict to every event that has none, be it with its actor or not, and end."""
+        for index, entry in enumerate(self.entries):
+            if not isinstance(entry, Entry):
+                self.verdicts.setdefault(index, verdict)
+            elif not entry.settled:
+                entry.submission = None
+                self.verdicts[index] = verdict
+        self.open = 0
+        self.done(self)
+
     def expire(self, verdict: Verdict) -> None:
         """Give every event that has no verdict yet this one."""
         for entry in self.entries:

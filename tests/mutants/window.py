@@ -220,8 +220,8 @@ MUTANTS = [
         "nothing-behind-a-last-request",
         "What comes behind Connection: close is no request, and not taken.",
         "api/intake_reader.py",
-        "while at < len(piece) and not self.ended:",
-        "while at < len(piece) and self.refusal is None:",
+        "while at < len(piece) and not self.ended and",
+        "while at < len(piece) and self.refusal is None and",
         "tests/unit/test_intake_reader.py",
     ),
     one(

@@ -401,12 +401,12 @@ async def test_all_who_ask_for_readiness_at_once_are_answered_by_one_check() -> 
             return []
 
         served.engine.problems = slow  # type: ignore[method-assign]
-        await sender.send(get("/readyz") * 100)
+        await sender.send(get("/readyz") * Settings().pipelined_requests_max)
         await other.send(get("/readyz"))
         await wait_all_tasks_blocked()
         go_on.set()
         assert (await other.answer()).status == 200
-        for _ in range(100):
+        for _ in range(Settings().pipelined_requests_max):
             assert (await sender.answer()).status == 200
         assert asked == 1
         await sender.send(get("/readyz"))
