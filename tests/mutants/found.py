@@ -26,8 +26,8 @@ MUTANTS = [
         "found-a-deadline-by-a-clock-that-steps",
         "A clock that is set back lets no request wait longer.",
         [
-            Edit(ENGINE, "now = trio.current_time()\n        sub", "now = now_us / SECOND_US\n        sub"),
-            Edit(ENGINE, "self._expire(trio.current_time())", "self._expire(self._clock.now_us() / SECOND_US)"),
+            Edit(ENGINE, "now = trio.current_time()\n        sub", "now = now_us / 1_000_000\n        sub"),
+            Edit(ENGINE, "self._expire(trio.current_time())", "self._expire(self._clock.now_us() / 1_000_000)"),
         ],
         [f"{TEST}[a_clock_is_set_back]"],
         own=True,

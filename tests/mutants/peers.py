@@ -47,6 +47,23 @@ MUTANTS = [
         "            if not request.head.keep_alive or drained:\n",
         "            if drained:\n",
         TRUE,
+        second=True,  # the reader ends there, too: "nothing-behind-a-last-request"
+    ),
+    one(
+        "one-read-makes-no-thousands-of-requests",
+        "What one connection pipelines is bounded, however small its requests are.",
+        "api/intake_connection.py",
+        "        reader.room = self._loop.settings.pipelined_requests_max - len(self._exchanges)\n",
+        "        reader.room = 1_000_000\n",
+        "tests/unit/test_intake.py::test_one_read_makes_no_more_requests_than_may_be_pipelined",
+    ),
+    one(
+        "a-large-request-is-handed-on-in-steps",
+        "A request of 5,000 events does not hold the loop for 100 ms.",
+        "engine/engine.py",
+        "HANDED_ON_MAX: Final = 1_000",
+        "HANDED_ON_MAX: Final = 1_000_000",
+        "tests/unit/test_handing_on.py",
     ),
     one(
         "a-last-answer-lingers",

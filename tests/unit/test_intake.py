@@ -266,6 +266,20 @@ async def test_a_connection_with_enough_under_way_is_not_read() -> None:
         await served.engine.next()
 
 
+async def test_one_read_makes_no_more_requests_than_may_be_pipelined() -> None:
+    """What stands behind them waits in its bytes, is read when there is room, and is not cut off by a half close."""
+    async with serving(pipelined_requests_max=2) as served, served.connect() as sender:
+        await sender.send(post() * 5 + get("/healthz") * 5)
+        await sender.stream.send_eof()
+        for number in range(5):
+            submission = await served.engine.next()
+            await wait_all_tasks_blocked()
+            assert served.engine.taken <= number + 2
+            accept(submission)
+        assert [(await sender.answer()).status for _ in range(10)] == [200] * 10
+        await sender.ended()
+
+
 async def test_a_request_may_arrive_byte_by_byte() -> None:
     """As a slow but honest sender sends it."""
     async with serving() as served, served.connect() as sender:
