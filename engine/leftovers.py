@@ -21,9 +21,9 @@ IDLE_TURNS: Final = 2
 # A campaign with nothing but its sums left is dropped when it was used neither today nor yesterday. Its next use costs
 # a rebuild then, so this is no matter of minutes.
 IDLE_DAYS: Final = 2
-# A campaign is closed while it is rebuilt. A rebuild that goes on loads something at least this often: it streams from
-# Postgres, and one fetch of that stream may take ten times HEADRACE_QUERY_TIMEOUT_SECONDS, 100 s by default.
-ABANDONED_SECONDS: Final = 300.0
+# A campaign is closed while it is rebuilt, and in a bulk of a thousand it waits for those before it, each of which may
+# take minutes. To drop a rebuild that goes on costs that rebuild; one that has stopped costs its memory for so long.
+ABANDONED_SECONDS: Final = 3_600.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,19 +27,21 @@ ASK_SECONDS: Final = 1.0
 WORDS_MAX: Final = 300
 # What concerns some campaigns only, so that the engine stays ready: a part that flushes and recoveries meet.
 HELD_ROWS: Final = "rows in Postgres that another session holds"
+# Unless no flush of any campaign has committed for so long while these failed: then it concerns all.
+STALLED_SECONDS: Final = 5.0
 _URL: Final = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 
 
 class _Outage:
     """One part that fails: when it began and failed last, how often, and what was said of it last."""
 
-    __slots__ = ("blocks", "failures", "latest", "logged", "quiet_seconds", "since", "why")
+    __slots__ = ("blocks", "failures", "latest", "logged", "probed", "quiet_seconds", "since", "why")
 
     def __init__(self, now: float, why: str, blocks: bool, quiet_seconds: float) -> None:
         self.since = self.latest = self.logged = now
         self.failures = 0
         self.why = why
-        self.blocks = blocks
+        self.probed = self.blocks = blocks
         self.quiet_seconds = quiet_seconds
 
 
@@ -50,11 +52,13 @@ class Outages:
         self._quiet_at_first = quiet_seconds
         self._outages: dict[str, _Outage] = {}
         self._ended: dict[str, tuple[float, float]] = {}  # when a part's latest outage ended, and how quiet it was then
+        self._committed_at = 0.0
 
     def failed(self, part: str, why: str, now: float, *, blocks: bool = True) -> None:
         """A part failed: `part` as operators call it ("Redis", "Postgres"), `why` in the store's own words.
 
-        `blocks`: the engine is not ready meanwhile. (What concerns one campaign alone is logged and counted only.)
+        `blocks`: the engine is not ready meanwhile. (What concerns one campaign alone is logged and counted only, as
+        long as flushes of others commit.)
         """
         why = _plain(why, part)
         outage = self._outages.get(part)
@@ -68,6 +72,14 @@ class Outages:
         outage.why = why
         outage.latest = now
         outage.failures += 1
+        outage.blocks |= now - max(outage.since, self._committed_at) >= STALLED_SECONDS
+
+    def committed(self, now: float) -> None:
+        """A flush has committed: what fails does not concern every campaign."""
+        self._committed_at = now
+        if self._outages:
+            for outage in self._outages.values():
+                outage.blocks &= outage.probed
 
     def works(self, part: str, now: float) -> None:
         """A part did what it is for. Cheap where nothing fails: it is said with every round and flush."""
@@ -81,8 +93,8 @@ class Outages:
             log.warning("%s: works again after %.1f s and %d failures", part, seconds, failures)
 
     def expire(self, now: float) -> None:
-        """End what concerns one campaign alone once it has not failed for a while: nobody probes it."""
-        for part in [part for part, outage in self._outages.items() if not outage.blocks]:
+        """End what concerns campaigns only once it has not failed for a while: nobody probes it."""
+        for part in [part for part, outage in self._outages.items() if not outage.probed]:
             self.works(part, now)
 
     def _quiet_seconds(self, part: str, now: float) -> float:

@@ -59,7 +59,7 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
         first = await store.heartbeat(engines.own)
         round_trip_us = clock.now_us() - asked_us
         engines.heard(first)  # so that a living engine is not taken for a dead one
-        await store.end_dead_sessions(engines.own)
+        await _end_dead_sessions(store, engines)
         async with trio.open_nursery() as nursery:
             registry = Registry(settings, ledger, store, clock, engines, nursery)
             engine = Engine(settings, registry, store, clock)

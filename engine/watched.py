@@ -21,6 +21,7 @@ from engine.outages import HELD_ROWS, Outages
 from engine.ports import (
     Batch,
     BeginReply,
+    Committed,
     EventStore,
     FlushReply,
     LedgerRow,
@@ -143,6 +144,9 @@ class WatchedStore:
     async def flush(self, batches: Sequence[Batch], *, hasty: bool = False) -> FlushReply:
         """One transaction for all batches."""
         reply = await self._store.flush(batches, hasty=hasty)
+        if isinstance(reply, Committed):
+            self._outages.committed(trio.current_time())
+            return reply
         if isinstance(reply, Unknown) or (isinstance(reply, NotRun) and not reply.data):
             self._failed(reply.detail)
         elif isinstance(reply, NotRun) and len(batches) == 1:  # (else it is halved until the culprit is found)

@@ -7,7 +7,7 @@ on `flush` (flush.py, and the guard in migrations/0002_guard.sql).
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import trio
 import trio_asyncio  # type: ignore[import-untyped]
@@ -93,7 +93,9 @@ class PostgresStore:
     ) -> dict[CampaignId, LedgerRow | None]:
         """`gen + 1` of each, committed, after every older batch of it is in or out for good; None: a flush holds it."""
         if wait:  # what holds the row may be a flush of an engine that died just now
-            await engines.end_dead_sessions(self.database, self._signature.number, self._settings.engine_dead_seconds)
+            with suppress(StoreUnavailable):  # (who may not end it waits for it, and is told so at each heartbeat)
+                dead_after_seconds = self._settings.engine_dead_seconds
+                await engines.end_dead_sessions(self.database, self._signature.number, dead_after_seconds)
         return await recovery.raise_generations(self.database, campaign_ids, wait=wait)
 
     async def halt(self, campaign_id: CampaignId, reason: str) -> int | None:

@@ -224,6 +224,9 @@ def function_is_missing(reply: object) -> bool:
     return isinstance(reply, ResponseError) and "Function not found" in str(reply)
 
 
+_MORE_MEMORY: Final = " Give it more: maxmemory, or HEADRACE_REDIS_MEMORY_MB where it is embedded."
+
+
 def is_out_of_memory(reply: object) -> bool:
     """Whether Redis refused because it is full."""
     return isinstance(reply, OutOfMemoryError)
@@ -236,5 +239,6 @@ def read_error(error: RedisError) -> NotRun | Unknown:
         return Unknown(told)
     code = str(error).split(" ", 1)[0]
     if isinstance(error, _REFUSALS) or code in _REFUSAL_CODES or function_is_missing(error):
-        return NotRun(told, full=is_out_of_memory(error))
+        full = is_out_of_memory(error)
+        return NotRun(told + _MORE_MEMORY if full else told, full=full)
     return Unknown(told)

@@ -429,8 +429,8 @@ CERTAINTY = [
         [
             Edit(
                 CALLS,
-                "is_out_of_memory(error))\n    return Unknown(told)\n",
-                "is_out_of_memory(error))\n    return NotRun(told)\n",
+                "full=full)\n    return Unknown(told)\n",
+                "full=full)\n    return NotRun(told)\n",
             )
         ],
         [f"{READING}::test_any_other_error_is_unknown"],

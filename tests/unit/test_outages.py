@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from engine.outages import AGAIN_SECONDS, QUIET_TIMES_MAX, REPEAT_SECONDS, WORDS_MAX, Outages
+from engine.outages import (
+    AGAIN_SECONDS,
+    HELD_ROWS,
+    QUIET_TIMES_MAX,
+    REPEAT_SECONDS,
+    STALLED_SECONDS,
+    WORDS_MAX,
+    Outages,
+)
 
 QUIET_SECONDS = 2.0
 
@@ -88,3 +96,26 @@ def test_what_anybody_may_read_holds_no_url_and_is_one_short_line() -> None:
     assert problem.startswith("Redis: can't connect to (a URL)")
     assert "s3cret" not in problem
     assert len(problem) <= len("Redis: ") + WORDS_MAX
+
+
+def test_what_concerns_some_campaigns_concerns_all_when_nothing_commits() -> None:
+    """A lock on a whole partition refuses every event: the engine is not ready, until a flush commits."""
+    outages = Outages(QUIET_SECONDS)
+    outages.committed(1.0)
+    for second in (2.0, 3.0, 2.0 + STALLED_SECONDS - 0.1):
+        outages.failed(HELD_ROWS, "campaign 1", second, blocks=False)
+        assert outages.problems() == []
+    outages.failed(HELD_ROWS, "campaign 1", 2.0 + STALLED_SECONDS, blocks=False)
+    assert outages.problems() == [f"{HELD_ROWS}: campaign 1"]
+    outages.committed(3.0 + STALLED_SECONDS)
+    assert outages.problems() == []
+    outages.expire(9.0 + STALLED_SECONDS + QUIET_SECONDS)
+    assert len(outages) == 0
+
+
+def test_a_store_that_fails_is_no_less_so_for_a_flush_that_commits() -> None:
+    """Redis may refuse while Postgres does not."""
+    outages = Outages(QUIET_SECONDS)
+    outages.failed("Redis", "OOM", 1.0)
+    outages.committed(1.5)
+    assert outages.problems() == ["Redis: OOM"]
