@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import trio
 from hypercorn.config import Config
@@ -30,7 +29,6 @@ from api.response import SENT, encode_head
 __all__ = ["Framework"]
 
 STREAM_ID: Final = 1  # HTTP/1.1 has no others
-NOWHERE: Final = b"/."  # no route has it
 # Of the connection, not of the request (RFC 9110, 7.6.1), or dealt with when the body was read.
 _HOP_BY_HOP: Final = frozenset({
     b"connection", b"content-length", b"expect", b"http2-settings", b"keep-alive", b"proxy-connection", b"te",
@@ -80,7 +78,7 @@ class Framework:
                 headers=_headers(head, len(request.body)),
                 http_version=head.version,
                 method=head.method.decode(),
-                raw_path=_path(head.target),
+                raw_path=head.target,
                 state=self.state,
             )
         )
@@ -170,14 +168,3 @@ def _headers(head: Head, body_bytes: int) -> list[tuple[bytes, bytes]]:
     if body_bytes:
         headers.append((b"content-length", b"%d" % body_bytes))
     return headers
-
-
-def _path(target: bytes) -> bytes:
-    """The path and the query of a target in any of its forms; a path that no route has for what has none."""
-    if target.startswith(b"/"):
-        return target
-    try:
-        parts = urlsplit(target)  # a proxy's form: http://host/path
-    except ValueError:
-        return NOWHERE
-    return (parts.path or NOWHERE) + (b"?" + parts.query if parts.query else b"")

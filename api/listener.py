@@ -35,7 +35,6 @@ __all__ = ["serve_api"]
 # and no third body is held for the sender.
 WAITING_MAX: Final = 2
 _OVERLOADED: Final = problem(503, "overloaded", "too many bodies are arriving at once", retry_after_seconds=1)
-_NO_URI: Final = problem(400, "malformed_http", "the request's target has characters that no URI has")
 _log = logging.getLogger("headrace.api")
 
 _Queue = deque[tuple[Exchange, Request]]
@@ -73,9 +72,6 @@ class Api(Connections):
 
     def handle(self, exchange: Exchange, request: Request) -> None:
         """Answer it when those before it are answered."""
-        if not request.head.target.isascii():
-            exchange.finish(_NO_URI)
-            return
         if self.body_bytes > self.settings.intake_bytes_max:
             exchange.finish(_OVERLOADED)
             return
