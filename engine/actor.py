@@ -282,7 +282,7 @@ class Actor:
 
     # --- the flush ------------------------------------------------------------------------------------------
 
-    def flushed(self, reservation: Reservation, reply: FlushReply) -> None:
+    def flushed(self, reservation: Reservation, reply: FlushReply, now_us: int) -> None:
         """What Postgres said of one reservation (the table in protocol.md, section 3)."""
         self.flushing -= 1
         state = self.state
@@ -291,7 +291,7 @@ class Actor:
         match reply:
             case Committed():
                 state.settle_committed(reservation)
-                if state.outlasted(reservation, self.services.now_us()):
+                if state.outlasted(reservation, now_us):
                     self.doubt()
             case Refused(causes):
                 self._refused(reservation, causes[reservation.campaign_id])

@@ -34,27 +34,25 @@ class Locked:
     detail: str
 
 
-class Suspects:
-    """Campaigns that have made a flush wait. `now` is trio's time, in seconds."""
+class Suspects(dict[CampaignId, float]):
+    """Campaigns that have made a flush wait, and until when they are suspects; `now` is trio's time, in seconds.
 
-    def __init__(self) -> None:
-        self._until: dict[CampaignId, float] = {}
+    (A dict itself, because each reservation's campaign is looked for.)
+    """
 
-    def __contains__(self, campaign_id: CampaignId) -> bool:
-        return campaign_id in self._until
+    __slots__ = ()
 
     def waited_for(self, campaigns: Iterable[CampaignId], now: float) -> None:
         """A flush has waited for locks of these."""
-        for campaign_id in campaigns:
-            self._until[campaign_id] = now + SUSPECT_SECONDS
+        self.update(dict.fromkeys(campaigns, now + SUSPECT_SECONDS))
 
     def committed(self, campaigns: Iterable[CampaignId]) -> None:
         """Nobody holds their rows any more."""
-        if self._until:
+        if self:
             for campaign_id in campaigns:
-                self._until.pop(campaign_id, None)
+                self.pop(campaign_id, None)
 
     def forget(self, now: float) -> None:
         """Drop those for which no flush has waited lately."""
-        if self._until:
-            self._until = {campaign_id: until for campaign_id, until in self._until.items() if until > now}
+        for campaign_id in [campaign_id for campaign_id, until in self.items() if until <= now] if self else ():
+            del self[campaign_id]

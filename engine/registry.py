@@ -103,6 +103,7 @@ class Registry:
         self._nursery = nursery
         self.flusher = Flusher(
             store,
+            clock,
             self.outages,
             flush_events_max=settings.flush_events_max,
             queue_events_max=settings.flush_queue_events_max,
@@ -127,7 +128,6 @@ class Registry:
         self._suspect: set[CampaignId] = set()  # their actor failed: the next one recovers first
         self._faults: dict[CampaignId, deque[float]] = {}
         self._services = Services(
-            now_us=clock.now_us,
             next_tag=engines.next_tag,
             run_soon=self._rounds.run_soon,
             flush=self.flusher.put,

@@ -39,7 +39,6 @@ class LookUp(NamedTuple):
 class Services:
     """What an actor can set in motion. None of these waits."""
 
-    now_us: Callable[[], int]
     next_tag: Callable[[], int]
     run_soon: Callable[[Actor], None]
     flush: Callable[[Actor, Reservation], None]

@@ -30,7 +30,7 @@ OUTLASTED: Final = one(
     "a-late-commit-ends-look-ups",
     "Redis may forget an id right after a late commit: nobody relies on a look-up from before it.",
     ACTOR,
-    "if state.outlasted(reservation, self.services.now_us()):",
+    "if state.outlasted(reservation, now_us):",
     "if False:",
     f"{WINDOW}::test_a_commit_that_outlasts_the_window_ends_look_ups_that_missed_it",
 )
