@@ -93,8 +93,11 @@ class Database:
             try:
                 with mapped_errors(certain=False):
                     result = await work(connection)
-            except BaseException:
+            except BaseException as error:
                 _discard(connection)
+                if isinstance(error, StoreUnavailable) and not error.certain:
+                    # Those beside it are as old: each would else be found dead by a query that waits for its timeout.
+                    await self._pool.expire_connections()
                 raise
             finally:
                 await self._pool.release(connection)

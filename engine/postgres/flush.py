@@ -62,12 +62,15 @@ class FlushPool:
         async with self._free:
             connection = self._idle.pop()
             try:
-                return await connection.flush(query, batches, self._timeout_seconds)
+                reply = await connection.flush(query, batches, self._timeout_seconds)
             finally:
                 self._idle.append(connection)
+            if isinstance(reply, Unknown):  # those beside it are as old: none of them waits for its timeout as well
+                self.close()
+            return reply
 
     def close(self) -> None:
-        """Close every connection. Flushes under way must have ended."""
+        """Close every connection that no flush uses."""
         for connection in self._idle:
             connection.close()
 
