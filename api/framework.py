@@ -34,6 +34,8 @@ _HOP_BY_HOP: Final = frozenset({
     b"connection", b"content-length", b"expect", b"http2-settings", b"keep-alive", b"proxy-connection", b"te",
     b"trailer", b"transfer-encoding", b"upgrade",
 })  # fmt: skip
+# No call depends on the name that the server is called by, and the framework would fail on one that is no domain's.
+_HOST: Final = (b"host", b"localhost")
 _BODILESS: Final = (204, 304)
 _log = logging.getLogger("headrace.api")
 _FAULT: Final = problem(500, "internal_error", "a fault of the server; it has been logged")
@@ -165,6 +167,7 @@ class _Answer:
 
 def _headers(head: Head, body_bytes: int) -> list[tuple[bytes, bytes]]:
     headers = [pair for pair in head.headers.items() if pair[0] not in _HOP_BY_HOP]
+    headers = [_HOST, *(pair for pair in headers if pair[0] != b"host")]
     if body_bytes:
         headers.append((b"content-length", b"%d" % body_bytes))
     return headers

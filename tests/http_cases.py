@@ -153,7 +153,7 @@ def hosts() -> Iterator[Case]:
     """Point 14: exactly one Host that is one."""
     for host in (
         b"h", b"", b"a.b.c", b"a:80", b"a:", b"127.0.0.1:8000", b"[::1]", b"[::1]:80", b"[2001:db8::1]", b"a_b",
-        b"%41", b"xn--a", b" h ",
+        b"%41", b"xn--a", b" h ", b"a..b", b".", b"a" * 64, b"xn--" + b"9" * 70, b"-",
     ):  # fmt: skip
         yield Case(f"Host {show(host)}", request(b"GET /healthz HTTP/1.1", host=b"Host:" + host), (200,))
     for host in (
