@@ -9,7 +9,7 @@ that passes. Serves the bench and the fault harness.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from enum import Enum
 from pathlib import Path
 
@@ -151,7 +151,11 @@ class Proxy:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         if self.there.flow is Flow.PASS:
-            scope.cancel()  # (a stalled direction still has to deliver what it holds)
+            scope.cancel()
+        elif self.back.flow is not Flow.VANISH:
+            # A stalled direction still has to deliver what it holds, but the client hears of the end, as over a network.
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await client.send_eof()
 
 
 @asynccontextmanager
