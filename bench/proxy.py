@@ -153,7 +153,7 @@ class Proxy:
         if self.there.flow is Flow.PASS:
             scope.cancel()
         elif self.back.flow is not Flow.VANISH:
-            # A stalled direction still has to deliver what it holds, but the client hears of the end, as over a network.
+            # What the stalled direction holds is delivered still; the client hears of the end, as over a network.
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await client.send_eof()
 
