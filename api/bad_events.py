@@ -12,7 +12,6 @@ from typing import Final
 
 import msgspec
 
-from api.bad_campaigns import campaign_of
 from api.elements import NotJson
 from engine import Event, Invalid
 from engine.instants import NOT_AN_INSTANT
@@ -36,7 +35,14 @@ class _Named(msgspec.Struct):
     event_id: uuid.UUID | None = None
 
 
+class _Placed(msgspec.Struct):
+    """And its campaign, among whose events it keeps its place; read by itself, as the id may be what is wrong."""
+
+    campaign_id: int
+
+
 _NAMED: Final = msgspec.json.Decoder(_Named)
+_PLACED: Final = msgspec.json.Decoder(_Placed)
 
 _MUST_BE: Final = {
     "campaign_id": "must be a whole number from 1 to 9223372036854775807",
@@ -51,7 +57,7 @@ _NESTED: Final = "nested far too deep for an event"
 
 def too_long(raw: bytes) -> Invalid:
     """What stands for an event that is longer than is read. Its campaign is looked for: the event keeps its place."""
-    return Invalid(f"an event must have at most {EVENT_BYTES_MAX} bytes as JSON", None, campaign_of(raw))
+    return Invalid(f"an event must have at most {EVENT_BYTES_MAX} bytes as JSON", None, _campaign_of(raw))
 
 
 def check_json(raw: bytes) -> None:
@@ -76,7 +82,7 @@ def explain(raw: bytes) -> Event | Invalid:
         detail = _NESTED
     except ValueError as error:
         detail = f"not JSON: {_why_not_json(error)}"
-    return Invalid(detail, _id_of(raw), campaign_of(raw))
+    return Invalid(detail, _id_of(raw), _campaign_of(raw))
 
 
 _EXPLANATIONS: Final = re.compile(
@@ -118,6 +124,13 @@ def _id_of(raw: bytes) -> EventId | None:
     except (ValueError, RecursionError):
         return None
     return None if event_id is None else EventId(event_id.bytes)
+
+
+def _campaign_of(raw: bytes) -> int | None:
+    try:
+        return _PLACED.decode(raw).campaign_id
+    except (ValueError, RecursionError):
+        return None
 
 
 # Backslashes go in pairs; what is left begins an escape. A pair of surrogates is one character, a lone one is none: the

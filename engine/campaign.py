@@ -96,22 +96,8 @@ class CampaignState:
     """Plan, generation, spend day and what is under way, of one campaign in one engine process."""
 
     __slots__ = (
-        "_asked_too_old",
-        "_cost_micros",
-        "_flags",
-        "campaign_id",
-        "committed",
-        "fresh_us",
-        "generation",
-        "generation_seen",
-        "in_flight",
-        "phase",
-        "plan",
-        "slack_us",
-        "today",
-        "turn_us",
-        "voids",
-        "wait_us",
+        "_asked_too_old", "_cost_micros", "_flags", "campaign_id", "committed", "fresh_us", "generation",
+        "generation_seen", "in_flight", "phase", "plan", "slack_us", "today", "turn_us", "voids", "wait_us",
     )  # fmt: skip
 
     def __init__(

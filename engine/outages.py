@@ -77,14 +77,11 @@ class Outages:
     def committed(self, now: float) -> None:
         """A flush has committed: what fails does not concern every campaign."""
         self._committed_at = now
-        if self._outages:
-            for outage in self._outages.values():
-                outage.blocks &= outage.probed
+        for outage in self._outages.values():
+            outage.blocks &= outage.probed
 
     def works(self, part: str, now: float) -> None:
-        """A part did what it is for. Cheap where nothing fails: it is said with every round and flush."""
-        if not self._outages:
-            return
+        """A part did what it is for, as a probe has found, or has not failed for a while."""
         outage = self._outages.get(part)
         if outage is not None and now - outage.latest >= outage.quiet_seconds:
             del self._outages[part]
@@ -108,10 +105,6 @@ class Outages:
 
     def __len__(self) -> int:
         return len(self._outages)
-
-    def __contains__(self, part: str) -> bool:
-        """Whether this part fails now: then somebody must try it, or nobody would find out that it works again."""
-        return part in self._outages
 
 
 def _plain(why: str, part: str) -> str:

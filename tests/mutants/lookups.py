@@ -123,7 +123,7 @@ MUTANTS = [
         "a-bad-event-keeps-its-place",
         "An event that is corrected does not shift the ids of its neighbours, which would be counted twice.",
         "api/bad_events.py",
-        "_id_of(raw), campaign_of(raw))",
+        "_id_of(raw), _campaign_of(raw))",
         "_id_of(raw))",
         "tests/unit/test_bad_campaigns.py",
     ),
