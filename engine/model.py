@@ -195,6 +195,7 @@ class HeartbeatReply(msgspec.Struct, frozen=True):
     """What Postgres answers to one heartbeat of an engine process.
 
     `clock_offset_us` is our clock minus Postgres's (half of the round trip counted), positive when ours is ahead.
+    It may be wrong by half of `round_trip_us`, which the answer took.
     `alive` are the numbers of engines that were heard of lately, `newest` the highest number given out so far: what
     was reserved by an engine up to `newest` that is not alive may be recovered.
     """
@@ -202,6 +203,7 @@ class HeartbeatReply(msgspec.Struct, frozen=True):
     clock_offset_us: int
     alive: frozenset[int]
     newest: int
+    round_trip_us: int = 0
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ from engine.clock_check import Compared
 from engine.engine import Engine
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
 from engine.failpoints import Failpoint
-from engine.model import DAY_US, SECOND_US
+from engine.model import DAY_US, SECOND_US, HeartbeatReply
 from engine.ports import Clock, Ledger, Roster
 from engine.postgres.store import open_store
 from engine.redis.ledger import open_ledger
@@ -55,16 +55,14 @@ async def open_engine(settings: Settings, *, db_url: str, redis_url: str) -> Asy
             failpoint = Failpoint(settings.failpoint)
             store, ledger = failpoint.around("store", store), failpoint.around("ledger", ledger)
         engines = Engines(await store.register_engine())
-        asked_us, reading_us = clock.now_us(), clock.reading_us()
+        reading_us = clock.reading_us()
         first = await store.heartbeat(engines.own)
-        round_trip_us = clock.now_us() - asked_us
         engines.heard(first)  # so that a living engine is not taken for a dead one
         await _end_dead_sessions(store, engines)
         async with trio.open_nursery() as nursery:
             registry = Registry(settings, ledger, store, clock, engines, nursery)
             engine = Engine(settings, registry, store, clock)
-            offset_us = first.clock_offset_us
-            judge_clock(engine, clock, reading_us, round_trip_us, offset_us, await _redis_clock(ledger))
+            judge_clock(engine, clock, reading_us, first, await _redis_clock(ledger))
             registry.start()
             nursery.start_soon(engine.tick)
             nursery.start_soon(heartbeats, engine, registry, engines, clock, store, ledger)
@@ -96,7 +94,7 @@ async def heartbeats(
     """Say that we live, for ever; learn who died, how far our clock is off, and whether the stores are safe."""
     looked_at = trio.current_time()
     while True:
-        asked_us, reading_us = clock.now_us(), clock.reading_us()
+        reading_us = clock.reading_us()
         try:
             reply = await roster.heartbeat(engines.own)
         except StoreUnavailable as away:
@@ -104,11 +102,9 @@ async def heartbeats(
         except ConfigurationUnsafe as found:
             _judge_stores(engine, str(found))
         else:
-            round_trip_us = clock.now_us() - asked_us
             died = engines.alive - reply.alive - {engines.own}
             engines.heard(reply)
-            offset_us = reply.clock_offset_us
-            judge_clock(engine, clock, reading_us, round_trip_us, offset_us, await _redis_clock(ledger))
+            judge_clock(engine, clock, reading_us, reply, await _redis_clock(ledger))
             _judge_stores(engine, await ledger.unsafe())
             if died or trio.current_time() - looked_at > _ORPHANS_SECONDS:
                 looked_at = trio.current_time()
@@ -125,17 +121,18 @@ async def _end_dead_sessions(roster: Roster, engines: Engines) -> None:
 
 
 def judge_clock(
-    engine: Engine, clock: SteadyClock, reading_us: int, round_trip_us: int, postgres_us: int, redis_us: int | None
+    engine: Engine, clock: SteadyClock, reading_us: int, reply: HeartbeatReply, redis_us: int | None
 ) -> None:
     """Follow the machine's clock only while it is right; else the engine refuses, and its own clock runs on evenly.
 
-    `reading_us` was taken before the machine's clock was compared with the stores', and found to be so far off.
-    `round_trip_us` is what Postgres's answer took, half of which the comparison may be wrong by.
+    `reading_us` was taken before the machine's clock was compared with the stores'; `reply` says how far it is from
+    Postgres's, and `redis_us` from Redis's.
     """
+    postgres_us = reply.clock_offset_us
     metrics.clock_offset_seconds.set(postgres_us / SECOND_US)
     behind_us = clock.behind_us(reading_us)
     even_us = None if behind_us is None else postgres_us - behind_us
-    if engine.clocks.check(Compared(postgres_us, redis_us, even_us)) and round_trip_us <= _PRECISE_US:
+    if engine.clocks.check(Compared(postgres_us, redis_us, even_us)) and reply.round_trip_us <= _PRECISE_US:
         clock.follow(reading_us)
 
 

@@ -75,9 +75,9 @@ async def heartbeat(
         number,
         dead_after_seconds,
     )
-    half_way_us = (sent_us + now_us()) // 2
-    row = rows[0]
-    return HeartbeatReply(half_way_us - row["now"], frozenset(row["alive"]) | {number}, row["newest"])
+    row, heard_us = rows[0], now_us()
+    offset_us = (sent_us + heard_us) // 2 - row["now"]
+    return HeartbeatReply(offset_us, frozenset(row["alive"]) | {number}, row["newest"], heard_us - sent_us)
 
 
 async def end_dead_sessions(database: Database, own: int | None, dead_after_seconds: float) -> dict[int, int]:

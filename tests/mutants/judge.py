@@ -253,7 +253,7 @@ OUTCOMES = [
     Mutant(
         "clock-is-compared",
         "An engine learns how far its clock is off from Postgres's.",
-        [Edit("engine/postgres/engines.py", 'half_way_us - row["now"]', "0")],
+        [Edit("engine/postgres/engines.py", '(sent_us + heard_us) // 2 - row["now"]', "0")],
         [f"{REAL}::test_a_clock_that_is_off_is_told"],
     ),
 ]

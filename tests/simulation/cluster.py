@@ -94,9 +94,8 @@ class Process:
         while True:
             try:
                 engines = Engines(await store.register_engine())
-                asked_us, reading_us = clock.now_us(), clock.reading_us()
+                reading_us = clock.reading_us()
                 first = await store.heartbeat(engines.own)
-                round_trip_us = clock.now_us() - asked_us
                 engines.heard(first)
                 break
             except StoreUnavailable:
@@ -104,7 +103,7 @@ class Process:
         ledger = LedgerLink(self.wire)
         self.registry = registry = Registry(world.settings, ledger, store, clock, engines, nursery)
         engine = Engine(world.settings, registry, store, clock)
-        judge_clock(engine, clock, reading_us, round_trip_us, first.clock_offset_us, None)
+        judge_clock(engine, clock, reading_us, first, None)
         registry.start()
         nursery.start_soon(engine.tick)
         nursery.start_soon(heartbeats, engine, registry, engines, clock, store, ledger)

@@ -467,8 +467,9 @@ class StoreLink:
             return await self._store.heartbeat(number), self._store.now_us()
 
         reply, store_us = await self._ask("heartbeat", run)
-        half_way_us = (sent_us + self._now_us()) // 2
-        return HeartbeatReply(half_way_us - store_us, reply.alive | {number}, reply.newest)
+        heard_us = self._now_us()
+        offset_us = (sent_us + heard_us) // 2 - store_us
+        return HeartbeatReply(offset_us, reply.alive | {number}, reply.newest, heard_us - sent_us)
 
     async def end_dead_sessions(self, number: int) -> Mapping[int, int]:
         """Nothing: what a flush of a dead engine holds here, it lets go by itself."""

@@ -418,7 +418,7 @@ async def test_a_clock_that_a_slow_answer_calls_right_is_not_what_later_ones_are
 
     async def heartbeat(number: int) -> HeartbeatReply:
         await trio.sleep(seconds)
-        return HeartbeatReply(wrong_us - seconds * SECOND_US // 2, frozenset([number]), number)
+        return HeartbeatReply(wrong_us - seconds * SECOND_US // 2, frozenset([number]), number, seconds * SECOND_US)
 
     monkeypatch.setattr(world.store, "heartbeat", heartbeat)
     clock = SteadyClock()
