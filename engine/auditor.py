@@ -11,7 +11,6 @@ wrong before; nothing is lost by recovering it again.)
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -19,6 +18,7 @@ import trio_asyncio  # type: ignore[import-untyped]
 
 from config.settings import Settings
 from engine.audit import AuditResult, Finding, compare, compare_redis, is_held
+from engine.clock import machine_us
 from engine.errors import EngineError
 from engine.halts import halt_reason
 from engine.postgres.audit import ReadRedis, read_both, read_facts
@@ -96,5 +96,5 @@ async def _halt(database: Database, result: AuditResult) -> None:
     for campaign, first in sorted(books.items()):
         if campaign not in result.halted:
             what = f"{first.check}: expected {first.expected}, found {first.found}"
-            result.halted[campaign] = halt_reason(time.time_ns() // 1_000, "headrace audit", what)
+            result.halted[campaign] = halt_reason(machine_us(), "headrace audit", what)
             await halt_campaign(database, campaign, result.halted[campaign])

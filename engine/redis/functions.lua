@@ -1,7 +1,7 @@
 #!lua name=headrace3
 --
--- The ledger's functions: reserve, turn, resolve, begin, load, ready, look, drop (docs/architecture.md; the protocol behind them
--- is checked by tests/contract/test_ledger.py, against this file and against a fake in Python).
+-- The ledger's functions: reserve, turn, resolve, begin, load, ready, look, drop (docs/architecture.md; the protocol
+-- behind them is checked by tests/contract/test_ledger.py, against this file and against a fake in Python).
 --
 -- The number in the library's name, and in that of every function, is raised with every change of what a function takes
 -- or answers. So engines of two versions work side by side, each with its own library, while workers are started anew.

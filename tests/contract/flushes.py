@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ from engine.model import (
 from engine.ports import CampaignStore, EventStore, LedgerRow, Roster, Row
 
 COST = 1_000
+
+
+def now() -> int:
+    """Wall time."""
+    return time.time_ns() // 1_000
 
 
 class Store(EventStore, CampaignStore, Roster, Protocol):

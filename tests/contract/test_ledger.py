@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 from msgspec.structs import replace
 
@@ -30,7 +28,6 @@ from tests.contract.reservations import (
     COST,
     DAY,
     TURN,
-    FakeRig,
     Rig,
     ask,
     ask_all,
@@ -43,7 +40,6 @@ from tests.contract.reservations import (
     new_ids,
     opened,
     ready,
-    redis_rig,
     reserve,
     settle,
     spend,
@@ -51,22 +47,6 @@ from tests.contract.reservations import (
 )
 
 CAPPED = bytes([BILLABLE | COUNTS_FOR_CAP])
-
-
-@pytest.fixture(params=["fake", pytest.param("redis", marks=pytest.mark.stores)])
-def url(request: pytest.FixtureRequest) -> str | None:
-    """Where the ledger is; None for the fake."""
-    return None if request.param == "fake" else request.getfixturevalue("redis_url")
-
-
-@pytest.fixture
-async def rig(url: str | None) -> AsyncIterator[Rig]:
-    """An empty ledger, and what can befall its memory."""
-    if url is None:
-        yield FakeRig()
-    else:
-        async with redis_rig(url) as rig:
-            yield rig
 
 
 @pytest.fixture

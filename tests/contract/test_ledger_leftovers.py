@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-import pytest
-
 from engine.leftovers import Drop, Held, MoveOn, Survey, SweptLedger, Used
 from engine.model import CampaignId
 from engine.ports import BILLABLE, COUNTS_FOR_CAP, Closed, DayBehind, Done, Lost, Reserved, Stale
@@ -14,7 +10,6 @@ from tests.contract.reservations import (
     COST,
     DAY,
     TURN,
-    FakeRig,
     Rig,
     ask,
     ask_all,
@@ -22,22 +17,11 @@ from tests.contract.reservations import (
     commit,
     load_users,
     opened,
-    redis_rig,
     reserve,
     spend,
 )
 
 CAPPED = bytes([BILLABLE | COUNTS_FOR_CAP])
-
-
-@pytest.fixture(params=["fake", pytest.param("redis", marks=pytest.mark.stores)])
-async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
-    """An empty ledger, and what can befall its memory."""
-    if request.param == "fake":
-        yield FakeRig()
-    else:
-        async with redis_rig(request.getfixturevalue("redis_url")) as rig:
-            yield rig
 
 
 async def found(ledger: SweptLedger) -> dict[CampaignId, Held]:

@@ -6,7 +6,6 @@ The fake and the real Postgres pass the same tests; the second half is what only
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from typing import Any
@@ -24,31 +23,10 @@ from engine.model import CampaignId
 from engine.ports import Committed, NotRun, Wanted
 from engine.postgres.copy import COLUMNS, pack_rows
 from engine.postgres.store import PostgresStore, open_store
-from tests.contract.flushes import Store, bunch, impression, ledger_of, new_campaign, raise_generation
+from tests.contract.flushes import Store, bunch, impression, ledger_of, new_campaign, now, raise_generation
 from tests.fakes.store import FakeStore
 
 REAL = pytest.mark.stores
-
-
-def now() -> int:
-    """Wall time."""
-    return time.time_ns() // 1_000
-
-
-@pytest.fixture(params=["fake", pytest.param("postgres", marks=REAL)])
-def url(request: pytest.FixtureRequest) -> str | None:
-    """Where the store is; None for the fake."""
-    return None if request.param == "fake" else request.getfixturevalue("database_url")
-
-
-@pytest.fixture
-async def store(url: str | None) -> AsyncIterator[Store]:
-    """An empty store."""
-    if url is None:
-        yield FakeStore(now)
-    else:
-        async with open_store(url, Settings()) as store:
-            yield store
 
 
 @pytest.fixture
@@ -90,11 +68,11 @@ def ask(url: str, query: str, *args: object) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("hasty", [False, True])
-async def test_a_flush_names_every_campaign_whose_row_is_held(store: Store, url: str | None, hasty: bool) -> None:
+async def test_a_flush_names_every_campaign_whose_row_is_held(store: Store, store_url: str | None, hasty: bool) -> None:
     """Three rows of five are held: these are named, nothing of the flush is kept, and the other two go at once."""
     campaigns = [await new_campaign(store) for _ in range(5)]
     batches = [bunch(campaign, [impression(now())]) for campaign in campaigns]
-    async with held(store, url, *campaigns[1:4]):
+    async with held(store, store_url, *campaigns[1:4]):
         reply = await store.flush(batches, hasty=hasty)
         assert isinstance(reply, Locked)
         assert reply.campaigns == set(campaigns[1:4])
@@ -105,11 +83,11 @@ async def test_a_flush_names_every_campaign_whose_row_is_held(store: Store, url:
 
 
 async def test_a_change_of_a_campaign_whose_row_is_held_is_refused_and_nothing_is_done(
-    store: Store, url: str | None
+    store: Store, store_url: str | None
 ) -> None:
     """It does not wait for ever, and a repetition is no surprise."""
     campaign = await new_campaign(store)
-    async with held(store, url, campaign):
+    async with held(store, store_url, campaign):
         with pytest.raises(StoreBusy) as busy:
             await store.update_campaign(campaign, {"total_budget_micros": 7})
         assert busy.value.certain
@@ -119,21 +97,21 @@ async def test_a_change_of_a_campaign_whose_row_is_held_is_refused_and_nothing_i
     assert await store.update_campaign(campaign, {"total_budget_micros": 7})
 
 
-async def test_a_generation_is_not_raised_while_its_row_is_held(store: Store, url: str | None) -> None:
+async def test_a_generation_is_not_raised_while_its_row_is_held(store: Store, store_url: str | None) -> None:
     """Whoever recovers the campaign hears that, and raises it later."""
     campaign = await new_campaign(store)
-    async with held(store, url, campaign):
+    async with held(store, store_url, campaign):
         with pytest.raises(StoreBusy):
             await store.raise_generations([campaign], wait=True)
     assert (await raise_generation(store, campaign)).generation == 1
 
 
-async def test_what_is_read_waits_for_no_row(store: Store, url: str | None) -> None:
+async def test_what_is_read_waits_for_no_row(store: Store, store_url: str | None) -> None:
     """Plans, look-ups and reports of a campaign whose row is held, and of all others, are answered."""
     campaign, other = await new_campaign(store), await new_campaign(store)
     row = impression(now())
     assert await store.flush([bunch(campaign, [row])]) == Committed()
-    async with held(store, url, campaign):
+    async with held(store, store_url, campaign):
         with trio.fail_after(5):
             assert (await store.plans([campaign, other])).keys() == {campaign, other}
             assert await store.look_up([Wanted(campaign, row.event_id, None), Wanted(other, row.event_id, [row.day])])

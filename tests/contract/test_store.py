@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TypeVar
@@ -14,7 +13,6 @@ import trio
 from config.settings import Settings
 from engine.model import DAY_US, CampaignId, EventType, Micros, NewCampaign, Pacing, PricingModel
 from engine.ports import Committed, RefusalCause, Refused, Wanted
-from engine.postgres.store import open_store
 from tests.contract.flushes import (
     COST,
     Line,
@@ -24,33 +22,12 @@ from tests.contract.flushes import (
     impression,
     ledger_of,
     new_campaign,
+    now,
     raise_generation,
 )
-from tests.fakes.store import FakeStore
 
 HOUR_US = 3_600_000_000
 T = TypeVar("T")
-
-
-@pytest.fixture(params=["fake", pytest.param("postgres", marks=pytest.mark.stores)])
-def url(request: pytest.FixtureRequest) -> str | None:
-    """Where the store is; None for the fake."""
-    return None if request.param == "fake" else request.getfixturevalue("database_url")
-
-
-@pytest.fixture
-async def store(url: str | None) -> AsyncIterator[Store]:
-    """An empty store."""
-    if url is None:
-        yield FakeStore(now)
-    else:
-        async with open_store(url, Settings()) as store:
-            yield store
-
-
-def now() -> int:
-    """Wall time."""
-    return time.time_ns() // 1_000
 
 
 def gathered(pieces: Iterable[Mapping[CampaignId, Sequence[T]]]) -> dict[CampaignId, list[T]]:

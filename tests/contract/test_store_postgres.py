@@ -7,7 +7,6 @@ import errno
 import gc
 import os
 import random
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -28,7 +27,7 @@ from engine.ports import Committed, LedgerRow, NotRun, Refused, Unknown, Wanted
 from engine.postgres.copy import guard_call, sum_rows
 from engine.postgres.migrate import read_migrations
 from engine.postgres.store import PostgresStore, open_store
-from tests.contract.flushes import COST, bunch, click, impression, ledger_of, new_campaign, raise_generation
+from tests.contract.flushes import COST, bunch, click, impression, ledger_of, new_campaign, now, raise_generation
 from tests.contract.proxy import COMMITTED, open_proxy
 
 pytestmark = pytest.mark.stores
@@ -39,11 +38,6 @@ async def store(database_url: str) -> AsyncIterator[PostgresStore]:
     """An empty store."""
     async with open_store(database_url, Settings()) as store:
         yield store
-
-
-def now() -> int:
-    """Wall time."""
-    return time.time_ns() // 1_000
 
 
 def ask(url: str, query: str, *args: object) -> list[tuple[Any, ...]]:

@@ -77,6 +77,15 @@ class Second(World):
         nursery.start_soon(self.engine.tick)
 
 
+async def known_to_both(first: World, second: World, *, before_midnight_seconds: int) -> CampaignId:
+    """A campaign that both engines hold, shortly before the day of both ends."""
+    first.clock_step_us = second.clock_step_us = DAY_US - first.now_us() % DAY_US - before_midnight_seconds * SECOND_US
+    campaign = CampaignId(await first.campaign())
+    await first.send(shown(campaign))
+    await second.send(shown(campaign))
+    return campaign
+
+
 def _id(event: Event) -> bytes:
     assert event.event_id is not None
     return event.event_id.bytes
@@ -100,10 +109,7 @@ async def test_who_sleeps_between_deciding_and_sending_counts_no_event_twice(aut
         first = World(nursery)
         first.store.__class__ = SlowStore
         second = Second(first, nursery)
-        first.clock_step_us = second.clock_step_us = DAY_US - first.now_us() % DAY_US - 30 * SECOND_US
-        campaign = await first.campaign()
-        await first.send(shown(campaign))
-        await second.send(shown(campaign))
+        campaign = await known_to_both(first, second, before_midnight_seconds=30)
         await trio.sleep(29.9)
         first.store.slow = True  # type: ignore[attr-defined]
         twice = uuid.uuid4()
@@ -127,10 +133,7 @@ async def test_a_look_up_does_not_outlive_the_generation_under_which_it_began(
     async with trio.open_nursery() as nursery:
         first = World(nursery)
         second = Second(first, nursery)
-        first.clock_step_us = second.clock_step_us = DAY_US - first.now_us() % DAY_US - 30 * SECOND_US
-        campaign = CampaignId(await first.campaign())
-        await first.send(shown(campaign))
-        await second.send(shown(campaign))
+        campaign = await known_to_both(first, second, before_midnight_seconds=30)
         twice = shown(campaign, event_id=uuid.uuid4())
         with first.store.commits_hang():
             nursery.start_soon(first.send, twice)
@@ -153,10 +156,7 @@ async def test_a_commit_that_outlasts_the_window_ends_look_ups_that_missed_it(au
     async with trio.open_nursery() as nursery:
         first = World(nursery)
         second = Second(first, nursery)
-        first.clock_step_us = second.clock_step_us = DAY_US - first.now_us() % DAY_US - 30 * SECOND_US
-        campaign = CampaignId(await first.campaign())
-        await first.send(shown(campaign))
-        await second.send(shown(campaign))
+        campaign = await known_to_both(first, second, before_midnight_seconds=30)
         twice = shown(campaign, event_id=uuid.uuid4())
         with first.store.commits_hang():
             nursery.start_soon(first.send, twice)
@@ -185,10 +185,7 @@ async def test_no_deadline_that_is_allowed_is_too_long_for_the_window(autojump_c
     async with trio.open_nursery() as nursery:
         first = World(nursery, request_deadline_seconds=wait_seconds)
         second = Second(first, nursery)
-        first.clock_step_us = second.clock_step_us = DAY_US - first.now_us() % DAY_US - 2 * SECOND_US
-        campaign = CampaignId(await first.campaign())
-        await first.send(shown(campaign))
-        await second.send(shown(campaign))
+        campaign = await known_to_both(first, second, before_midnight_seconds=2)
         await trio.sleep(1)  # a turn ends in a second, and the day with it
         twice = shown(campaign, event_id=uuid.uuid4())
         with first.store.commits_hang():
