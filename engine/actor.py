@@ -19,6 +19,7 @@ from engine.mailbox import Mailbox
 from engine.model import Campaign, StoredEvent, Verdict
 from engine.patience import Patience
 from engine.ports import (
+    Behind,
     Closed,
     Committed,
     DayBehind,
@@ -167,7 +168,10 @@ class Actor:
             calls.append(Resolve(state.campaign_id, generation, tag, commit=False))
         if self.mailbox:
             admitted = state.admit(
-                self.mailbox.take(min(events_max, self.reserve_events_max)), self.services.next_tag(), now_us
+                self.mailbox.take(min(events_max, self.reserve_events_max)),
+                self.services.next_tag(),
+                self.services.memory_policy(),
+                now_us,
             )
             if admitted.late:
                 self.services.look_up([LookUp(self, entry, Absent.AGAIN) for entry in admitted.late])
@@ -196,15 +200,19 @@ class Actor:
         discarded = state.phase is CLOSED or call.generation < state.generation_seen
         if state.phase is RESERVING:
             state.signal(Signal.REPLY)
+        if isinstance(reply, Behind):
+            state.not_tried(request.entries)
         if discarded or not isinstance(reply, Reserved | NotRun):
             self.mailbox.put_back(request.entries)
-            self._heed(reply)
-        elif isinstance(reply, Reserved) and now_us - request.decided_us <= state.wait_us:
+            self._heed(call.generation, reply)
+        elif isinstance(reply, Reserved):
             self._patience.restore()
             self._apply(request, reply, now_us)
+        elif reply.full and self._patience.full():
+            # Something was given back meanwhile. (What was looked up may have aged with it: `admit` will see.)
+            state.not_tried(request.entries)
+            self.mailbox.put_back(request.entries)
         else:
-            if isinstance(reply, Reserved):  # we slept since it was decided, and what it rested on is as old
-                state.voids.append((call.generation, call.tag))
             for entry in request.entries:
                 state.settle(entry, UNAVAILABLE)
         state.check_invariants()
@@ -219,8 +227,8 @@ class Actor:
             absent = {Letter.DUPLICATE: Absent.CONTRADICTION, Letter.PENDING: Absent.IN_FLIGHT}
             self.services.look_up([LookUp(self, entry, absent[letter]) for entry, letter in applied.known])
 
-    def _heed(self, reply: ReserveReply | ResolveReply) -> None:
-        """Do what a reply asks for that reserved nothing (or under a generation that no longer counts)."""
+    def _heed(self, under: int, reply: ReserveReply | ResolveReply) -> None:
+        """Do what a reply to a call under that generation asks for, if the call reserved nothing that counts."""
         state = self.state
         match reply:
             case Lost() | Unknown():
@@ -228,23 +236,17 @@ class Actor:
             case Stale(generation) if generation < state.generation:
                 self.doubt()
             case Stale(generation):
-                state.generation = generation
+                state.use_generation(generation)
+            case Behind(bucket, watermark_us):
+                state.see_window(under, bucket, watermark_us)
             case PlanBehind():
                 self._read_again()
             case DayBehind(day):
-                self._behind(day)
+                state.reach_day(day)
             case Closed():
                 self._closed()
             case Reserved() | NotRun() | Done():
                 pass  # decided before something that changes everything: thrown away
-
-    def _behind(self, day: int) -> None:
-        """A later day is reached, or a later turn."""
-        assert self.state.today is not None
-        if day > self.state.today.day:
-            self.state.reach_day(day)
-        elif not self._patience.late_for_its_turn():
-            self.doubt()
 
     def _closed(self) -> None:
         """Somebody recovers this campaign: look again, and in the end do it ourselves."""
@@ -282,7 +284,7 @@ class Actor:
 
     # --- the flush ------------------------------------------------------------------------------------------
 
-    def flushed(self, reservation: Reservation, reply: FlushReply, now_us: int) -> None:
+    def flushed(self, reservation: Reservation, reply: FlushReply) -> None:
         """What Postgres said of one reservation (the table in protocol.md, section 3)."""
         self.flushing -= 1
         state = self.state
@@ -291,8 +293,6 @@ class Actor:
         match reply:
             case Committed():
                 state.settle_committed(reservation)
-                if state.outlasted(reservation, now_us):
-                    self.doubt()
             case Refused(causes):
                 self._refused(reservation, causes[reservation.campaign_id])
             case NotRun():

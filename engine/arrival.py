@@ -25,6 +25,7 @@ from engine.model import (
     Verdict,
     new_event_id,
 )
+from engine.ports import NO_TIME
 from engine.submission import Entry, Submission
 
 _RANDOM_BYTES: Final = 10  # of a UUIDv7
@@ -63,7 +64,7 @@ def arrive(  # noqa: C901 - one pass over the fields, for each event: a function
     now_us, bytes_max = submission.received_us, limits.string_bytes_max
     refusal = None
     sent_id = None if event.event_id is None else event.event_id.int.to_bytes(16, "big")
-    told_us = occurred_us = None
+    id_time_us, occurred_us, made_here = NO_TIME, None, False
     try:
         if sent_id in _NO_IDS:
             raise ValueError("event_id: must not be the nil or the max UUID, which name no event")
@@ -76,12 +77,11 @@ def arrive(  # noqa: C901 - one pass over the fields, for each event: a function
             if not 0 < len(ad) <= bytes_max or 0 in ad:
                 _refuse_text("ad_id", ad, bytes_max)
         if event.occurred_at is not None:
-            told_us = occurred_us = instant_us(event.occurred_at)
-            refusal = _judge_occurred(occurred_us, now_us, limits)
+            id_time_us = occurred_us = instant_us(event.occurred_at)
+            refusal = _judge_time("occurred_at:", occurred_us, now_us, limits)
         elif sent_id is not None and sent_id[6] >> 4 == 7 and sent_id[8] >> 6 == 2:
-            told_us = int.from_bytes(sent_id[:6], "big") * 1_000  # a UUIDv7 (RFC 9562, section 5.7)
-            if told_us > now_us + limits.ahead_us:
-                _refuse_id(told_us, now_us, limits)
+            id_time_us = int.from_bytes(sent_id[:6], "big") * 1_000  # a UUIDv7 (RFC 9562, section 5.7)
+            refusal = _judge_time("event_id: a UUIDv7 whose time is", id_time_us, now_us, limits)
     except UnicodeEncodeError as wrong:
         field = "user_id" if wrong.object is event.user_id else "ad_id"
         return Invalid(f"{field}: must be Unicode text without lone surrogates", _told_id(sent_id))
@@ -94,8 +94,9 @@ def arrive(  # noqa: C901 - one pass over the fields, for each event: a function
     elif refusal is not None and refusal.detail is not None:
         return Invalid(refusal.detail)
     else:
-        # Nobody else can have this id, so it is never looked up: its time is the receipt's.
-        event_id, told_us = new_event_id(now_us, os.urandom(_RANDOM_BYTES)), now_us
+        event_id, made_here = new_event_id(now_us, os.urandom(_RANDOM_BYTES)), True
+        if occurred_us is None:
+            id_time_us = now_us
     return Entry(
         submission,
         index,
@@ -107,9 +108,10 @@ def arrive(  # noqa: C901 - one pass over the fields, for each event: a function
         ad,
         now_us if occurred_us is None else occurred_us,
         now_us,
-        told_us,
-        (now_us if told_us is None else told_us) // DAY_US,
+        id_time_us,
+        (now_us if id_time_us == NO_TIME else id_time_us) // DAY_US,
         refusal,
+        made_here,
     )
 
 
@@ -127,26 +129,16 @@ def _refuse_text(field: str, encoded: bytes, bytes_max: int) -> NoReturn:
     raise ValueError(f"{field}: must not hold a NUL")
 
 
-def _refuse_id(told_us: int, now_us: int, limits: ArrivalLimits) -> NoReturn:
-    raise ValueError(
-        f"event_id: a UUIDv7 whose time is {(told_us - now_us) // SECOND_US} s ahead of the server, "
-        f"at most {limits.ahead_us // SECOND_US} s are allowed: correct the clock, or send occurred_at"
-    )
-
-
-def _judge_occurred(occurred_us: int, now_us: int, limits: ArrivalLimits) -> Verdict | None:
+def _judge_time(what: str, time_us: int, now_us: int, limits: ArrivalLimits) -> Verdict | None:
     """None if the time is allowed. Raises `ValueError`, or, for what may still be a repeat, returns the refusal."""
-    if occurred_us < now_us - limits.past_us:
-        detail = (
-            f"occurred_at: {(now_us - occurred_us) // SECOND_US} s old, "
-            f"at most {limits.past_us // SECOND_US} s are allowed"
-        )
-        if occurred_us < now_us - limits.past_us - REPEATED_US:
+    if time_us < now_us - limits.past_us:
+        detail = f"{what} {(now_us - time_us) // SECOND_US} s old, at most {limits.past_us // SECOND_US} s are allowed"
+        if time_us < now_us - limits.past_us - REPEATED_US:
             raise ValueError(detail)
         return Verdict(Status.REJECTED, Reason.INVALID, detail)
-    if occurred_us > now_us + limits.ahead_us:
+    if time_us > now_us + limits.ahead_us:
         raise ValueError(
-            f"occurred_at: {(occurred_us - now_us) // SECOND_US} s ahead of the server, "
+            f"{what} {(time_us - now_us) // SECOND_US} s ahead of the server, "
             f"at most {limits.ahead_us // SECOND_US} s are allowed"
         )
     return None

@@ -7,8 +7,9 @@ A `CampaignState` is owned by one actor. The actor feeds it what arrives and doe
     entries --admit--> ReserveRequest --Redis--> apply --> Reservation --Postgres--> committed | again | ...
 
 - `admit` takes waiting entries. An id that is already under way here joins that entry (`repeats`) and shares
-  its fate. An entry whose own time lies before the dedup window is *late*: Postgres is asked first, under the
-  generation of the call. One that is too old is asked for without a budget. The rest becomes one `ReserveRequest`.
+  its fate. An entry whose id time is not above the watermark is *late*: Postgres is asked first, under the
+  generation and the bucket of the call. One that is too old is asked for without a budget. The rest becomes one
+  `ReserveRequest`.
 - `apply` reads the letters of the reply. Accepted entries become a `Reservation`, which a flush makes durable.
   Ids that Redis knows (D, P) are looked up in Postgres: only what is there is a duplicate.
 - `settle` is the only way out: it gives an entry, and those that joined it, their verdict.
@@ -27,6 +28,7 @@ from typing import Final
 import msgspec
 
 from engine.lifecycle import LOADING, OPEN, STOPPED, TRANSITIONS, IllegalTransition, Signal
+from engine.memory import MemoryPolicy
 from engine.model import (
     BILLABLE,
     SECOND_US,
@@ -40,14 +42,32 @@ from engine.model import (
     Verdict,
 )
 from engine.pacing import SpendDay, allowance_micros, day_of_number, seconds_between, seconds_until_room, spend_day
+from engine.ports import (
+    AHEAD,
+    ALL_LOOKED_UP,
+    COUNTS_FOR_CAP,
+    FREE,
+    NO_CAP,
+    NO_TIME,
+    NONE_LOOKED_UP,
+    LedgerRow,
+    Letter,
+    Reserve,
+    Reserved,
+)
 from engine.ports import BILLABLE as BILLABLE_FLAG
-from engine.ports import COUNTS_FOR_CAP, FREE, NO_CAP, LedgerRow, Letter, Reserve, Reserved
-from engine.submission import NOT_LOOKED_UP, Entry
-from engine.verdicts import DAILY_BUDGET, ID_REUSED, IN_FLIGHT, INACTIVE, TOTAL_BUDGET, UNAVAILABLE
+from engine.submission import Entry
+from engine.verdicts import DAILY_BUDGET, ID_REUSED, IN_FLIGHT, INACTIVE, NO_ROOM, TOTAL_BUDGET, UNAVAILABLE
 
-# An entry is reserved at most so often (each time, a cause has been dealt with), and only while its sender may wait:
-# what was looked up for it grows old, as does the dedup window. Who is refused then is told to come again.
+# Reserve an entry at most so often (each time, a cause has been dealt with), and only before its request's deadline.
+# Then answer `retry`.
 ATTEMPTS_MAX: Final = 8
+# An id time that is further ahead of its receipt than this is that of a clock that is wrong. Such ids have buckets of
+# their own, so that the watermark does not rise above the id times of all others when they are forgotten.
+AHEAD_US: Final = 2 * SECOND_US
+# No bucket is known, nor a watermark: as if nothing was ever forgotten. Redis knows better, and says so (`Behind`).
+NO_BUCKET: Final = -1
+NOTHING_FORGOTTEN: Final = NO_TIME - 1
 # Tags of committed reservations that one call carries: Lua's `unpack` holds far more, a round seldom brings more.
 COMMITTED_TAGS_MAX: Final = 500
 
@@ -59,21 +79,19 @@ class ReserveRequest(msgspec.Struct, frozen=True, gc=False):
     entries: Sequence[Entry]
     plan: Campaign
     today: SpendDay
-    decided_us: int
 
 
 class Reservation:
     """The accepted entries of one call, on their way to Postgres (`ports.Batch`)."""
 
-    __slots__ = ("amount_micros", "campaign_id", "decided_us", "generation", "rows", "spend_day", "tag")
+    __slots__ = ("amount_micros", "campaign_id", "generation", "rows", "spend_day", "tag")
 
-    def __init__(self, call: Reserve, rows: Sequence[Entry], amount_micros: int, decided_us: int) -> None:
+    def __init__(self, call: Reserve, rows: Sequence[Entry], amount_micros: int) -> None:
         self.campaign_id = call.campaign_id
         self.generation = call.generation
         self.tag = call.tag
         self.spend_day = call.day
         self.amount_micros = amount_micros
-        self.decided_us = decided_us
         self.rows = rows
 
 
@@ -96,16 +114,13 @@ class CampaignState:
     """Plan, generation, spend day and what is under way, of one campaign in one engine process."""
 
     __slots__ = (
-        "_asked_too_old", "_cost_micros", "_flags", "campaign_id", "committed", "fresh_us", "generation",
-        "generation_seen", "in_flight", "phase", "plan", "slack_us", "today", "turn_us", "voids", "wait_us",
+        "_asked_too_old", "_cost_micros", "_flags", "bucket", "campaign_id", "committed", "generation",
+        "generation_seen", "in_flight", "phase", "plan", "today", "voids", "wait_us", "watermark_us",
     )  # fmt: skip
 
-    def __init__(
-        self, campaign_id: CampaignId, *, turn_seconds: int, fresh_seconds: int, slack_seconds: int, wait_seconds: float
-    ) -> None:
+    def __init__(self, campaign_id: CampaignId, *, wait_seconds: float) -> None:
         self.campaign_id = campaign_id
-        self.turn_us, self.fresh_us = turn_seconds * SECOND_US, fresh_seconds * SECOND_US
-        self.slack_us, self.wait_us = slack_seconds * SECOND_US, int(wait_seconds * SECOND_US)
+        self.wait_us = int(wait_seconds * SECOND_US)
         self.phase = LOADING
         self.plan: Campaign | None = None
         self._flags: bytes = b""  # the kind of each event type under the plan
@@ -114,6 +129,8 @@ class CampaignState:
         self.today: SpendDay | None = None
         self.generation = 0  # the one that the next call names
         self.generation_seen = 0  # the highest one seen in Postgres: no older one is used
+        self.bucket = NO_BUCKET  # of the dedup window under that generation, as Redis told last
+        self.watermark_us = NOTHING_FORGOTTEN
         self.in_flight: dict[bytes, Entry] = {}
         self.committed: list[int] = []  # tags that are durable; Redis does not know it yet
         self.voids: list[tuple[int, int]] = []  # (generation, tag) to undo; Redis does not know it yet
@@ -147,7 +164,18 @@ class CampaignState:
         """A generation was seen in Postgres: older ones, and what was decided under them, no longer count."""
         if generation > self.generation_seen:
             self.generation_seen = generation
-            self.generation = max(self.generation, generation)
+            self.use_generation(max(self.generation, generation))
+
+    def use_generation(self, generation: int) -> None:
+        """The next call names this one. What is known of the dedup window is so under one generation only."""
+        if generation != self.generation:
+            self.generation = generation
+            self.bucket, self.watermark_us = NO_BUCKET, NOTHING_FORGOTTEN
+
+    def see_window(self, generation: int, bucket: int, watermark_us: int) -> None:
+        """Redis told, under this generation, where the dedup window is."""
+        if generation == self.generation:
+            self.bucket, self.watermark_us = bucket, watermark_us
 
     def reach_day(self, day: int) -> None:
         """A later spend day was seen somewhere: ours moves forward, never back."""
@@ -158,10 +186,17 @@ class CampaignState:
 
     def recovered(self, generation: int) -> None:
         """Redis was made to follow this generation: what it was still to be told is settled."""
-        self.generation = max(generation, self.generation_seen)
+        self.use_generation(max(generation, self.generation_seen))
         self.committed.clear()
         self.voids.clear()
         self.signal(Signal.RECOVERED)
+
+    def counts_users_from(self, now_us: int) -> int | None:
+        """The spend day, if a cap is in force: whose users have to be counted. None: nobody's."""
+        plan = self.plan
+        if plan is None or plan.freq_cap_impressions_per_day is None:
+            return None
+        return spend_day(now_us, plan.timezone).day
 
     @property
     def quiet(self) -> bool:
@@ -170,7 +205,7 @@ class CampaignState:
 
     # --- the way of an event --------------------------------------------------------------------------------
 
-    def admit(self, waiting: Iterable[Entry], tag: int, now_us: int) -> Admitted:
+    def admit(self, waiting: Iterable[Entry], tag: int, policy: MemoryPolicy, now_us: int) -> Admitted:
         """Decide what to do with waiting entries: join, look up first, or reserve under this tag."""
         assert self.phase is OPEN
         assert self.plan is not None
@@ -178,26 +213,27 @@ class CampaignState:
         fresh: list[Entry] = []
         late: list[Entry] = []
         too_old: list[Entry] = []
-        in_flight, generation = self.in_flight, self.generation
-        oldest_us, waits_us = now_us - self.fresh_us, now_us - self.wait_us
+        in_flight, under, watermark_us = self.in_flight, (self.generation, self.bucket), self.watermark_us
+        unlooked_us, looked_bucket = ALL_LOOKED_UP, NONE_LOOKED_UP
+        waits_us = now_us - self.wait_us
         for entry in waiting:
             first = in_flight.setdefault(entry.event_id, entry)
             if first is not entry:
-                if first.repeats is None:
-                    first.repeats = []
-                first.repeats.append(entry)
+                first.join(entry)
             elif entry.submission is None and not entry.repeats:
                 del in_flight[entry.event_id]  # its deadline passed before anything was reserved
             elif entry.attempts >= ATTEMPTS_MAX or entry.received_us < waits_us:
                 self.settle(entry, UNAVAILABLE)
-            elif entry.refusal is None and entry.told_us is not None and entry.told_us >= oldest_us:  # Redis knows
-                entry.attempts += 1
-                fresh.append(entry)
-            elif entry.looked_up_under != generation:
-                late.append(entry)
             else:
+                if entry.id_time_us > watermark_us:  # if its id was ever committed, Redis knows it
+                    if entry.id_time_us < unlooked_us:
+                        unlooked_us = entry.id_time_us
+                elif entry.looked_up_under == under:
+                    looked_bucket = self.bucket
+                elif not entry.made_here or entry.attempts:
+                    late.append(entry)
+                    continue
                 entry.attempts += 1
-                entry.looked_up_under = NOT_LOOKED_UP
                 (fresh if entry.refusal is None else too_old).append(entry)
         back: list[Entry] = []
         if too_old:  # a call has one budget, and what is too old must have none: the two sorts take turns
@@ -205,19 +241,32 @@ class CampaignState:
             fresh, back = (too_old, fresh) if self._asked_too_old else (fresh, too_old)
             for entry in back:
                 entry.attempts -= 1
-                if entry.refusal is not None or entry.told_us is None or entry.told_us < oldest_us:
-                    entry.looked_up_under = generation  # no call carried it, so its look-up counts still
-        return Admitted(self._request(fresh, tag, now_us) if fresh else None, late, back)
+        if not fresh:
+            return Admitted(None, late, back)
+        return Admitted(self._request(fresh, tag, unlooked_us, looked_bucket, policy, now_us), late, back)
 
     def looking_up(self, entry: Entry) -> None:
-        """Postgres is about to be asked for this entry; the answer counts under the generation known now, no other.
+        """Postgres is about to be asked for this entry; the answer counts under generation and bucket known now.
 
-        The raise of that generation waited for every older flush, so the look-up sees what those flushes left. A later
-        raise may wait for a flush that the look-up did not see, and the rebuild after it leave out ids of that age.
+        As long as that bucket is the current one, nothing was forgotten: Redis knows what was committed after the
+        look-up. And the raise of that generation waited for every older flush, so the look-up sees what those left.
         """
-        entry.looked_up_under = self.generation
+        entry.looked_up_under = self.generation, self.bucket
 
-    def _request(self, entries: list[Entry], tag: int, now_us: int) -> ReserveRequest:
+    def not_tried(self, entries: Iterable[Entry]) -> None:
+        """The call that carried these certainly did nothing: as if they had never been in it."""
+        for entry in entries:
+            entry.attempts -= 1
+
+    def _request(
+        self,
+        entries: list[Entry],
+        tag: int,
+        unlooked_us: int,
+        looked_bucket: int,
+        policy: MemoryPolicy,
+        now_us: int,
+    ) -> ReserveRequest:
         plan, today = self.plan, self.today
         assert plan is not None
         assert today is not None
@@ -227,38 +276,48 @@ class CampaignState:
             assert today is not None
         if plan.active and entries[0].refusal is None:
             flags = self._flags
-            kinds = bytes([flags[entry.event_type] for entry in entries])
+            kinds = bytearray([flags[entry.event_type] for entry in entries])
             total_micros, cost_micros = plan.total_budget_micros, self._cost_micros
             cap = NO_CAP if plan.freq_cap_impressions_per_day is None else plan.freq_cap_impressions_per_day
         else:
             # No budget at all, for billable and free alike: Redis still tells duplicates from new events, and what is
             # too old from the repeat of an event whose flush is under way.
-            kinds = bytes([BILLABLE_FLAG]) * len(entries)
+            kinds = bytearray([BILLABLE_FLAG]) * len(entries)
             total_micros, cost_micros, cap = Micros(-1), Micros(0), NO_CAP
-        call = Reserve(  # by position: sixteen names take as long as all the rest of this
+        most_us = max([entry.id_time_us for entry in entries])
+        most_ahead_us = NO_TIME
+        if most_us > min([entry.received_us for entry in entries]) + AHEAD_US:  # (most often, none is ahead)
+            most_us, most_ahead_us = _mark_ahead(entries, kinds)
+        call = Reserve(  # by position: twenty names take as long as all the rest of this
             self.campaign_id,
             self.generation,
             tag,
             plan.version,
             today.day,
-            now_us // self.turn_us,  # turn
-            (now_us + self.slack_us) // self.turn_us,  # turn_latest
+            now_us,
+            policy.bucket_us,
+            unlooked_us,
+            looked_bucket,
+            most_us,
+            most_ahead_us,
             total_micros,
             plan.daily_budget_micros,
             allowance_micros(plan, today, now_us),
             cap,
             cost_micros,
-            kinds,
+            policy.new_users,
+            bytes(kinds),
             b"".join([entry.event_id for entry in entries]),
             [entry.user_id for entry in entries],
             self.committed[:COMMITTED_TAGS_MAX],
         )
-        return ReserveRequest(call, entries, plan, today, now_us)
+        return ReserveRequest(call, entries, plan, today)
 
     def apply(self, request: ReserveRequest, reply: Reserved, now_us: int) -> Applied:
         """Read the letters: settle what is refused, and return what is accepted or known."""
         call, letters = request.call, reply.letters
         assert len(letters) == len(request.entries)
+        self.see_window(call.generation, reply.bucket, reply.watermark_us)
         self.committed = self.committed[len(call.committed) :]
         accepted: list[Entry] = []
         known: list[tuple[Entry, Letter]] = []
@@ -279,7 +338,7 @@ class CampaignState:
             return Applied(None, known)
         assert call.total_budget_micros >= 0, "nothing is accepted without a budget"
         assert reply.total_micros <= call.total_budget_micros or amount_micros == 0
-        return Applied(Reservation(call, accepted, amount_micros, request.decided_us), known)
+        return Applied(Reservation(call, accepted, amount_micros), known)
 
     def settle_committed(self, reservation: Reservation) -> None:
         """Postgres has them all: accepted. Redis is told with the next call."""
@@ -290,15 +349,6 @@ class CampaignState:
             entry.settle(None)
             if entry.repeats is not None:
                 _settle_repeats(entry, entry.as_stored(reservation.tag), None)
-
-    def outlasted(self, reservation: Reservation, now_us: int) -> bool:
-        """Whether this commit took longer than a look-up counts: then raise the generation, which ends all look-ups.
-
-        Another engine may have looked one of its ids up before the commit, and reserve it up to `wait_us` later. As
-        long as a commit takes no longer than that, Redis still holds the id then. After a freeze it may not: once
-        Redis is told of the commit, nothing keeps the dedup window from moving past the id.
-        """
-        return now_us - reservation.decided_us > self.wait_us
 
     def settle_found(self, entry: Entry, stored: StoredEvent, tag: int | None = None) -> None:
         """Postgres has an event with this id: a duplicate, unless it is another event (or this very row)."""
@@ -340,6 +390,18 @@ def _flags(plan: Campaign) -> bytes:
     )
 
 
+def _mark_ahead(entries: Sequence[Entry], kinds: bytearray) -> tuple[int, int]:
+    """Flag those that are ahead of their receipt; the greatest id time of the others, and of these."""
+    most_us = most_ahead_us = NO_TIME
+    for place, entry in enumerate(entries):
+        if entry.id_time_us > entry.received_us + AHEAD_US:
+            kinds[place] |= AHEAD
+            most_ahead_us = max(most_ahead_us, entry.id_time_us)
+        else:
+            most_us = max(most_us, entry.id_time_us)
+    return most_us, most_ahead_us
+
+
 def _refusal(letter: int, request: ReserveRequest, today_micros: int, now_us: int) -> Verdict:
     """The verdict behind a letter that is neither accepted nor known, by the plan that it was decided under."""
     if not request.plan.active:
@@ -361,6 +423,8 @@ def _refusal(letter: int, request: ReserveRequest, today_micros: int, now_us: in
             return TOTAL_BUDGET
         case Letter.DAILY:
             return DAILY_BUDGET
+        case Letter.NO_ROOM:
+            return NO_ROOM
     raise AssertionError(f"unknown letter {letter!r}")
 
 

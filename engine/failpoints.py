@@ -27,12 +27,12 @@ _LEDGER: Final = (
     "unsafe",
 )  # fmt: skip
 _STORE: Final = (
-    "campaign", "create_campaign", "end_dead_sessions", "events_since", "flush", "halt", "heartbeat", "ids_received",
+    "campaign", "create_campaign", "end_dead_sessions", "events_since", "flush", "halt", "heartbeat",
     "listening", "look_up", "make_partitions", "page_campaigns", "plans", "probe", "raise_generations",
     "register_engine", "report", "retire_engine", "update_campaign", "users_on",
 )  # fmt: skip
 _SPANS: Final = ("store.listening",)
-_STREAMS: Final = ("store.ids_received", "store.users_on")
+_STREAMS: Final = ("store.users_on",)
 POINTS: Final = tuple(
     f"{store}.{call}.{when}"
     for store, calls in (("ledger", _LEDGER), ("store", _STORE))

@@ -19,7 +19,7 @@ from engine.campaign import Reservation
 from engine.locks import SEARCH_SECONDS, Locked, Suspects
 from engine.model import CampaignId
 from engine.outages import HELD_ROWS, Outages
-from engine.ports import Clock, Committed, EventStore, FlushReply, NotRun, Refused
+from engine.ports import Committed, EventStore, FlushReply, NotRun, Refused
 
 _Waiting = tuple[Actor, Reservation]
 
@@ -27,11 +27,8 @@ _Waiting = tuple[Actor, Reservation]
 class Flusher:
     """`put` reservations; `run` one worker a connection."""
 
-    def __init__(
-        self, store: EventStore, clock: Clock, outages: Outages, *, flush_events_max: int, queue_events_max: int
-    ) -> None:
+    def __init__(self, store: EventStore, outages: Outages, *, flush_events_max: int, queue_events_max: int) -> None:
         self._store = store
-        self._clock = clock
         self._outages = outages
         self._flush_events_max = flush_events_max
         self._queue_events_max = queue_events_max
@@ -230,11 +227,10 @@ class Flusher:
         return reply
 
     def _tell(self, part: Sequence[_Waiting], reply: FlushReply) -> None:
-        now_us = self._clock.now_us()
         for actor, reservation in part:
             self._events_under_way -= len(reservation.rows)
             try:
-                actor.flushed(reservation, reply, now_us)
+                actor.flushed(reservation, reply)
             except Exception:  # noqa: BLE001 - boundary: boundary.py
                 actor.fail()
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
-from engine.model import CampaignId
+from engine.model import SECOND_US, CampaignId
 from engine.ports import Closed, Done, Ledger, Lost, NotRun, Stale, Unknown
 
-# Redis knows ids for one to two turns, so a campaign whose state is this many turns behind was used by nobody while the
-# window could hold its ids: for one turn at least.
-IDLE_TURNS: Final = 2
 # A campaign with nothing but its sums left is dropped when it was used neither today nor yesterday. Its next use costs
 # a rebuild then, so this is no matter of minutes.
 IDLE_DAYS: Final = 2
+# A bucket closes with the first call after its time, put off by a second at most: one that has begun so long before
+# its time was over is that of a campaign without calls.
+PUT_OFF_US: Final = 2 * SECOND_US
 # A campaign is closed while it is rebuilt, and in a bulk of a thousand it waits for those before it, each of which may
 # take minutes. To drop a rebuild that goes on costs that rebuild; one that has stopped costs its memory for so long.
 ABANDONED_SECONDS: Final = 3_600.0
@@ -28,14 +28,15 @@ ABANDONED_SECONDS: Final = 3_600.0
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The state of one campaign in Redis. `day` and `turn` are 0 while it is rebuilt."""
+    """The state of one campaign in Redis. `day`, `bucket` and `began_us` are 0 while it is rebuilt."""
 
     campaign_id: CampaignId
     generation: int
     ours: bool  # written by the memory image that Redis is now
     open: bool
     day: int
-    turn: int
+    bucket: int  # the current one of the dedup window
+    began_us: int  # when that began
     pending: int  # reservations that nobody has settled
     users: int  # of `day`
     ids: int  # of the dedup window
@@ -50,12 +51,14 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True)
-class MoveOn:
-    """Move day and window of an idle campaign on, and drop the users and ids that they leave behind."""
+class Advance:
+    """Move the day on, and close the bucket if it is as old as `bucket_us` now: both forget what they leave behind."""
 
-    held: Held
+    campaign_id: CampaignId
+    generation: int
     day: int
-    turn: int
+    at_us: int
+    bucket_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class Recover(Enum):
 
 LEAVE: Final = Leave.LEAVE
 RECOVER: Final = Recover.RECOVER
-Decision = MoveOn | Drop | Leave | Recover
+Decision = Advance | Drop | Leave | Recover
 GiveBackReply = Done | Used | Lost | Stale | Closed | NotRun | Unknown
 
 
@@ -95,7 +98,7 @@ class SweptLedger(Ledger, Protocol):
         """What Redis holds of some campaigns: those that it finds from there on, a bounded number of keys."""
         ...
 
-    async def give_back(self, calls: Sequence[MoveOn | Drop]) -> list[GiveBackReply]:
+    async def give_back(self, calls: Sequence[Advance | Drop]) -> list[GiveBackReply]:
         """Free what idle campaigns hold, if they are still as they were found. It works in a full Redis, too."""
         ...
 
@@ -112,27 +115,26 @@ def decide_untrusted(held: Held, unchanged_seconds: float) -> Decision | None:
     return None
 
 
-def is_idle(held: Held, turn: int) -> bool:
-    """Whether nobody has used an open campaign for longer than the window holds ids."""
-    return held.turn <= turn - IDLE_TURNS
+def is_due(held: Held, now_us: int, bucket_us: int) -> bool:
+    """Whether the bucket of an open campaign should have closed: no call has come since."""
+    return now_us - held.began_us >= bucket_us + PUT_OFF_US
 
 
-def decide_idle(held: Held, today: int | None, turn: int, *, pressed: bool) -> Decision:
-    """What to do with an idle campaign whose spend day it is `today`; None: Postgres does not know it.
+def decide_due(held: Held, today: int | None, now_us: int, bucket_us: int, idle_us: int, *, pressed: bool) -> Decision:
+    """What to do with such a campaign, whose spend day it is `today`; None: Postgres does not know it.
 
-    `pressed`: Redis refuses for want of memory. Then the users of the present day go, too: a rebuild reads them again.
+    `pressed`: Redis refuses for want of memory. Then a campaign goes whole that was used by nobody for `idle_us`, with
+    the users of the present day: a rebuild reads them again.
     """
     if held.pending:
         return LEAVE if today is None else RECOVER
     if today is None:
         return Drop(held)
-    if not (held.users or held.ids):
-        return Drop(held) if held.day <= today - IDLE_DAYS else LEAVE
-    if pressed and held.day >= today:
-        return Drop(held)
-    if not held.ids:
-        return MoveOn(held, today, held.turn) if held.day < today else LEAVE
-    # Two turns further is just far enough to leave both buckets behind. No further, so that it still counts as idle;
-    # where it would not, there is time until it does.
-    onward = held.turn + IDLE_TURNS
-    return MoveOn(held, today, onward) if pressed or onward <= turn - IDLE_TURNS else LEAVE
+    idle = is_due(held, now_us, idle_us)
+    if held.ids and not (idle and pressed):
+        return Advance(held.campaign_id, held.generation, max(held.day, today), now_us, bucket_us)
+    if held.users or held.ids:
+        if held.day < today:
+            return Advance(held.campaign_id, held.generation, today, now_us, bucket_us)
+        return Drop(held) if idle and pressed else LEAVE
+    return Drop(held) if held.day <= today - IDLE_DAYS else LEAVE

@@ -13,7 +13,7 @@ import trio
 from engine import metrics
 from engine.errors import StoreUnavailable
 from engine.model import DAY_US
-from engine.ports import EventStore, Wanted
+from engine.ports import NO_TIME, Clock, EventStore, Wanted
 from engine.services import Absent, LookUp
 from engine.submission import Entry
 
@@ -21,8 +21,9 @@ from engine.submission import Entry
 class LookUps:
     """`put` look-ups; `run` answers them. What does not fit in the queue is answered at once: nothing is known."""
 
-    def __init__(self, store: EventStore, *, events_max: int, queue_events_max: int) -> None:
+    def __init__(self, store: EventStore, clock: Clock, *, events_max: int, queue_events_max: int) -> None:
         self._store = store
+        self._clock = clock
         self._events_max = events_max
         self._queue_events_max = queue_events_max
         self._queue: deque[LookUp] = deque()
@@ -49,12 +50,12 @@ class LookUps:
             await self._answer(batch)
 
     async def _answer(self, batch: Sequence[LookUp]) -> None:
-        started = trio.current_time()
+        started, now_us = trio.current_time(), self._clock.now_us()
         for each in batch:
             each.actor.state.looking_up(each.entry)
         try:
             found = await self._store.look_up(
-                [Wanted(each.entry.campaign_id, each.entry.event_id, days_of(each.entry)) for each in batch]
+                [Wanted(each.entry.campaign_id, each.entry.event_id, days_of(each.entry, now_us)) for each in batch]
             )
             # Redis may know an id from another identity day: an event whose time was changed by its sender.
             elsewhere = [
@@ -75,9 +76,13 @@ class LookUps:
             each.actor.looked_up(each, found.get((each.entry.campaign_id, each.entry.event_id)))
 
 
-def days_of(entry: Entry) -> list[int]:
-    """The identity days under which an entry may have been committed: its own, or three if it tells no time."""
-    if entry.told_us is not None:
+def days_of(entry: Entry, now_us: int) -> Sequence[int]:
+    """The identity days under which an event may have been committed: its own, if it tells a time.
+
+    Otherwise that is the day on which it was received first: up to two days before it was received here (duplicates are
+    known for 48 hours). Nor is today the last: another try, received beyond midnight by a clock that is ahead, may have
+    been committed already.
+    """
+    if entry.id_time_us != NO_TIME:
         return [entry.day]
-    today = entry.received_us // DAY_US
-    return [today, today - 1, today - 2]
+    return range(entry.received_us // DAY_US - 2, now_us // DAY_US + 2)

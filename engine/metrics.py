@@ -40,6 +40,9 @@ events_open = Gauge("headrace_events_open", "Events without a verdict.", multipr
 requests_shed = Counter("headrace_requests_shed_total", "Requests refused unread: the engine was full.")
 flush_queue_events = Gauge("headrace_flush_queue_events", "Events waiting for a flush.", multiprocess_mode="livesum")
 actors = Gauge("headrace_actors", "Live campaigns.", multiprocess_mode="livesum")
+campaigns_closed = Gauge(
+    "headrace_campaigns_closed", "Campaigns that wait for their recovery.", multiprocess_mode="livesum"
+)
 differences = Counter("headrace_differences_total", "Contradictions that were found; each halts its campaign.")
 # (The same campaign is halted for every process: of several, the one that knows of most.)
 campaigns_halted = Gauge(

@@ -9,23 +9,23 @@ from typing import Final
 
 # CLOSED means that somebody recovers this campaign: look again after 20, 40, … ms, 2.5 s in all, then recover.
 CLOSED_PAUSES_SECONDS: Final = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
-# A call that came too late for its turn is decided again, in time. Twice running, it is Redis whose turn is wrong,
-# and because turns only move forward, it would stay wrong.
-LATE_TURNS_MAX: Final = 1
+# Calls that Redis refuses for want of memory, and that are tried again: ids are forgotten for each. What does not help
+# twice running does not help soon, and whoever waits should hear so.
+FULL_MAX: Final = 2
 
 
 class Patience:
     """What was refused since the last call that was not."""
 
-    __slots__ = ("_closed", "_late_turns")
+    __slots__ = ("_closed", "_full")
 
     def __init__(self) -> None:
         self._closed = 0
-        self._late_turns = 0
+        self._full = 0
 
     def restore(self) -> None:
         """A call was decided: all is well."""
-        self._closed = self._late_turns = 0
+        self._closed = self._full = 0
 
     @property
     def meets_closed(self) -> bool:
@@ -40,10 +40,10 @@ class Patience:
         self._closed += 1
         return CLOSED_PAUSES_SECONDS[self._closed - 1]
 
-    def late_for_its_turn(self) -> bool:
-        """A call came too late for its turn: whether to decide it again; else it is time to recover the campaign."""
-        if self._late_turns == LATE_TURNS_MAX:
-            self._late_turns = 0
+    def full(self) -> bool:
+        """Redis has no memory for a call: whether to try it again."""
+        if self._full == FULL_MAX:
+            self._full = 0
             return False
-        self._late_turns += 1
+        self._full += 1
         return True

@@ -22,21 +22,24 @@ from engine.model import (
     Campaign,
     CampaignId,
     CampaignSpend,
-    EventId,
     EventType,
     NewCampaign,
     Report,
     StoredEvent,
 )
 from engine.roster import Roster as Roster
-from engine.steps import Begin, Emptied, Kept, LoadIds, LoadUsers, Mismatch, Ready
+from engine.steps import Begin, Emptied, Kept, LoadUsers, Mismatch, Ready
 
 # Flags of one event in `Reserve.kinds`.
 FREE: Final = 0
 BILLABLE: Final = 1
 COUNTS_FOR_CAP: Final = 2
+AHEAD: Final = 4
 
 NO_CAP: Final = -1
+NO_TIME: Final = -1  # the id time of an event whose id tells none
+ALL_LOOKED_UP: Final = 2**53 - 1  # `Reserve.unlooked_us`: later than every id time
+NONE_LOOKED_UP: Final = -1  # `Reserve.looked_bucket`
 UNTOUCHED_DAY: Final = 0  # `LedgerRow.spend.day` before the first commit
 
 
@@ -49,6 +52,7 @@ class Letter(bytes, Enum):
     TOTAL = b"T"
     DAILY = b"Y"
     PACED = b"W"
+    NO_ROOM = b"U"  # there is no memory for the count of another user
     ACCEPTED = b"A"
 
 
@@ -61,8 +65,10 @@ class Reserve(msgspec.Struct, frozen=True, gc=False):
     `kinds` has a byte an event (flags above), `ids` 16 bytes an event, `users` a string an event.
     `committed` are tags of earlier reservations that are durable: their pending records are dropped.
 
-    `turn` is that of the decision. Some of the events were not looked up because Redis must know their ids, had they
-    come before: that is so until the window has moved on beyond `turn_latest`, and Redis refuses after that.
+    `unlooked_us` is the least id time among those events that were not looked up in Postgres: what is at or below the
+    watermark must be. The others were looked up while `looked_bucket` was the current bucket, which it must be still.
+    `most_us` and `most_ahead_us` are the greatest id times of events that are not ahead, and of those that are. When the
+    events are decided, a bucket that is `bucket_us` old at `at_us` closes.
     """
 
     campaign_id: CampaignId
@@ -70,13 +76,18 @@ class Reserve(msgspec.Struct, frozen=True, gc=False):
     tag: int
     plan_version: int
     day: int
-    turn: int
-    turn_latest: int
+    at_us: int
+    bucket_us: int
+    unlooked_us: int
+    looked_bucket: int
+    most_us: int
+    most_ahead_us: int
     total_budget_micros: int
     daily_budget_micros: int
     allowance_micros: int
     cap: int
     cost_micros: int
+    new_users: bool
     kinds: bytes
     ids: bytes
     users: Sequence[str]
@@ -93,11 +104,13 @@ class Resolve(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reserved(msgspec.Struct, frozen=True, gc=False):
-    """One letter an event, and the sums afterwards (micros, reservations included)."""
+    """One letter an event, the sums afterwards (micros, reservations included), and the dedup window's place."""
 
     letters: bytes
     total_micros: int
     today_micros: int
+    bucket: int
+    watermark_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +144,17 @@ class PlanBehind:
 
 @dataclass(frozen=True, slots=True)
 class DayBehind:
-    """A later spend day is reached, or a later turn than this call was decided for: decide again."""
+    """A later spend day is reached: decide again."""
 
     day: int
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """The dedup window has moved on: some of the events have to be looked up, or looked up again, under this bucket."""
+
+    bucket: int
+    watermark_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +178,7 @@ class Unknown:
     detail: str
 
 
-ReserveReply = Reserved | Lost | Stale | Closed | PlanBehind | DayBehind | NotRun | Unknown
+ReserveReply = Reserved | Lost | Stale | Closed | PlanBehind | DayBehind | Behind | NotRun | Unknown
 ResolveReply = Done | Lost | Stale | Closed | NotRun | Unknown
 BeginReply = Kept | Emptied | Stale | NotRun | Unknown
 LoadReply = Done | Lost | Stale | Closed | NotRun | Unknown
@@ -187,7 +208,7 @@ class Ledger(Protocol):
         """For a recoverer: works while the campaign is closed."""
         ...
 
-    async def load(self, calls: Sequence[LoadUsers | LoadIds]) -> list[LoadReply]:
+    async def load(self, calls: Sequence[LoadUsers]) -> list[LoadReply]:
         """Chunks of a rebuild."""
         ...
 
@@ -226,15 +247,17 @@ class Row(Protocol):
     occurred_us: int
     received_us: int
     day: int  # identity day
+    id_time_us: int  # `NO_TIME` if it tells none
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
-    """The judge's row of one campaign."""
+    """The judge's row of one campaign. `latest_us` is the highest id time of what was ever committed."""
 
     campaign_id: CampaignId
     generation: int
     spend: CampaignSpend
+    latest_us: int
 
     @property
     def halted(self) -> str | None:
@@ -334,18 +357,14 @@ class EventStore(Protocol):
         ...
 
     def users_on(
-        self, days: Mapping[CampaignId, int]
+        self, days: Mapping[CampaignId, int], *, whole: bool
     ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[str, int]]], None]:
         """Impressions a user, each campaign on its spend day, in pieces of at most 10,000 users.
 
-        A campaign may be in many pieces, a user of it in one. It holds a connection: use `aclosing`.
+        `whole` reads the rows of those days once, for all campaigns: for many events. Otherwise it reads campaign by
+        campaign, by the unique key. A campaign may be in many pieces, a user of it in one. It holds a connection: use
+        `aclosing`.
         """
-        ...
-
-    def ids_received(
-        self, campaign_ids: Sequence[CampaignId], since_us: int
-    ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[EventId, int]]], None]:
-        """Ids and receive times of what was received since then, in pieces of at most 10,000. Use `aclosing`, too."""
         ...
 
     async def probe(self) -> str | None:

@@ -1,8 +1,8 @@
 """`headrace recover`, put together: a campaign's books rebuilt from its events, and Redis made to follow.
 
-Owns the order of the steps, which may be broken off anywhere and repeated: compare clocks, because the dedup window is
-rebuilt by ours; halt the campaign (if nobody has), so that
-nothing of it can commit; rewrite its books in Postgres, which puts it back in service; rebuild Redis from them. Engines
+Owns the order of the steps, which may be broken off anywhere and repeated: compare clocks, because ours says when the
+campaign's first bucket of the dedup window begins; halt the campaign (if nobody has), so that nothing of it can commit;
+rewrite its books in Postgres, which puts it back in service; rebuild Redis from them. Engines
 may run: those that are asked for the campaign meanwhile answer 503.
 """
 
@@ -21,7 +21,7 @@ from engine.ports import Ledger
 from engine.postgres.engines import clock_offset_us
 from engine.postgres.halt import Rebuilt, rebuild
 from engine.postgres.store import PostgresStore, open_store
-from engine.recovery import Case, Failed, Followed, Halted, Outcome, Recovery
+from engine.recovery import Case, Failed, Followed, Halted, Outcome, Reads, Recovery
 from engine.redis.ledger import open_ledger
 
 # Rebuilds until Redis follows. One is enough, two if Redis is ahead of a Postgres that lost commits; more only if
@@ -48,7 +48,7 @@ async def recover(db_url: str, redis_url: str, campaign_ids: Sequence[int], sett
             await _compare_clocks(store, settings)
             async with open_ledger(redis_url, settings) as ledger:
                 for campaign_id in campaign_ids:
-                    recovered += [await _bring_back(store, ledger, settings, CampaignId(campaign_id))]
+                    recovered += [await _bring_back(store, ledger, CampaignId(campaign_id))]
         except (EngineError, SettingsError) as error:
             refusal = error
     if refusal is not None:
@@ -65,9 +65,9 @@ async def _compare_clocks(store: PostgresStore, settings: Settings) -> None:
         )
 
 
-async def _bring_back(store: PostgresStore, ledger: Ledger, settings: Settings, campaign_id: CampaignId) -> Recovered:
+async def _bring_back(store: PostgresStore, ledger: Ledger, campaign_id: CampaignId) -> Recovered:
     clock = SteadyClock()
-    recovery = Recovery(ledger, store, clock, settings.dedup_turn_seconds * 1_000_000)
+    recovery = Recovery(ledger, store, clock)
     found: Rebuilt | None = None
     above_generation = 0
     for _ in range(_ROUNDS_MAX):
@@ -80,8 +80,10 @@ async def _bring_back(store: PostgresStore, ledger: Ledger, settings: Settings, 
         found = found or rebuilt
         raised = rebuilt.after.generation
         outcomes: list[Outcome] = []
-        case = Case(campaign_id, rebuilt.plan_version, lambda _: None, outcomes.append)
-        await recovery.recover([case], alone=True)
+        plan, _ = (await store.plans([campaign_id]))[campaign_id]
+        users_from = None if plan.freq_cap_impressions_per_day is None else 0  # of whatever day the ledger says
+        case = Case(campaign_id, rebuilt.plan_version, users_from, lambda _: None, outcomes.append)
+        await recovery.recover([case], Reads.ALL)
         match outcomes:
             case [Failed(why)]:
                 return Recovered(campaign_id, found, raised, f"its books are right, but Redis did not follow: {why}")

@@ -4,20 +4,23 @@ Owns the order of the steps, each of which is one exchange for many campaigns. S
 twice at once. Knows Redis and Postgres only through their ports, and no actor: who asks is told through its `Case`.
 
 Campaigns are recovered together and end one by one: whoever is halted, overtaken, or has to start over leaves the
-others' way. Nor does anybody wait for one of them: a campaign whose ledger row a flush holds, or whose rebuild reads
-much, ends as `Alone`, and is to be recovered by itself. That is the same recovery, of one.
+others' way. Nor does anybody wait for one of them: a campaign whose ledger row a flush holds ends as `Alone`, and is to
+be recovered by itself; one whose rebuild reads much ends as `Large`, and is to be recovered with others of the kind.
+
+A rebuild loads no id: what is committed is at or below the watermark, which comes from the ledger row. It loads the
+users of the ledger's day, where a cap asks for them today.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final, TypeVar
 
 from engine.errors import StoreUnavailable
-from engine.model import SECOND_US, CampaignId, EventId
+from engine.model import CampaignId
 from engine.ports import (
     Clock,
     Done,
@@ -29,15 +32,16 @@ from engine.ports import (
     Stale,
     Wanted,
 )
-from engine.steps import Begin, Emptied, Kept, LoadIds, LoadUsers, Pending, Ready
+from engine.steps import Begin, Emptied, Kept, LoadUsers, Pending, Ready
 
 T = TypeVar("T")
 
 # How often one recovery starts over (a MISMATCH rebuilds the second time) before it reports that it failed.
 ROUNDS_MAX: Final = 4
-# Receive times are the clocks of engines, which may be off by 30 s: ids are read from a minute earlier.
-CLOCK_SLACK_US: Final = 60 * SECOND_US
-# What rebuilds read together: about half a second, after which those campaigns go on. Who has more is read alone.
+# Events that a recovery reads by the unique key, campaign by campaign, the smallest first: a second or two. What is more
+# is cheaper in one pass over the day's rows. They are read in portions: about half a second, after which those
+# campaigns go on.
+KEYED_EVENTS: Final = 200_000
 PORTION_EVENTS: Final = 50_000
 # Pending reservations that are looked up and settled together, as a look-up of events takes them.
 SETTLED_MAX: Final = 5_000
@@ -68,49 +72,62 @@ class Halted:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """Others would have to wait for it: recover it by itself."""
+    """Others would have to wait for its row: recover it by itself."""
 
 
-Outcome = Followed | Failed | Halted | Alone
+@dataclass(frozen=True, slots=True)
+class Large:
+    """Others would have to wait for its users: recover it together with those of which the same is said."""
+
+
+Outcome = Followed | Failed | Halted | Alone | Large
+
+
+class Reads(Enum):
+    """How much a recovery may read, and wait for, without others in the way."""
+
+    LITTLE = "little"  # no row that a flush holds, and no more than `KEYED_EVENTS`
+    MUCH = "much"  # one pass over the day's rows for all of its campaigns
+    ALL = "all"  # for one campaign: the row is waited for, too
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """A campaign to recover, and who is told of it.
 
-    `raised` is called with each generation that Postgres has committed, before Redis is touched: from then on, batches
-    of older generations are in or out for good. `ended` is called once, as soon as it is known how it ends.
+    `counts_users_from`: a cap is in force, and it is this spend day (None: no cap is). Users of an earlier one are not
+    read: should anybody reserve for it yet, Redis has it rebuilt. `raised` is called with each generation that Postgres
+    has committed, before Redis is touched: from then on, batches of older generations are in or out for good. `ended` is
+    called once, as soon as it is known how it ends.
     """
 
     campaign_id: CampaignId
     plan_version: int
+    counts_users_from: int | None
     raised: Callable[[int], None]
     ended: Callable[[Outcome], None]
 
 
-@dataclass(frozen=True, slots=True)
 class Recovery:
-    """`recover` campaigns. `turn_us` is the length of the dedup window's turn."""
+    """`recover` campaigns."""
 
-    ledger: Ledger
-    store: EventStore
-    clock: Clock
-    turn_us: int
+    def __init__(self, ledger: Ledger, store: EventStore, clock: Clock) -> None:
+        self.ledger = ledger
+        self.store = store
+        self.clock = clock
+        self.users_read = 0  # by all recoveries so far
 
-    async def recover(self, cases: Iterable[Case], *, alone: bool = False) -> None:
-        """Fence what is under way, then bring Redis to what Postgres says. Each campaign once; raises nothing.
-
-        `alone`, which is for one campaign: wait for a flush that holds its row, and read whatever there is.
-        """
+    async def recover(self, cases: Iterable[Case], reads: Reads = Reads.LITTLE) -> None:
+        """Fence what is under way, then bring Redis to what Postgres says. Each campaign once; raises nothing."""
         waiting = {case.campaign_id: case for case in cases}
-        assert len(waiting) == 1 or not alone
+        assert len(waiting) == 1 or reads is not Reads.ALL
         for _ in range(ROUNDS_MAX):
             if not waiting:
                 return
             attempt = _Attempt(waiting)
             try:
-                await self._raise(attempt, alone=alone)
-                await self._follow(attempt, alone=alone)
+                await self._raise(attempt, wait=reads is Reads.ALL)
+                await self._follow(attempt, reads)
             except StoreUnavailable as away:
                 for campaign_id in list(attempt.cases):
                     attempt.end(campaign_id, Failed(str(away)))
@@ -119,9 +136,9 @@ class Recovery:
         for campaign_id, case in waiting.items():
             case.ended(Failed(f"Redis did not follow campaign {campaign_id} in {ROUNDS_MAX} rounds"))
 
-    async def _raise(self, attempt: _Attempt, *, alone: bool) -> None:
+    async def _raise(self, attempt: _Attempt, *, wait: bool) -> None:
         """Step 1, of which one more does no harm: an unknown outcome is repeated by the next recovery."""
-        rows = await self.store.raise_generations(list(attempt.cases), wait=alone)
+        rows = await self.store.raise_generations(list(attempt.cases), wait=wait)
         for campaign_id, case in list(attempt.cases.items()):
             if campaign_id not in rows:
                 attempt.end(campaign_id, Failed(f"campaign {campaign_id} is not in Postgres"))
@@ -135,7 +152,7 @@ class Recovery:
             if row.halted is not None:
                 attempt.end(campaign_id, Halted(row.generation, row.halted))
 
-    async def _follow(self, attempt: _Attempt, *, alone: bool) -> None:
+    async def _follow(self, attempt: _Attempt, reads: Reads) -> None:
         """Steps 2 to 4, each under its new generation."""
         if not attempt.rows:
             return
@@ -150,18 +167,20 @@ class Recovery:
                     emptied.append(attempt.rows[call.campaign_id])
                 case _:
                     attempt.heed(call.campaign_id, begun)
-        turn, _ = self._turns()
         await self._settle(attempt, kept)
         # (Before its first commit there is nothing to read, and every older batch is out for good since the raise.)
-        at_once = [*kept, *(row.campaign_id for row in emptied if row.untouched)]
-        await self._ready(attempt, dict.fromkeys(at_once, turn))
-        for portion in await self._portions(attempt, [row for row in emptied if not row.untouched], alone=alone):
-            await self._ready(attempt, await self._rebuild(attempt, portion))
-
-    def _turns(self) -> tuple[int, int]:
-        """The turn that it is, and the latest that a right clock may have reached."""
-        now_us = self.clock.now_us()
-        return now_us // self.turn_us, (now_us + CLOCK_SLACK_US) // self.turn_us
+        counted = [*kept, *(row.campaign_id for row in emptied if row.untouched)]
+        await self._ready(attempt, counted, users_loaded=True)
+        to_read = [row for row in emptied if not row.untouched and attempt.counts_users(row)]
+        uncounted = {row.campaign_id for row in emptied} - {row.campaign_id for row in to_read} - set(counted)
+        await self._ready(attempt, uncounted, users_loaded=False)
+        if not to_read:
+            return
+        if reads is Reads.LITTLE:
+            for portion in await self._portions(attempt, to_read):
+                await self._rebuild(attempt, portion, whole=False)
+        else:
+            await self._rebuild(attempt, to_read, whole=True)
 
     async def _settle(self, attempt: _Attempt, kept: Mapping[CampaignId, Sequence[Pending]]) -> None:
         """Every pending reservation: commit it if its first id stands under its very tag."""
@@ -175,69 +194,48 @@ class Recovery:
                 calls.append(Resolve(row.campaign_id, row.generation, each.tag, commit=commit))
             attempt.heed_all(calls, await self.ledger.settle(calls))
 
-    async def _ready(self, attempt: _Attempt, turns: Mapping[CampaignId, int]) -> None:
-        """Open those that are still under way, each with the turn that its window has reached."""
-        calls = [
-            Ready(row.campaign_id, row.generation, row.spend, turn, attempt.cases[row.campaign_id].plan_version)
-            for row, turn in ((attempt.rows[each], turn) for each, turn in turns.items() if each in attempt.rows)
-        ]
+    async def _ready(self, attempt: _Attempt, campaign_ids: Iterable[CampaignId], *, users_loaded: bool) -> None:
+        """Open those that are still under way."""
+        now_us = self.clock.now_us()
+        calls = []
+        for row in [attempt.rows[each] for each in campaign_ids if each in attempt.rows]:
+            version = attempt.cases[row.campaign_id].plan_version
+            calls.append(
+                Ready(row.campaign_id, row.generation, row.spend, version, row.latest_us, now_us, users_loaded)
+            )
         if calls:
             attempt.heed_all(calls, await self.ledger.ready(calls))
             for call in calls:
                 if call.campaign_id in attempt.rows:
                     attempt.end(call.campaign_id, Followed(call.generation))
 
-    async def _portions(
-        self, attempt: _Attempt, rows: Sequence[LedgerRow], *, alone: bool
-    ) -> Iterable[Sequence[LedgerRow]]:
-        """Who is rebuilt together, the small ones first. How large they are is a matter of time only."""
-        if alone or not rows:
-            return [rows] if rows else []
+    async def _portions(self, attempt: _Attempt, rows: Sequence[LedgerRow]) -> Iterable[Sequence[LedgerRow]]:
+        """Who is read together, by the unique key, the small ones first. How large they are is a matter of time only."""
         events = await self.store.events_since({row.campaign_id: row.spend.day for row in rows})
         portions: list[list[LedgerRow]] = [[]]
-        read = 0
+        read = read_before = 0
         for row in sorted(rows, key=lambda row: events[row.campaign_id]):
-            size = events[row.campaign_id]
-            if size > PORTION_EVENTS:
-                attempt.end(row.campaign_id, Alone())
+            read += events[row.campaign_id]
+            if read > KEYED_EVENTS:
+                attempt.end(row.campaign_id, Large())
                 continue
-            if read + size > PORTION_EVENTS:
+            if read - read_before > PORTION_EVENTS and portions[-1]:
                 portions.append([])
-                read = 0
+                read_before = read - events[row.campaign_id]
             portions[-1].append(row)
-            read += size
         return filter(None, portions)
 
-    async def _rebuild(self, attempt: _Attempt, portion: Sequence[LedgerRow]) -> dict[CampaignId, int]:
-        """Users of the ledger's day, and ids received in the last two turns, read after the raise; the turns reached.
-
-        That is one more than ours where an engine's clock is ahead of it: its ids stay as long as it expects. It is
-        never beyond `latest`, which no right clock has passed: whoever has the time would be refused until then.
-        """
-        turn, latest = self._turns()
-        reached = dict.fromkeys([row.campaign_id for row in portion], turn)
-        async with aclosing(self.store.users_on({row.campaign_id: row.spend.day for row in portion})) as pieces:
+    async def _rebuild(self, attempt: _Attempt, portion: Sequence[LedgerRow], *, whole: bool) -> None:
+        """Users of the ledger's day, read after the raise; then open."""
+        days = {row.campaign_id: row.spend.day for row in portion if row.campaign_id in attempt.rows}
+        async with aclosing(self.store.users_on(days, whole=whole)) as pieces:
             async for users in pieces:
-                if not await self._load(attempt, reached, attempt.loads_of_users(users)):
-                    return reached
-        oldest = turn - 1
-        since_us = oldest * self.turn_us - CLOCK_SLACK_US
-        async with aclosing(self.store.ids_received(list(reached), since_us)) as received:
-            async for ids in received:
-                calls = list(attempt.loads_of_ids(ids, self.turn_us, oldest, latest))
-                for call in calls:
-                    reached[call.campaign_id] = max(reached[call.campaign_id], call.turn)
-                if not await self._load(attempt, reached, calls):
-                    return reached
-        return reached
-
-    async def _load(
-        self, attempt: _Attempt, portion: Iterable[CampaignId], calls: Iterable[LoadUsers | LoadIds]
-    ) -> bool:
-        """Load a piece; whether anybody is left to go on for."""
-        sent = list(calls)
-        attempt.heed_all(sent, await self.ledger.load(sent))
-        return any(campaign_id in attempt.rows for campaign_id in portion)
+                self.users_read += sum(map(len, users.values()))
+                calls = list(attempt.loads_of_users(users))
+                attempt.heed_all(calls, await self.ledger.load(calls))
+                if not any(campaign_id in attempt.rows for campaign_id in days):
+                    return  # nobody is left to go on for
+        await self._ready(attempt, days, users_loaded=True)
 
 
 class _Attempt:
@@ -252,6 +250,11 @@ class _Attempt:
         """It leaves the way of the others."""
         self.rows.pop(campaign_id, None)
         self.cases.pop(campaign_id).ended(outcome)
+
+    def counts_users(self, row: LedgerRow) -> bool:
+        """Whether a cap asks for the users of the ledger's day."""
+        today = self.cases[row.campaign_id].counts_users_from if row.campaign_id in self.cases else None
+        return today is not None and row.spend.day >= today
 
     def heed(self, campaign_id: CampaignId, reply: object) -> None:
         """Let it go on after `Done`; otherwise do what the reply means for a recovery."""
@@ -269,7 +272,7 @@ class _Attempt:
                 del self.rows[campaign_id]
                 self.again[campaign_id] = self.cases.pop(campaign_id)
 
-    def heed_all(self, calls: Sequence[Resolve | LoadUsers | LoadIds | Ready], replies: Sequence[object]) -> None:
+    def heed_all(self, calls: Sequence[Resolve | LoadUsers | Ready], replies: Sequence[object]) -> None:
         """Of a campaign with many calls the first reply that is not `Done` counts."""
         for call, reply in zip(calls, replies, strict=True):
             if call.campaign_id in self.rows:
@@ -281,23 +284,6 @@ class _Attempt:
             if campaign_id in self.rows:
                 for chunk in _parts(users, CHUNK):
                     yield LoadUsers(campaign_id, self.rows[campaign_id].generation, chunk)
-
-    def loads_of_ids(
-        self, piece: Mapping[CampaignId, Sequence[tuple[EventId, int]]], turn_us: int, oldest: int, latest: int
-    ) -> Iterator[LoadIds]:
-        """Chunks of a piece, each id under the turn in which it was received, by its receiver's clock.
-
-        (The ids of every other turn share a bucket; one that stays longer than it must does no harm.)
-        """
-        for campaign_id, received in piece.items():
-            if campaign_id in self.rows:
-                of_turn: defaultdict[int, list[EventId]] = defaultdict(list)
-                for event_id, received_us in received:
-                    of_turn[received_us // turn_us].append(event_id)
-                for turn, ids in of_turn.items():
-                    for chunk in _parts(ids, CHUNK):
-                        generation = self.rows[campaign_id].generation
-                        yield LoadIds(campaign_id, generation, min(latest, max(oldest, turn)), chunk)
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -23,7 +23,8 @@ from engine.leftovers import SweptLedger
 from engine.lifecycle import Phase
 from engine.lookups import LookUps
 from engine.mailbox import Mailbox
-from engine.model import Campaign, CampaignId, HeartbeatReply, Verdict
+from engine.memory import MemoryPolicy
+from engine.model import SECOND_US, Campaign, CampaignId, HeartbeatReply, Verdict
 from engine.outages import Outages
 from engine.ports import Clock, EventStore, NotRun
 from engine.probes import Probes
@@ -94,7 +95,8 @@ class Registry:
             store,
             clock,
             number=engines.own,
-            turn_us=settings.dedup_turn_seconds * 1_000_000,
+            idle_us=settings.dedup_bucket_seconds * SECOND_US,
+            memory_policy=self.memory_policy,
             orphaned=engines.orphaned,
             take_up=self._take_up,
         )
@@ -103,17 +105,16 @@ class Registry:
         self._nursery = nursery
         self.flusher = Flusher(
             store,
-            clock,
             self.outages,
             flush_events_max=settings.flush_events_max,
             queue_events_max=settings.flush_queue_events_max,
         )
         self._rounds = Rounds(ledger, self.flusher, clock, events_max=settings.round_events_max)
         self._look_ups = LookUps(
-            store, events_max=settings.lookup_events_max, queue_events_max=settings.engine_events_max
+            store, clock, events_max=settings.lookup_events_max, queue_events_max=settings.engine_events_max
         )
         self._recoveries = Recoveries(
-            Recovery(ledger, store, clock, settings.dedup_turn_seconds * 1_000_000),
+            Recovery(ledger, store, clock),
             nursery,
             recoveries_max=settings.recoveries_max,
             recovered=self._recovered,
@@ -129,6 +130,7 @@ class Registry:
         self._faults: dict[CampaignId, deque[float]] = {}
         self._services = Services(
             next_tag=engines.next_tag,
+            memory_policy=self.memory_policy,
             run_soon=self._rounds.run_soon,
             flush=self.flusher.put,
             look_up=self._look_ups.put,
@@ -149,11 +151,16 @@ class Registry:
         self._nursery.start_soon(self._look_ups.run)
         self._nursery.start_soon(self._load_loop)
         self._nursery.start_soon(self._recoveries.run)
+        self._nursery.start_soon(self._recoveries.run_large)
         self._nursery.start_soon(self._passivation_loop)
         self._nursery.start_soon(self.sweep.run)
         self._nursery.start_soon(self.probes.run)
         for _ in range(self._settings.flush_connections):
             self._nursery.start_soon(self.flusher.run)
+
+    def memory_policy(self) -> MemoryPolicy:
+        """How Redis's memory is used, as it was found last."""
+        return MemoryPolicy(self._settings.dedup_bucket_seconds * SECOND_US, new_users=True)
 
     def start_soon(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run it in the engine's nursery."""
@@ -191,13 +198,7 @@ class Registry:
 
     def _new_actor(self, campaign_id: CampaignId) -> Actor:
         settings = self._settings
-        state = CampaignState(
-            campaign_id,
-            turn_seconds=settings.dedup_turn_seconds,
-            fresh_seconds=settings.fresh_seconds,
-            slack_seconds=settings.clock_slack_seconds,
-            wait_seconds=settings.request_deadline_seconds,
-        )
+        state = CampaignState(campaign_id, wait_seconds=settings.request_deadline_seconds)
         return Actor(
             state,
             Mailbox(settings.mailbox_events_max),

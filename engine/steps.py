@@ -30,24 +30,20 @@ class LoadUsers:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadIds:
-    """At most 1,000 committed ids, received in that turn of the dedup window."""
-
-    campaign_id: CampaignId
-    generation: int
-    turn: int
-    ids: Sequence[EventId]
-
-
-@dataclass(frozen=True, slots=True)
 class Ready:
-    """Open the campaign again, if its sums are the ledger's."""
+    """Open the campaign again, if its sums are the ledger's.
+
+    What only an empty state takes: the watermark (`latest_us`, the highest id time of what is committed), when its first
+    bucket begins, and whether the users of the ledger's day were loaded. If not, they are when a cap asks for them.
+    """
 
     campaign_id: CampaignId
     generation: int
     spend: CampaignSpend
-    turn: int
     plan_version: int
+    latest_us: int
+    at_us: int
+    users_loaded: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import msgspec
 
 from engine.model import CampaignId, Event, EventId, EventType, Invalid, Micros, StoredEvent, Verdict
 
-NOT_LOOKED_UP: Final = -1  # since the last call that carried it
+NOT_LOOKED_UP: Final = (-1, -1)
 
 
 class Entry(msgspec.Struct, eq=False, gc=False):
@@ -33,13 +33,14 @@ class Entry(msgspec.Struct, eq=False, gc=False):
     ad: bytes | None
     occurred_us: int
     received_us: int
-    told_us: int | None  # what the event itself says of its time; None: nothing
+    id_time_us: int  # what the event itself says of its time; `NO_TIME`: nothing
     day: int  # identity day
     refusal: Verdict | None = None  # what it hears unless it turns out to be the repeat of an accepted event
+    made_here: bool = False  # the server has made its id: nobody else can have sent it before its first call
     cost_micros: int = 0  # set when it is reserved
     attempts: int = 0  # calls of reserve that carried it
-    # The generation that was known when Postgres was last asked for it; a look-up counts under no other.
-    looked_up_under: int = NOT_LOOKED_UP
+    # Generation and bucket that were known when Postgres was last asked for it; a look-up counts under no others.
+    looked_up_under: tuple[int, int] = NOT_LOOKED_UP
     repeats: list[Entry] | None = None  # the same id again, while this one is under way
 
     @property
@@ -58,6 +59,12 @@ class Entry(msgspec.Struct, eq=False, gc=False):
         submission.open -= 1
         if submission.open == 0:
             submission.done(submission)
+
+    def join(self, entry: Entry) -> None:
+        """Another one with this id came while this one is under way: it shares its fate."""
+        if self.repeats is None:
+            self.repeats = []
+        self.repeats.append(entry)
 
     def settle_all(self, verdict: Verdict) -> None:
         """The same, for those too that joined it, which goes on."""

@@ -1,8 +1,8 @@
 """Gives back what ended campaigns hold in Redis: any engine, no leader, a bounded part of Redis a pass.
 
 Owns the loop and its pace, and where in Redis it is. What is done with one campaign is decided in `leftovers.py`. Only
-a campaign's own next call moves its day and window on, and a campaign that has ended makes none: without this, Redis
-would fill up with campaigns that are over. Knows no actor: what dead engines left pending is handed to `take_up`.
+a campaign's own next call moves its day and dedup window on, and a campaign that has ended makes none: without this,
+Redis would fill up with campaigns that are over. Knows no actor: what dead engines left pending is handed to `take_up`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from engine.errors import StoreUnavailable
 from engine.leftovers import (
     LEAVE,
     RECOVER,
+    Advance,
     Decision,
     Drop,
     Held,
-    MoveOn,
     SweptLedger,
-    decide_idle,
+    decide_due,
     decide_untrusted,
-    is_idle,
+    is_due,
 )
+from engine.memory import MemoryPolicy
 from engine.model import CampaignId
 from engine.pacing import spend_day
 from engine.ports import Clock, Done, EventStore, NotRun
@@ -59,15 +60,20 @@ class Sweep:
         clock: Clock,
         *,
         number: int,
-        turn_us: int,
+        idle_us: int,
+        memory_policy: Callable[[], MemoryPolicy],
         orphaned: Callable[[int], bool],
         take_up: Callable[[CampaignId], None],
     ) -> None:
-        """`number` is that of the engine; `orphaned` tells of a tag whether its engine is dead."""
+        """`number` is that of the engine; `orphaned` tells of a tag whether its engine is dead.
+
+        A campaign that nobody has used for `idle_us` is idle.
+        """
         self._ledger = ledger
         self._store = store
         self._clock = clock
-        self._turn_us = turn_us
+        self._idle_us = idle_us
+        self._memory_policy = memory_policy
         self._orphaned = orphaned
         self._take_up = take_up
         # Set by the engine. By a wrong clock, days would move on that are not over, and no day moves back.
@@ -111,7 +117,7 @@ class Sweep:
                 decisions = await self._decide(survey.held, pressed)
             except StoreUnavailable:
                 return
-            await self._give_back([each for each in decisions.values() if isinstance(each, MoveOn | Drop)])
+            await self._give_back([each for each in decisions.values() if isinstance(each, Advance | Drop)])
             room -= await self._recover([each for each, what in decisions.items() if what is RECOVER], room)
             self._cursor = survey.cursor
             if not self._cursor:
@@ -119,24 +125,26 @@ class Sweep:
                 return
 
     async def _decide(self, found: Sequence[Held], pressed: bool) -> dict[CampaignId, Decision]:
-        turn = self._clock.now_us() // self._turn_us
+        bucket_us, now_us = self._memory_policy().bucket_us, self._clock.now_us()
         decisions: dict[CampaignId, Decision] = {}
-        idle: list[Held] = []
+        due: list[Held] = []
         for held in found:
             decision = decide_untrusted(held, self._unchanged_seconds(held))
             if decision is not None:
                 decisions[held.campaign_id] = decision
-            elif is_idle(held, turn):
-                idle.append(held)
-        if idle:
-            plans = await self._store.plans([held.campaign_id for held in idle])
+            elif is_due(held, now_us, bucket_us):
+                due.append(held)
+        if due:
+            plans = await self._store.plans([held.campaign_id for held in due])
             now_us = self._clock.now_us()
-            for held in idle:
+            for held in due:
                 plan, row = plans.get(held.campaign_id, (None, None))
                 today = None if plan is None else spend_day(now_us, plan.timezone).day
                 # (What Redis holds of a halted campaign is left to whoever looks for what is wrong with its books.)
                 halted = row is not None and row.halted is not None
-                decisions[held.campaign_id] = LEAVE if halted else decide_idle(held, today, turn, pressed=pressed)
+                decisions[held.campaign_id] = (
+                    LEAVE if halted else decide_due(held, today, now_us, bucket_us, self._idle_us, pressed=pressed)
+                )
         return decisions
 
     def _unchanged_seconds(self, held: Held) -> float:
@@ -151,16 +159,16 @@ class Sweep:
             self._closed_now[held.campaign_id] = held, since
         return now - since
 
-    async def _give_back(self, calls: Sequence[MoveOn | Drop]) -> None:
+    async def _give_back(self, calls: Sequence[Advance | Drop]) -> None:
         if not calls:
             return
-        done = {MoveOn: 0, Drop: 0}
+        done = {Advance: 0, Drop: 0}
         for call, reply in zip(calls, await self._ledger.give_back(calls), strict=True):
             done[type(call)] += isinstance(reply, Done)  # any other: it was used meanwhile, or the next pass comes by
-        metrics.leftovers.labels("moved on").inc(done[MoveOn])
+        metrics.leftovers.labels("advanced").inc(done[Advance])
         metrics.leftovers.labels("dropped").inc(done[Drop])
         if any(done.values()):
-            log.info("idle campaigns in Redis: %d moved on, %d dropped", done[MoveOn], done[Drop])
+            log.info("idle campaigns in Redis: %d moved on, %d dropped", done[Advance], done[Drop])
 
     async def _recover(self, campaign_ids: Sequence[CampaignId], room: int) -> int:
         """Have those recovered, up to so many, that hold reservations of dead engines; how many that were."""

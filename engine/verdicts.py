@@ -18,4 +18,7 @@ DAILY_BUDGET: Final = Verdict(Status.REJECTED, Reason.DAILY_BUDGET, "today's bud
 UNKNOWN_CAMPAIGN: Final = Verdict(Status.REJECTED, Reason.UNKNOWN_CAMPAIGN, "there is no campaign with this id")
 IN_FLIGHT: Final = Verdict(Status.RETRY, Reason.IN_FLIGHT, "an event with this id is under way elsewhere", 1)
 UNAVAILABLE: Final = Verdict(Status.RETRY, Reason.UNAVAILABLE, "a store gave no certain answer; a retry is safe", 1)
+# Users can't be forgotten before their day is over, so this may last; minutes later, campaigns may have ended, or an
+# operator has given Redis more.
+NO_ROOM: Final = Verdict(Status.RETRY, Reason.OVERLOADED, "there is no memory left to count another user's events", 300)
 OVERLOADED: Final = Verdict(Status.RETRY, Reason.OVERLOADED, "more events are waiting than may wait", 1)

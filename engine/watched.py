@@ -15,8 +15,8 @@ from typing import Final, TypeVar
 import trio
 
 from engine.errors import StoreBusy, StoreUnavailable
-from engine.leftovers import Drop, GiveBackReply, MoveOn, Survey, SweptLedger
-from engine.model import Campaign, CampaignId, EventId, StoredEvent
+from engine.leftovers import Advance, Drop, GiveBackReply, Survey, SweptLedger
+from engine.model import Campaign, CampaignId, StoredEvent
 from engine.outages import HELD_ROWS, Outages
 from engine.ports import (
     Batch,
@@ -35,10 +35,10 @@ from engine.ports import (
     Unknown,
     Wanted,
 )
-from engine.steps import Begin, LoadIds, LoadUsers, Ready
+from engine.steps import Begin, LoadUsers, Ready
 
 T = TypeVar("T")
-_Call = Reserve | Resolve | Begin | LoadUsers | LoadIds | Ready
+_Call = Reserve | Resolve | Begin | LoadUsers | Ready
 
 REDIS: Final = "Redis"
 POSTGRES: Final = "Postgres"
@@ -83,7 +83,7 @@ class WatchedLedger:
         """Settle reservations of closed campaigns."""
         return self._judge(calls, await self._ledger.settle(calls))
 
-    async def load(self, calls: Sequence[LoadUsers | LoadIds]) -> list[LoadReply]:
+    async def load(self, calls: Sequence[LoadUsers]) -> list[LoadReply]:
         """Chunks of a rebuild."""
         return self._judge(calls, await self._ledger.load(calls))
 
@@ -99,7 +99,7 @@ class WatchedLedger:
         """What Redis holds of some campaigns. No event waits for the sweep, so its failures are no outage."""
         return await self._ledger.survey(cursor)
 
-    async def give_back(self, calls: Sequence[MoveOn | Drop]) -> list[GiveBackReply]:
+    async def give_back(self, calls: Sequence[Advance | Drop]) -> list[GiveBackReply]:
         """Free what idle campaigns hold."""
         return await self._ledger.give_back(calls)
 
@@ -182,20 +182,11 @@ class WatchedStore:
             return await self._store.events_since(days)
 
     async def users_on(
-        self, days: Mapping[CampaignId, int]
+        self, days: Mapping[CampaignId, int], *, whole: bool
     ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[str, int]]], None]:
         """Impressions a user, in pieces."""
         with self._watching():
-            async with aclosing(self._store.users_on(days)) as pieces:
-                async for piece in pieces:
-                    yield piece
-
-    async def ids_received(
-        self, campaign_ids: Sequence[CampaignId], since_us: int
-    ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[EventId, int]]], None]:
-        """Ids and receive times, in pieces."""
-        with self._watching():
-            async with aclosing(self._store.ids_received(campaign_ids, since_us)) as pieces:
+            async with aclosing(self._store.users_on(days, whole=whole)) as pieces:
                 async for piece in pieces:
                     yield piece
 

@@ -26,7 +26,7 @@ _FIELDS: Final = (
 
 _SELECT: Final = f"""
     SELECT c.id, {", ".join(f"c.{name}" for name in _FIELDS)}, c.version, c.created_at, l.gen, l.spent, l.day, l.today,
-           l.halted
+           l.halted, l.latest
       FROM campaigns AS c JOIN ledger AS l ON l.campaign_id = c.id
 """
 
@@ -102,9 +102,9 @@ async def read_plans(
 
 
 def ledger_row(row: asyncpg.Record) -> LedgerRow:
-    """The judge's row, from a record with id, gen, spent, day, today, halted."""
+    """The judge's row, from a record with id, gen, spent, day, today, halted, latest."""
     spend = CampaignSpend(Micros(row["spent"]), row["day"], Micros(row["today"]), row["halted"])
-    return LedgerRow(CampaignId(row["id"]), row["gen"], spend)
+    return LedgerRow(CampaignId(row["id"]), row["gen"], spend, row["latest"])
 
 
 async def _told(connection: Connection, campaign_id: int) -> asyncpg.Record | None:

@@ -60,6 +60,7 @@ class Sums:
     generation: int
     spend_day: int
     amount_micros: int = 0
+    latest_us: int = 0  # the highest id time of its rows
     hours: dict[int, list[int]] = field(default_factory=dict)
 
 
@@ -80,6 +81,7 @@ def sum_rows(batches: Sequence[Batch]) -> dict[CampaignId, Sums]:
                 f"campaign {batch.campaign_id}: rows cost {amount} micros, {batch.amount_micros} are reserved"
             )
         of_campaign.amount_micros += amount
+        of_campaign.latest_us = max(of_campaign.latest_us, max([row.id_time_us for row in batch.rows]))
     return sums
 
 
@@ -106,6 +108,7 @@ def guard_call(sums: dict[CampaignId, Sums]) -> str:
         [added.generation for added in sums.values()],
         [added.spend_day for added in sums.values()],
         [added.amount_micros for added in sums.values()],
+        [added.latest_us for added in sums.values()],
         *(zip(*rollups, strict=True) if rollups else [()] * 6),
     ]
     return f"SELECT headrace_guard({', '.join(_array(column) for column in columns)})"

@@ -66,11 +66,13 @@ _SUM: Final = """
 _HOLD: Final = "SELECT FROM ledger WHERE campaign_id = $1 FOR NO KEY UPDATE"
 
 # The raised generation is the news for engines. By two: `begin` keeps only the direct predecessor's state, so whoever
-# is the first to make Redis follow keeps nothing of what it had.
+# is the first to make Redis follow keeps nothing of what it had. Whatever was wrong with the row, no committed id has a
+# time above `latest` then: no setting lets it be further ahead of its receipt than an hour.
 _REWRITE_LEDGER: Final = """
     WITH rewritten AS (
         UPDATE ledger AS l
-           SET spent = $2, day = $3, today = $4, halted = NULL, gen = greatest(l.gen, $5) + 2,
+           SET spent = $2, day = $3, today = $4, halted = NULL, gen = greatest(l.gen, $5) + 2, latest = greatest(
+                   l.latest, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint + 3600000000),
                total_budget = c.total_budget_micros, daily_budget = c.daily_budget_micros
           FROM campaigns AS c
          WHERE l.campaign_id = $1 AND c.id = $1

@@ -6,7 +6,6 @@ loads. All of it is true after `raise_generation` has returned: every older batc
 
 from __future__ import annotations
 
-import struct
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -17,7 +16,6 @@ import asyncpg
 from engine.model import DAY_US, CampaignId, EventId, EventType, Micros, StoredEvent
 from engine.ports import LedgerRow, Wanted
 from engine.postgres.campaigns import ledger_row
-from engine.postgres.copy import TO_2000_US
 from engine.postgres.database import Connection, Database
 
 CHUNK: Final = 1_000  # the ledger's load takes so many at once
@@ -52,11 +50,11 @@ _RAISE: Final = """
         SELECT campaign_id FROM ledger WHERE campaign_id = ANY ($1) ORDER BY campaign_id FOR NO KEY UPDATE {locked}
     ), raised AS (
         UPDATE ledger AS l SET gen = gen + 1 FROM held WHERE l.campaign_id = held.campaign_id
-        RETURNING l.campaign_id AS id, gen, spent, day, today, halted
+        RETURNING l.campaign_id AS id, gen, spent, day, today, halted, latest
     )
     SELECT *, pg_notify('headrace_generation', id || ' ' || gen) FROM raised
      UNION ALL
-    SELECT campaign_id, NULL, NULL, NULL, NULL, NULL, NULL FROM ledger AS l
+    SELECT campaign_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM ledger AS l
      WHERE campaign_id = ANY ($1) AND NOT EXISTS (SELECT FROM raised WHERE raised.id = l.campaign_id)
 """
 _RAISE_WAITING: Final = _RAISE.format(locked="")
@@ -81,15 +79,6 @@ _USERS: Final = """
              GROUP BY e.campaign_id, e.user_id) AS u
      GROUP BY piece
 """
-_IDS: Final = """
-    SELECT array_agg(campaign_id), array_agg(ids)
-      FROM (SELECT campaign_id, piece, string_agg(uuid_send(event_id) || timestamptz_send(received_at), '') AS ids
-              FROM (SELECT campaign_id, event_id, received_at, (row_number() OVER () - 1) / $3 AS piece FROM events
-                     WHERE campaign_id = ANY ($1) AND received_at >= $2) AS e
-             GROUP BY campaign_id, piece) AS c
-     GROUP BY piece
-"""
-_ID_AND_TIME: Final = struct.Struct("!16sq")
 
 
 async def look_up(database: Database, wanted: Sequence[Wanted]) -> dict[tuple[CampaignId, bytes], StoredEvent]:
@@ -149,21 +138,6 @@ async def users_on(
             for campaign_id, user, impressions in zip(*piece, strict=True):
                 users[campaign_id].append((user, impressions))
             yield users
-
-
-async def ids_received(
-    database: Database, campaign_ids: Sequence[CampaignId], since_us: int, timeout_seconds: float
-) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[EventId, int]]], None]:
-    """Ids and receive times since then, in pieces."""
-    size = min(PIECE_MAX, CHUNK * len(campaign_ids))
-    async with aclosing(_rows(database, timeout_seconds, size, _IDS, campaign_ids, since_us)) as rows:
-        async for piece in rows:
-            yield {
-                campaign_id: [
-                    (event_id, us_2000 + TO_2000_US) for event_id, us_2000 in _ID_AND_TIME.iter_unpack(packed)
-                ]
-                for campaign_id, packed in zip(*piece, strict=True)
-            }
 
 
 async def _rows(

@@ -1,7 +1,7 @@
 """The door to Postgres: one object that is the engine's `EventStore`, `CampaignStore` and `Roster`.
 
 Owns the order in which connections are opened and checked, and nothing else: each topic has its module. A 200 rests
-on `flush` (flush.py, and the guard in migrations/0002_guard.sql).
+on `flush` (flush.py, and the guard in migrations/0005_watermark.sql).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from engine.model import (
     Campaign,
     CampaignId,
     CampaignSpend,
-    EventId,
     HeartbeatReply,
     NewCampaign,
     Report,
@@ -107,16 +106,10 @@ class PostgresStore:
         return await recovery.events_since(self.database, days)
 
     def users_on(
-        self, days: Mapping[CampaignId, int]
+        self, days: Mapping[CampaignId, int], *, whole: bool
     ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[str, int]]], None]:
         """Impressions a user, each campaign on its spend day, in pieces of at most 10,000 users."""
         return recovery.users_on(self.database, days, self._settings.query_timeout_seconds)
-
-    def ids_received(
-        self, campaign_ids: Sequence[CampaignId], since_us: int
-    ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[EventId, int]]], None]:
-        """Ids and receive times of what was received since then, in pieces of at most 10,000."""
-        return recovery.ids_received(self.database, campaign_ids, since_us, self._settings.query_timeout_seconds)
 
     # --- CampaignStore ---
 

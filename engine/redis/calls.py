@@ -23,10 +23,11 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from engine.leftovers import Drop, Held, MoveOn, Used
-from engine.model import CampaignId, CampaignSpend, EventId
+from engine.leftovers import Advance, Drop, Held, Used
+from engine.model import CampaignId, EventId
 from engine.ports import (
     BeginReply,
+    Behind,
     Closed,
     DayBehind,
     Done,
@@ -39,11 +40,11 @@ from engine.ports import (
     Stale,
     Unknown,
 )
-from engine.steps import Emptied, Kept, LoadIds, LoadUsers, Mismatch, Pending
+from engine.steps import Emptied, Kept, LoadUsers, Mismatch, Pending, Ready
 
 Command = tuple[bytes | str | int, ...]
 
-LIBRARY: Final = b"headrace3"  # of functions.lua: a number more with every change of what a function takes or answers
+LIBRARY: Final = b"headrace4"  # of functions.lua: a number more with every change of what a function takes or answers
 OPEN: Final = b"1"
 CLOSED: Final = b"0"
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -63,13 +64,13 @@ _REFUSALS: Final = (
 )
 _REFUSAL_CODES: Final = ("BUSY", "MISCONF", "NOREPLICAS", "SHAPE")
 # Redis ends so what comes out of a function that has begun, whatever its code is: then some of it may be written.
-_FROM_INSIDE: Final = "script: headrace3_"
+_FROM_INSIDE: Final = "script: headrace4_"
 
 
-def keys_of(campaign_id: CampaignId) -> tuple[str, str, str, str, str]:
-    """The five keys of a campaign, in the order of `functions.lua`; one hash tag, so one cluster slot."""
+def keys_of(campaign_id: CampaignId) -> tuple[str, ...]:
+    """The seven keys of a campaign, in the order of `functions.lua`; one hash tag, so one cluster slot."""
     tag = f"{{{campaign_id}}}"
-    return f"{tag}:s", f"{tag}:p", f"{tag}:u", f"{tag}:i0", f"{tag}:i1"
+    return f"{tag}:s", f"{tag}:p", f"{tag}:u", f"{tag}:i0", f"{tag}:i1", f"{tag}:a0", f"{tag}:a1"
 
 
 def pack_tag(tag: int) -> bytes:
@@ -83,7 +84,7 @@ def unpack_tag(tag: bytes) -> int:
 
 
 def _call(function: bytes, campaign_id: CampaignId, *arguments: bytes | int) -> Command:
-    return (b"FCALL", function, 5, *keys_of(campaign_id), *arguments)
+    return (b"FCALL", function, 7, *keys_of(campaign_id), *arguments)
 
 
 def round_command(call: Reserve | Resolve) -> Command:
@@ -91,15 +92,16 @@ def round_command(call: Reserve | Resolve) -> Command:
     if isinstance(call, Resolve):
         return resolve_command(call.campaign_id, call.generation, call.tag, commit=call.commit, needs=OPEN)
     numbers = (
-        call.plan_version, call.day, call.turn, call.turn_latest, call.total_budget_micros, call.daily_budget_micros,
-        call.allowance_micros, call.cap, call.cost_micros,
+        call.plan_version, call.day, call.at_us, call.bucket_us, call.unlooked_us, call.looked_bucket, call.most_us,
+        call.most_ahead_us, call.total_budget_micros, call.daily_budget_micros, call.allowance_micros, call.cap,
+        call.cost_micros, call.new_users,
     )  # fmt: skip
     return _call(
-        b"headrace3_reserve",
+        b"headrace4_reserve",
         call.campaign_id,
         call.generation,
         pack_tag(call.tag),
-        _encode(numbers),  # (nine arguments would cost more, here and in Redis)
+        _encode(numbers),  # (fourteen arguments would cost more, here and in Redis)
         call.kinds,
         call.ids,
         _encode(call.users) if call.cap >= 0 else b"",
@@ -107,43 +109,42 @@ def round_command(call: Reserve | Resolve) -> Command:
     )
 
 
-def turn_command(call: Reserve) -> Command:
-    """Move day and window on as that call would have, and drop what they leave behind."""
-    return _call(b"headrace3_turn", call.campaign_id, call.generation, call.day, call.turn)
+def advance_command(call: Advance) -> Command:
+    """Move the day on and close a bucket, and forget what they leave behind."""
+    return _call(b"headrace4_advance", call.campaign_id, call.generation, call.day, call.at_us, call.bucket_us)
 
 
 def resolve_command(campaign_id: CampaignId, generation: int, tag: int, *, commit: bool, needs: bytes) -> Command:
     """Settle one reservation; `needs` is OPEN for an engine, CLOSED for a recoverer."""
     what = b"commit" if commit else b"void"
-    return _call(b"headrace3_resolve", campaign_id, generation, pack_tag(tag), what, needs)
+    return _call(b"headrace4_resolve", campaign_id, generation, pack_tag(tag), what, needs)
 
 
 def begin_command(campaign_id: CampaignId, generation: int) -> Command:
     """Close a campaign under a new generation."""
-    return _call(b"headrace3_begin", campaign_id, generation)
+    return _call(b"headrace4_begin", campaign_id, generation)
 
 
-def load_command(call: LoadUsers | LoadIds) -> Command:
+def load_command(call: LoadUsers) -> Command:
     """One chunk of a rebuild."""
-    if isinstance(call, LoadUsers):
-        flat = _encode([part for user in call.users for part in user])
-        return _call(b"headrace3_load", call.campaign_id, call.generation, b"users", flat)
-    return _call(b"headrace3_load", call.campaign_id, call.generation, b"ids", b"".join(call.ids), call.turn)
+    flat = _encode([part for user in call.users for part in user])
+    return _call(b"headrace4_load", call.campaign_id, call.generation, flat)
 
 
-def ready_command(
-    campaign_id: CampaignId, generation: int, spend: CampaignSpend, turn: int, plan_version: int
-) -> Command:
+def ready_command(call: Ready) -> Command:
     """Open a campaign with these sums."""
+    spend = call.spend
     return _call(
-        b"headrace3_ready",
-        campaign_id,
-        generation,
+        b"headrace4_ready",
+        call.campaign_id,
+        call.generation,
         spend.spent_micros,
         spend.day,
         spend.today_micros,
-        turn,
-        plan_version,
+        call.plan_version,
+        call.latest_us,
+        call.at_us,
+        int(call.users_loaded),
     )
 
 
@@ -163,29 +164,29 @@ def read_scan(reply: Any) -> tuple[int, list[CampaignId]] | NotRun:
 
 def look_command(campaign_id: CampaignId) -> Command:
     """What is held of a campaign."""
-    return _call(b"headrace3_look", campaign_id)
+    return _call(b"headrace4_look", campaign_id)
 
 
 def read_look(campaign_id: CampaignId, reply: Any) -> Held | None:
     """What is held of it; None if nothing is, or nobody knows."""
     if not isinstance(reply, list) or reply[0] != b"OK":
         return None
-    generation, ours, is_open, day, turn, pending, users, ids = map(int, reply[1:])
-    return Held(campaign_id, generation, bool(ours), bool(is_open), day, turn, pending, users, ids)
+    generation, ours, is_open, day, bucket, began_us, pending, users, ids = map(int, reply[1:])
+    return Held(campaign_id, generation, bool(ours), bool(is_open), day, bucket, began_us, pending, users, ids)
 
 
-def give_back_command(call: MoveOn | Drop) -> Command:
+def give_back_command(call: Advance | Drop) -> Command:
     """Free what an idle campaign holds."""
+    if isinstance(call, Advance):
+        return advance_command(call)
     held = call.held
-    if isinstance(call, MoveOn):
-        return _call(b"headrace3_turn", held.campaign_id, held.generation, call.day, call.turn)
-    return _call(b"headrace3_drop", held.campaign_id, held.generation, OPEN if held.open else CLOSED, held.turn)
+    return _call(b"headrace4_drop", held.campaign_id, held.generation, OPEN if held.open else CLOSED, held.bucket)
 
 
 def probe_command(campaign_id: CampaignId) -> Command:
     """A reserve that no state answers with more than STALE: Redis refuses it for all that it refuses reserves for."""
-    numbers = _encode((0,) * 9)
-    return _call(b"headrace3_reserve", campaign_id, -1, pack_tag(0), numbers, b"\0", bytes(16), _encode([""]), b"")
+    numbers = _encode((0,) * 14)
+    return _call(b"headrace4_reserve", campaign_id, -1, pack_tag(0), numbers, b"\0", bytes(16), _encode([""]), b"")
 
 
 def read_reply(reply: Any) -> Any:
@@ -206,13 +207,14 @@ def read_begin(reply: Any) -> BeginReply:
 
 
 _READERS: Final[dict[bytes, Callable[[list[bytes]], object]]] = {
-    b"OK": lambda reply: Reserved(reply[1], int(reply[2]), int(reply[3])) if len(reply) > 1 else Done(),
+    b"OK": lambda reply: Reserved(reply[1], *map(int, reply[2:])) if len(reply) > 1 else Done(),
     b"NOOP": lambda _: Done(),
     b"LOST": lambda _: Lost(),
     b"STALE": lambda reply: Stale(int(reply[1])),
     b"CLOSED": lambda _: Closed(),
     b"PLAN": lambda reply: PlanBehind(int(reply[1])),
     b"DAY": lambda reply: DayBehind(int(reply[1])),
+    b"BEHIND": lambda reply: Behind(int(reply[1]), int(reply[2])),
     b"MISMATCH": lambda _: Mismatch(),
     b"EMPTY": lambda _: Emptied(),
     b"USED": lambda _: Used(),

@@ -1,21 +1,28 @@
-#!lua name=headrace3
+#!lua name=headrace4
 --
--- The ledger's functions: reserve, turn, resolve, begin, load, ready, look, drop (docs/architecture.md; the protocol
+-- The ledger's functions: reserve, advance, resolve, begin, load, ready, look, drop (docs/architecture.md; the protocol
 -- behind them is checked by tests/contract/test_ledger.py, against this file and against a fake in Python).
 --
 -- The number in the library's name, and in that of every function, is raised with every change of what a function takes
 -- or answers. So engines of two versions work side by side, each with its own library, while workers are started anew.
 -- What the keys hold may then change only in a way that the older library understands.
 --
--- KEYS of every function, five of one campaign c:
---   1 {c}:s   hash  gen, run, open ("1"/"0"), ver, day, total, today, bkt, unc (the latest day on which events were
---                   accepted without a cap: their users are not in `u`). After `begin` said EMPTY: gen, run, open only
---   2 {c}:p   hash  tag -> pending record: msgpack of [day, bkt, amount, ids in one string, [user, impressions, ...]]
+-- KEYS of every function, seven of one campaign c:
+--   1 {c}:s   hash  gen, run, open ("1"/"0"), ver, day, total, today, unc (the latest day on which events were accepted
+--                   whose users are not in `u`), and of the dedup window: bkt (the number of its current bucket), began
+--                   (when that bucket began), w (the watermark), m0 and m1 (the highest id time in i0 and in i1), ahead
+--                   ("abkt am0 am1", the same of a0 and a1; absent while they are empty). After `begin` said EMPTY: gen,
+--                   run, open only
+--   2 {c}:p   hash  tag -> pending record: msgpack of [day, bkt, abkt, amount, ids in one string, [user, impressions,
+--                   ...]]; abkt is -1 if none of the ids is ahead
 --   3 {c}:u   hash  user -> impressions on `day`
---   4 {c}:i0, 5 {c}:i1   hash  event id (16 bytes) -> tag, for the even and the odd turns of the dedup window.
---                        An id that a rebuild loaded has the empty tag: it is committed.
--- Units: money is integer micros as decimal text, exact below 2^53; days count from 1970-01-01; a turn is a number.
--- Tags are 8 bytes, ids 16 bytes. `run` is "<run_id> <master_replid>" of the server that wrote the state.
+--   4 {c}:i0, 5 {c}:i1   hash  event id (16 bytes) -> tag, for even and odd buckets of the dedup window
+--   6 {c}:a0, 7 {c}:a1   the same, for ids whose time was ahead of their receipt
+-- The watermark: no id that was ever committed, and that is in no bucket, has an id time above w. So an event whose id
+-- time is above w, and whose id is in no bucket, is new.
+-- Units: money is integer micros as decimal text, exact below 2^53; days count from 1970-01-01; id times, `began` and
+-- ages are micros (since 1970); an event without an id time has -1. Tags are 8 bytes, ids 16 bytes. `run` is
+-- "<run_id> <master_replid>" of the server that wrote the state, and the format of the state.
 -- Replies are arrays whose first element is the result's name:
 --   LOST        no state, or that of another memory image     STALE g     the state has generation g
 --   CLOSED      `open` is not what the function needs
@@ -30,7 +37,8 @@ local image = nil
 local function this_image()
     if not image then
         local info = redis.call('INFO', 'server', 'replication')
-        image = string.match(info, 'run_id:(%x+)') .. ' ' .. string.match(info, 'master_replid:(%x+)')
+        -- (A state of another format is another image: no library takes it for its own.)
+        image = string.match(info, 'run_id:(%x+)') .. ' ' .. string.match(info, 'master_replid:(%x+)') .. ' 4'
     end
     return image
 end
@@ -39,13 +47,15 @@ local function shape(what) return redis.error_reply('SHAPE arguments of ' .. wha
 
 -- The state, or the reply that refuses the call. `open` is "1" or "0": what the function needs.
 local function enter(keys, gen, open)
-    local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open', 'ver', 'day', 'total', 'today', 'bkt', 'unc')
+    local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open', 'ver', 'day', 'total', 'today', 'unc', 'bkt', 'began',
+        'w', 'm0', 'm1', 'ahead')
     if not s[1] or s[2] ~= this_image() then return nil, {'LOST'} end
     if s[1] ~= gen then return nil, {'STALE', s[1]} end
     if s[3] ~= open then return nil, {'CLOSED'} end
     return {
         ver = tonumber(s[4]), day = tonumber(s[5]), total = tonumber(s[6]), today = tonumber(s[7]),
-        bkt = tonumber(s[8]), unc = tonumber(s[9]),
+        unc = tonumber(s[8]), bkt = tonumber(s[9]), began = tonumber(s[10]), w = tonumber(s[11]),
+        m0 = tonumber(s[12]), m1 = tonumber(s[13]), ahead = s[14],
     }
 end
 
@@ -55,25 +65,56 @@ local function split(blob, width)
     return parts
 end
 
-local function bucket(keys, turn) return keys[4 + turn % 2] end
+local function micros(number) return string.format('%.0f', number) end
 
--- Drop what the state's day and window leave behind when they move on to `day` and `bkt`.
-local function leave_behind(keys, s, day, bkt)
-    if day > s.day then redis.call('UNLINK', keys[3]) end
-    if bkt >= s.bkt + 2 then redis.call('UNLINK', keys[4], keys[5])
-    elseif bkt == s.bkt + 1 then redis.call('UNLINK', bucket(keys, bkt)) end
+-- Number, and highest id times, of the buckets of ids that are ahead; all 0 while there are none.
+local function read_ahead(s)
+    if not s.ahead then return {bkt = 0, m0 = 0, m1 = 0} end
+    local bkt, m0, m1 = string.match(s.ahead, '(%d+) (%d+) (%d+)')
+    return {bkt = tonumber(bkt), m0 = tonumber(m0), m1 = tonumber(m1)}
 end
 
--- Whether the window, moved on to `bkt`, would drop ids of a reservation that nobody has settled yet (those that are
--- `committed` are). It may still commit, and without its ids it could not be told from a new event.
-local function outruns_pending(keys, s, bkt, committed)
-    if bkt <= s.bkt or redis.call('HLEN', keys[2]) == 0 then return false end
-    local settled, pending = {}, redis.call('HGETALL', keys[2])
-    for i = 1, #committed do settled[committed[i]] = true end
-    for i = 1, #pending, 2 do
-        if not settled[pending[i]] and cmsgpack.unpack(pending[i + 1])[2] < bkt - 1 then return true end
+-- Which of the older buckets hold ids of a reservation that nobody has settled yet: it may still commit, and without its
+-- ids it could not be told from a new event.
+local function pending_in_older(keys, s, ahead)
+    local older, older_ahead = false, false
+    for _, record in ipairs(redis.call('HVALS', keys[2])) do
+        local _, bkt, ahead_bkt = unpack(cmsgpack.unpack(record))
+        older = older or bkt < s.bkt
+        older_ahead = older_ahead or (ahead_bkt >= 0 and ahead_bkt < ahead.bkt)
     end
-    return false
+    return older, older_ahead
+end
+
+-- Forget the older bucket: the watermark rises to the highest id time that was in it, and a new bucket begins at `at`.
+-- Put off by a second if the bucket holds ids that may still commit, because finding that out reads what is pending.
+-- Ids that are ahead are forgotten when the watermark has passed them, so that they do not raise it; but where most ids
+-- are ahead, they are forgotten like the others.
+local function advance(keys, s, at, age)
+    local ahead = read_ahead(s)
+    local blocked, blocked_ahead = pending_in_older(keys, s, ahead)
+    if blocked then
+        redis.call('HSET', keys[1], 'began', micros(at - age + 1000000))
+        return
+    end
+    local odd = s.bkt % 2 == 1
+    s.w = math.max(s.w, odd and s.m0 or s.m1)
+    redis.call('UNLINK', odd and keys[4] or keys[5])
+    if s.ahead and not blocked_ahead then
+        local odd_ahead = ahead.bkt % 2 == 1
+        local most = odd_ahead and ahead.m0 or ahead.m1
+        if most > s.w and redis.call('HLEN', keys[6]) + redis.call('HLEN', keys[7])
+                > redis.call('HLEN', keys[4]) + redis.call('HLEN', keys[5]) then s.w = most end
+        if most <= s.w then
+            redis.call('UNLINK', odd_ahead and keys[6] or keys[7])
+            if odd_ahead then ahead.m0 = 0 else ahead.m1 = 0 end
+            ahead.bkt = ahead.bkt + 1
+        end
+        if ahead.m0 + ahead.m1 == 0 then redis.call('HDEL', keys[1], 'ahead')
+        else redis.call('HSET', keys[1], 'ahead', ahead.bkt .. ' ' .. micros(ahead.m0) .. ' ' .. micros(ahead.m1)) end
+    end
+    s.bkt = s.bkt + 1
+    redis.call('HSET', keys[1], 'bkt', s.bkt, 'began', micros(at), 'w', micros(s.w), odd and 'm0' or 'm1', 0)
 end
 
 -- Have it rebuilt from Postgres: no caller trusts a state that names no memory image.
@@ -82,14 +123,12 @@ local function disown(keys)
     return {'LOST'}
 end
 
--- The tag (or false) of each id, as the window knows it once it has moved on to `bkt`: a bucket that is to be reused
--- counts as empty already.
-local function known_tags(keys, s, ids, bkt)
-    local tags = {}
-    if bkt <= s.bkt + 1 then tags = redis.call('HMGET', bucket(keys, s.bkt), unpack(ids)) end
-    if bkt == s.bkt then
-        local before = redis.call('HMGET', bucket(keys, bkt - 1), unpack(ids))
-        for i = 1, #ids do tags[i] = tags[i] or before[i] end
+-- The tag (or false) of each id, as any bucket has it.
+local function known_tags(keys, s, ids)
+    local tags = redis.call('HMGET', keys[4], unpack(ids))
+    for k = 5, s.ahead and 7 or 5 do
+        local more = redis.call('HMGET', keys[k], unpack(ids))
+        for i = 1, #ids do tags[i] = tags[i] or more[i] end
     end
     return tags
 end
@@ -111,7 +150,7 @@ local function impressions_of(keys, users, kinds, same_day)
     local asked, before, met = {}, {}, {}
     for i = 1, #users do
         local user = users[i]
-        if kinds[i] >= 2 and not met[user] then
+        if kinds[i] % 4 >= 2 and not met[user] then
             met[user] = true
             asked[#asked + 1] = user
         end
@@ -122,38 +161,43 @@ local function impressions_of(keys, users, kinds, same_day)
 end
 
 -- The letters, event by event, in order, each seeing those before it. `count` (user -> impressions) goes up with them.
--- Result: letters, accepted ids, total, today, amount.
+-- Result: letters, accepted ids, those of them that are ahead, total, today, amount.
 local function decide(call, tags, pending, count, total, today)
     local ids, kinds, users, cap, cost = call.ids, call.kinds, call.users, call.cap, call.cost
-    local letters, seen, accepted, amount = {}, {}, {}, 0
+    local letters, seen, accepted, ahead, amount = {}, {}, {}, {}, 0
     for i = 1, #ids do
         local id, known, kind = ids[i], tags[i], kinds[i]
-        local billable, user = kind % 2 == 1, kind >= 2 and users[i]
+        local billable, user = kind % 2 == 1, kind % 4 >= 2 and users[i]
         if seen[id] or (known and pending[known]) then letters[i] = 'P'
         elseif known then letters[i] = 'D'
         elseif user and count[user] >= cap then letters[i] = 'C'
         elseif billable and total + cost > call.total_budget then letters[i] = 'T'
         elseif billable and today + cost > call.daily_budget then letters[i] = 'Y'
         elseif billable and today + cost > call.allowance then letters[i] = 'W'
+        elseif user and call.new_users == 0 and count[user] == 0 then letters[i] = 'U'
         else
             letters[i] = 'A'
             accepted[#accepted + 1] = id
+            if kind >= 4 then ahead[#ahead + 1] = id end
             if billable then total, today, amount = total + cost, today + cost, amount + cost end
             if user then count[user] = count[user] + 1 end
         end
         seen[id] = true
     end
-    return table.concat(letters), accepted, total, today, amount
+    return table.concat(letters), accepted, ahead, total, today, amount
 end
 
--- Write a reservation: ids, users, and the record by which it can be undone.
-local function hold(keys, tag, day, bkt, amount, accepted, asked, before, count)
-    local new_ids, counts, undo = {}, {}, {}
-    for i = 1, #accepted do
-        new_ids[2 * i - 1] = accepted[i]
-        new_ids[2 * i] = tag
-    end
-    local at = 0
+-- Put ids into a bucket.
+local function put(key, ids, tag)
+    local fields = {}
+    for i = 1, #ids do fields[2 * i - 1], fields[2 * i] = ids[i], tag end
+    redis.call('HSET', key, unpack(fields))
+end
+
+-- Write a reservation: ids, users, and the record by which it can be undone. Result: what of the window changes in the
+-- state, names and values.
+local function hold(keys, s, call, amount, accepted, ahead_ids, asked, before, count)
+    local counts, undo, at = {}, {}, 0
     for i = 1, #asked do
         local user = asked[i]
         local added = count[user] - before[i]
@@ -163,105 +207,138 @@ local function hold(keys, tag, day, bkt, amount, accepted, asked, before, count)
             at = at + 2
         end
     end
-    redis.call('HSET', bucket(keys, bkt), unpack(new_ids))
+    local changes, ahead_bkt, ids = {}, -1, accepted
+    if #ahead_ids > 0 then
+        local ahead, is_ahead = read_ahead(s), {}
+        ahead_bkt = ahead.bkt
+        if ahead_bkt % 2 == 0 then ahead.m0 = math.max(ahead.m0, call.most_ahead)
+        else ahead.m1 = math.max(ahead.m1, call.most_ahead) end
+        put(keys[6 + ahead_bkt % 2], ahead_ids, call.tag)
+        s.ahead = ahead_bkt .. ' ' .. micros(ahead.m0) .. ' ' .. micros(ahead.m1)
+        changes = {'ahead', s.ahead}
+        for i = 1, #ahead_ids do is_ahead[ahead_ids[i]] = true end
+        ids = {}
+        for i = 1, #accepted do if not is_ahead[accepted[i]] then ids[#ids + 1] = accepted[i] end end
+    end
+    if #ids > 0 then
+        put(keys[4 + s.bkt % 2], ids, call.tag)
+        local m = s.bkt % 2 == 0 and 'm0' or 'm1'
+        if call.most > s[m] then
+            s[m] = call.most
+            changes[#changes + 1], changes[#changes + 2] = m, micros(call.most)
+        end
+    end
     if at > 0 then redis.call('HSET', keys[3], unpack(counts)) end
-    redis.call('HSET', keys[2], tag, cmsgpack.pack({day, bkt, amount, table.concat(accepted), undo}))
+    if call.cap < 0 and s.unc ~= call.day then changes[#changes + 1], changes[#changes + 2] = 'unc', call.day end
+    local record = cmsgpack.pack({call.day, s.bkt, ahead_bkt, amount, table.concat(accepted), undo})
+    redis.call('HSET', keys[2], call.tag, record)
+    return changes
 end
 
 -- The arguments of reserve as a table, or nil if they do not fit each other.
 local function read_call(argv)
     if #argv ~= 7 then return nil end
     local numbers, n = cmsgpack.unpack(argv[3]), #argv[4]
-    if type(numbers) ~= 'table' or #numbers ~= 9 then return nil end
-    local ver, day, bkt, latest, total_budget, daily_budget, allowance, cap, cost = unpack(numbers)
+    if type(numbers) ~= 'table' or #numbers ~= 14 then return nil end
     if n < 1 or n > 1000 or #argv[2] ~= 8 or #argv[5] ~= 16 * n or #argv[7] % 8 ~= 0 or #argv[7] > 8000 then
         return nil
     end
+    local ver, day, at, age, unlooked, looked, most, most_ahead, total_budget, daily_budget, allowance, cap, cost,
+        new_users = unpack(numbers)
     local users = cap >= 0 and cmsgpack.unpack(argv[6]) or {}
     if cap >= 0 and #users ~= n then return nil end
     return {
-        tag = argv[2], ver = ver, day = day, bkt = bkt, latest = latest, total_budget = total_budget,
-        daily_budget = daily_budget, allowance = allowance, cap = cap, cost = cost,
-        kinds = {string.byte(argv[4], 1, n)}, ids = split(argv[5], 16), users = users, committed = split(argv[7], 8),
+        tag = argv[2], ver = ver, day = day, at = at, age = age, unlooked = unlooked, looked = looked, most = most,
+        most_ahead = most_ahead, total_budget = total_budget, daily_budget = daily_budget, allowance = allowance,
+        cap = cap, cost = cost, new_users = new_users, kinds = {string.byte(argv[4], 1, n)},
+        ids = split(argv[5], 16), users = users, committed = split(argv[7], 8),
     }
 end
 
 -- reserve: money, cap and ids for the events of one call.
 -- ARGV  1 gen  2 tag
---       3 numbers (msgpack array): ver, day, bkt, the latest turn for which it holds that an id which was not looked up
---         is known here if it came before, total budget, daily budget, allowance, cap (-1: none), cost of a billable event
---       4 kinds (a byte an event: 1 billable, 2 counts for the cap)
+--       3 numbers (msgpack array): ver; day; at (now) and age, at which a bucket closes; the least id time of those
+--         events that were not looked up (2^53 - 1: all were); the bkt under which the others were (-1: none was); the
+--         greatest id time of those that are not ahead, and of those that are; total budget; daily budget; allowance;
+--         cap (-1: none); cost of a billable event; whether there is room for users that are not counted yet (1 or 0)
+--       4 kinds (a byte an event: 1 billable, 2 counts for the cap, 4 its id time is ahead)
 --       5 ids  6 users (msgpack array; read only with a cap)  7 committed tags
--- Reply OK letters total today | PLAN ver (a newer plan is known) | DAY day (a later day or turn is reached)
+-- Reply OK letters total today bkt w | PLAN ver (a newer plan is known) | DAY day (a later day is reached)
+--       | BEHIND bkt w (an event that was not looked up may be known to Postgres alone, or a look-up is too old)
 -- Letters: P in flight, D duplicate of a committed event, C capped, T total budget, Y daily budget, W allowance,
--- A accepted. With any A, all of it is written under the tag; otherwise only plan, day and turn move on.
+-- U no room for another user, A accepted. With any A, all of it is written under the tag; otherwise only plan and day
+-- move on. In the end, a bucket that is as old as `age` closes.
 local function reserve(keys, argv)
     local s, refusal = enter(keys, argv[1], '1')
     if refusal then return refusal end
     local call = read_call(argv)
     if not call then return shape('reserve') end
-    local ver, day, bkt = call.ver, call.day, math.max(call.bkt, s.bkt)
+    local ver, day = call.ver, call.day
     if ver < s.ver then return {'PLAN', tostring(s.ver)} end
-    -- (The turn is passed when an engine slept between deciding and sending: ids that it did not look up may be gone.)
-    if day < s.day or s.bkt > call.latest then return {'DAY', tostring(s.day)} end
+    if day < s.day then return {'DAY', tostring(s.day)} end
+    -- What was not looked up must be younger than all that was forgotten, and nothing may have been forgotten since the
+    -- others were: what committed meanwhile is still in a bucket then.
+    if call.unlooked <= s.w or (call.looked ~= -1 and call.looked ~= s.bkt) then
+        return {'BEHIND', tostring(s.bkt), micros(s.w)}
+    end
     local same_day = day == s.day
     if call.cap >= 0 and same_day and s.unc == day then
         -- The cap is new today, and earlier impressions were not counted. Postgres knows them: disown the state, so
         -- that it is rebuilt.
         return disown(keys)
     end
-    if outruns_pending(keys, s, bkt, call.committed) then return disown(keys) end
 
-    local tags = known_tags(keys, s, call.ids, bkt)
+    local tags = known_tags(keys, s, call.ids)
     local pending = pending_of(keys, tags, #call.ids, call.committed)
     local asked, before = impressions_of(keys, call.users, call.kinds, same_day)
     local count = {}
     for i = 1, #asked do count[asked[i]] = before[i] end
-    local letters, accepted, total, today, amount =
+    local letters, accepted, ahead, total, today, amount =
         decide(call, tags, pending, count, s.total, same_day and s.today or 0)
 
     if #call.committed > 0 then redis.call('HDEL', keys[2], unpack(call.committed)) end
-    leave_behind(keys, s, day, bkt)
-    local total_text, today_text = string.format('%.0f', total), string.format('%.0f', today)
-    if #accepted > 0 then
-        hold(keys, call.tag, day, bkt, amount, accepted, asked, before, count)
-        if call.cap < 0 and s.unc ~= day then redis.call('HSET', keys[1], 'unc', day) end
+    if not same_day then redis.call('UNLINK', keys[3]) end
+    local total_text, today_text = micros(total), micros(today)
+    local changes = #accepted > 0 and hold(keys, s, call, amount, accepted, ahead, asked, before, count) or {}
+    if ver > s.ver or not same_day then
+        redis.call('HSET', keys[1], 'total', total_text, 'today', today_text, 'ver', ver, 'day', day, unpack(changes))
+    elseif amount > 0 or #changes > 0 then
+        redis.call('HSET', keys[1], 'total', total_text, 'today', today_text, unpack(changes))
     end
-    if ver > s.ver or day > s.day or bkt > s.bkt then
-        redis.call('HSET', keys[1], 'ver', ver, 'day', day, 'total', total_text, 'today', today_text, 'bkt', bkt)
-    elseif amount > 0 then
-        redis.call('HSET', keys[1], 'total', total_text, 'today', today_text)
-    end
-    return {'OK', letters, total_text, today_text}
+    if call.at - s.began >= call.age then advance(keys, s, call.at, call.age) end
+    return {'OK', letters, total_text, today_text, tostring(s.bkt), micros(s.w)}
 end
 
--- turn: move day and window on and drop what they leave behind, reserving nothing. Redis refuses reserve while it is
--- out of memory; without this it would stay so for ever.
--- ARGV  1 gen  2 day  3 bkt
+-- advance: move the day on, and close a bucket, reserving nothing: for campaigns that nobody uses, and when memory is
+-- short, because Redis refuses reserve while it has none.
+-- ARGV  1 gen  2 day  3 at (now)  4 age: the current bucket closes if it is as old as that
 -- Reply OK
-local function turn(keys, argv)
+local function advance_idle(keys, argv)
     local s, refusal = enter(keys, argv[1], '1')
     if refusal then return refusal end
-    local day, bkt = math.max(tonumber(argv[2]), s.day), math.max(tonumber(argv[3]), s.bkt)
-    if outruns_pending(keys, s, bkt, {}) then return disown(keys) end
-    local today = day == s.day and s.today or 0
-    leave_behind(keys, s, day, bkt)
-    redis.call('HSET', keys[1], 'day', day, 'today', string.format('%.0f', today), 'bkt', bkt)
+    local day, at, age = tonumber(argv[2]), tonumber(argv[3]), tonumber(argv[4])
+    if day > s.day then
+        redis.call('UNLINK', keys[3])
+        redis.call('HSET', keys[1], 'day', day, 'today', '0')
+    end
+    if at - s.began >= age then advance(keys, s, at, age) end
     return {'OK'}
 end
 
--- Undo a pending record: its money, its users and its ids, as far as day and window still hold them.
+-- Undo a pending record: its money, its users as far as the day still holds them, and its ids.
 local function undo(keys, s, record)
-    local day, bkt, amount, ids, users = unpack(cmsgpack.unpack(record))
-    redis.call('HSET', keys[1], 'total', string.format('%.0f', s.total - amount))
+    local day, bkt, ahead_bkt, amount, ids, users = unpack(cmsgpack.unpack(record))
+    redis.call('HSET', keys[1], 'total', micros(s.total - amount))
     if day == s.day then
-        redis.call('HSET', keys[1], 'today', string.format('%.0f', s.today - amount))
+        redis.call('HSET', keys[1], 'today', micros(s.today - amount))
         for i = 1, #users, 2 do
             if redis.call('HINCRBY', keys[3], users[i], -users[i + 1]) <= 0 then redis.call('HDEL', keys[3], users[i]) end
         end
     end
-    -- An id left behind would turn a retry into a false duplicate.
-    if bkt >= s.bkt - 1 then redis.call('HDEL', bucket(keys, bkt), unpack(split(ids, 16))) end
+    -- An id left behind would turn a retry into a false duplicate. (No bucket is forgotten while ids in it are pending.)
+    ids = split(ids, 16)
+    redis.call('HDEL', keys[4 + bkt % 2], unpack(ids))
+    if ahead_bkt >= 0 then redis.call('HDEL', keys[6 + ahead_bkt % 2], unpack(ids)) end
 end
 
 -- resolve: settle one reservation. Repeatable at will.
@@ -289,7 +366,7 @@ local function begin(keys, argv)
         local reply, pending = {'KEPT'}, redis.call('HGETALL', keys[2])
         for i = 1, #pending, 2 do
             reply[#reply + 1] = pending[i]
-            reply[#reply + 1] = string.sub(cmsgpack.unpack(pending[i + 1])[4], 1, 16)
+            reply[#reply + 1] = string.sub(cmsgpack.unpack(pending[i + 1])[5], 1, 16)
         end
         redis.call('HSET', keys[1], 'gen', argv[1], 'open', '0')
         return reply
@@ -300,60 +377,51 @@ local function begin(keys, argv)
     return {'EMPTY'}
 end
 
--- load: one chunk of a rebuild, at most 1,000.
--- ARGV  1 gen  2 "users"  3 msgpack array [user, impressions, ...]
---       1 gen  2 "ids"    3 ids   4 turn in which they were received
+-- load: one chunk of a rebuild's users, at most 1,000.
+-- ARGV  1 gen  2 msgpack array [user, impressions, ...]
 -- Reply OK
 local function load(keys, argv)
     local _, refusal = enter(keys, argv[1], '0')
     if refusal then return refusal end
-    local key, chunk = keys[3], {}
-    if argv[2] == 'users' then
-        chunk = cmsgpack.unpack(argv[3])
-    else
-        if #argv[3] % 16 ~= 0 then return shape('load') end
-        key = bucket(keys, tonumber(argv[4]))
-        for i, id in ipairs(split(argv[3], 16)) do
-            chunk[2 * i - 1] = id
-            chunk[2 * i] = ''
-        end
-    end
+    local chunk = cmsgpack.unpack(argv[2])
     if #chunk % 2 ~= 0 or #chunk > 2000 then return shape('load') end
-    if #chunk > 0 then redis.call('HSET', key, unpack(chunk)) end
+    if #chunk > 0 then redis.call('HSET', keys[3], unpack(chunk)) end
     return {'OK'}
 end
 
 -- ready: open the campaign, if its sums are those of the ledger row.
--- ARGV  1 gen  2 total  3 day  4 today  5 bkt  6 ver
--- Reply OK | MISMATCH (something is pending still, or a kept sum or turn is wrong: begin again, which rebuilds)
+-- ARGV  1 gen  2 total  3 day  4 today  5 ver  6 the watermark: the highest id time of what is committed
+--       7 at (now)  8 "1" if the users of that day were loaded, else "0"
+-- Reply OK | MISMATCH (something is pending still, or a kept sum is wrong: begin again, which rebuilds)
 local function ready(keys, argv)
     local s, refusal = enter(keys, argv[1], '0')
     if refusal then return refusal end
     if redis.call('HLEN', keys[2]) > 0 then return {'MISMATCH'} end
-    local total, day, today, bkt, ver = argv[2], tonumber(argv[3]), argv[4], tonumber(argv[5]), tonumber(argv[6])
+    local total, day, today = argv[2], tonumber(argv[3]), argv[4]
     if s.day then
         -- Where Redis has moved to a later day, nothing of that day is committed yet.
         if s.day < day or s.total ~= tonumber(total) or s.today ~= (s.day > day and 0 or tonumber(today)) then
             return {'MISMATCH'}
         end
-        -- (One more than ours is that of a clock that is a little ahead. A turn only moves forward, so that a wrong
-        -- one would stay for ever.)
-        if s.bkt > bkt + 1 then return {'MISMATCH'} end
         redis.call('HSET', keys[1], 'open', '1')
     else
-        redis.call('HSET', keys[1], 'open', '1', 'ver', ver, 'day', day, 'total', total, 'today', today, 'bkt', bkt)
+        redis.call('HSET', keys[1], 'open', '1', 'ver', argv[5], 'day', day, 'total', total, 'today', today,
+            'bkt', 0, 'began', argv[7], 'w', argv[6], 'm0', 0, 'm1', 0)
+        if argv[8] == '0' then redis.call('HSET', keys[1], 'unc', day) end
     end
     return {'OK'}
 end
 
 -- look: what a campaign's keys hold, changing nothing. For the sweep (engine/sweep.py), which finds the idle ones.
--- Reply OK gen, "1" if this memory image wrote it, open, day, bkt (0 while it is rebuilt), pending, users, ids | LOST
+-- Reply OK gen, "1" if this memory image wrote it, open, day, bkt, began (all 0 while it is rebuilt), pending, users, ids
+--       | LOST
 local function look(keys, _)
-    local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open', 'day', 'bkt')
+    local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open', 'day', 'bkt', 'began')
     if not s[1] then return {'LOST'} end
-    local pending, users = redis.call('HLEN', keys[2]), redis.call('HLEN', keys[3])
-    local ids = redis.call('HLEN', keys[4]) + redis.call('HLEN', keys[5])
-    return {'OK', s[1], s[2] == this_image() and '1' or '0', s[3], s[4] or '0', s[5] or '0', pending, users, ids}
+    local pending, users, ids = redis.call('HLEN', keys[2]), redis.call('HLEN', keys[3]), 0
+    for i = 4, 7 do ids = ids + redis.call('HLEN', keys[i]) end
+    local ours = s[2] == this_image() and '1' or '0'
+    return {'OK', s[1], ours, s[3], s[4] or '0', s[5] or '0', s[6] or '0', pending, users, ids}
 end
 
 -- drop: forget a campaign whole, if it is still as `look` found it. At its next use it is LOST, and rebuilt.
@@ -374,11 +442,11 @@ end
 -- What frees memory must work without any. (reserve and load wait until there is some.)
 local frees = {'allow-oom'}
 
-redis.register_function('headrace3_reserve', reserve)
-redis.register_function{function_name = 'headrace3_turn', callback = turn, flags = frees}
-redis.register_function{function_name = 'headrace3_resolve', callback = resolve, flags = frees}
-redis.register_function{function_name = 'headrace3_begin', callback = begin, flags = frees}
-redis.register_function('headrace3_load', load)
-redis.register_function{function_name = 'headrace3_ready', callback = ready, flags = frees}
-redis.register_function{function_name = 'headrace3_look', callback = look, flags = {'no-writes'}}
-redis.register_function{function_name = 'headrace3_drop', callback = drop, flags = frees}
+redis.register_function('headrace4_reserve', reserve)
+redis.register_function{function_name = 'headrace4_advance', callback = advance_idle, flags = frees}
+redis.register_function{function_name = 'headrace4_resolve', callback = resolve, flags = frees}
+redis.register_function{function_name = 'headrace4_begin', callback = begin, flags = frees}
+redis.register_function('headrace4_load', load)
+redis.register_function{function_name = 'headrace4_ready', callback = ready, flags = frees}
+redis.register_function{function_name = 'headrace4_look', callback = look, flags = {'no-writes'}}
+redis.register_function{function_name = 'headrace4_drop', callback = drop, flags = frees}

@@ -22,7 +22,8 @@ from redis.retry import Retry
 from config.settings import Settings, SettingsError
 from engine.clock import machine_us
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
-from engine.leftovers import Drop, GiveBackReply, MoveOn, Survey
+from engine.leftovers import Advance, Drop, GiveBackReply, Survey
+from engine.memory import BUCKET_MIN_US
 from engine.model import CampaignId
 from engine.ports import (
     BeginReply,
@@ -38,7 +39,7 @@ from engine.ports import (
 from engine.redis import calls
 from engine.redis.calls import Command
 from engine.redis.connection import Connection, Part
-from engine.steps import Begin, LoadIds, LoadUsers, Ready
+from engine.steps import Begin, LoadUsers, Ready
 
 # Besides the round's own connection and those of the recoveries: probes, the look for orphans, the sweep.
 _OTHER_CONNECTIONS: Final = 3
@@ -86,8 +87,8 @@ class RedisLedger:
 
         await self._exchange(commands(), hear)
         if refused:
-            # Room comes from days and turns that are over, and those end with a reserve, which Redis now refuses.
-            await self._send([calls.turn_command(call) for call in refused])
+            # Room comes from days and buckets that end with a reserve, which Redis now refuses.
+            await self._send([calls.advance_command(_forget(call)) for call in refused])
 
     async def begin(self, calls_: Sequence[Begin]) -> list[BeginReply]:
         """Close campaigns under new generations."""
@@ -102,17 +103,13 @@ class RedisLedger:
         ]
         return [calls.read_reply(reply) for reply in await self._send(commands)]
 
-    async def load(self, calls_: Sequence[LoadUsers | LoadIds]) -> list[LoadReply]:
+    async def load(self, calls_: Sequence[LoadUsers]) -> list[LoadReply]:
         """Chunks of a rebuild."""
         return [calls.read_reply(reply) for reply in await self._send(list(map(calls.load_command, calls_)))]
 
     async def ready(self, calls_: Sequence[Ready]) -> list[ReadyReply]:
         """Open campaigns again."""
-        commands = [
-            calls.ready_command(call.campaign_id, call.generation, call.spend, call.turn, call.plan_version)
-            for call in calls_
-        ]
-        return [calls.read_reply(reply) for reply in await self._send(commands)]
+        return [calls.read_reply(reply) for reply in await self._send(list(map(calls.ready_command, calls_)))]
 
     async def pending_tags(self, campaign_ids: Sequence[CampaignId]) -> dict[CampaignId, list[int]] | NotRun:
         """Tags of all reservations that wait for their commit."""
@@ -134,7 +131,7 @@ class RedisLedger:
         held = map(calls.read_look, campaign_ids, replies)
         return Survey(onward, [each for each in held if each is not None])
 
-    async def give_back(self, calls_: Sequence[MoveOn | Drop]) -> list[GiveBackReply]:
+    async def give_back(self, calls_: Sequence[Advance | Drop]) -> list[GiveBackReply]:
         """Free what idle campaigns hold."""
         return [calls.read_reply(reply) for reply in await self._send(list(map(calls.give_back_command, calls_)))]
 
@@ -226,6 +223,12 @@ class RedisLedger:
         """Close every connection. Exchanges under way must have ended."""
         for connection in self._idle:
             connection.close()
+
+
+def _forget(refused: Reserve) -> Advance:
+    """What gives back memory of the campaign whose call Redis had no memory for."""
+    bucket_us = min(refused.bucket_us, BUCKET_MIN_US)
+    return Advance(refused.campaign_id, refused.generation, refused.day, refused.at_us, bucket_us)
 
 
 def _of_success(reply: Any) -> bytes:

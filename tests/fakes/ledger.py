@@ -16,13 +16,17 @@ from typing import Any, TypeVar
 
 import trio
 
-from engine.leftovers import Drop, GiveBackReply, Held, MoveOn, Survey, Used
+from engine.leftovers import Advance, Drop, GiveBackReply, Held, Survey, Used
+from engine.memory import BUCKET_MIN_US
 from engine.model import CampaignId, EventId
 from engine.ports import (
+    AHEAD,
     BILLABLE,
     COUNTS_FOR_CAP,
     NO_CAP,
+    NONE_LOOKED_UP,
     BeginReply,
+    Behind,
     Closed,
     DayBehind,
     Done,
@@ -40,12 +44,12 @@ from engine.ports import (
     Stale,
     Unknown,
 )
-from engine.steps import Begin, Emptied, Kept, LoadIds, LoadUsers, Mismatch, Pending, Ready
+from engine.steps import Begin, Emptied, Kept, LoadUsers, Mismatch, Pending, Ready
 
 CHUNK = 1_000
 SURVEYED = 3  # campaigns of one survey: few, so that there are more of them
 T = TypeVar("T")
-LOADED = -1  # tag of an id that a rebuild loaded
+SECOND_US = 1_000_000
 
 
 class Trouble(Enum):
@@ -62,7 +66,8 @@ class Record:
     """A pending reservation: all that an undo needs."""
 
     day: int
-    turn: int
+    bucket: int
+    ahead_bucket: int | None  # None: no id of it is ahead
     amount: int
     ids: list[bytes]
     users: Counter[str]
@@ -76,13 +81,40 @@ class Sums:
     day: int
     total: int
     today: int
-    turn: int
-    uncounted_day: int | None = None  # the latest day on which events were accepted without a cap
+    uncounted_day: int | None  # the latest day on which events were accepted whose users are not counted
+
+
+@dataclass(slots=True)
+class Pair:
+    """Two buckets of ids, the current one and an older one, and the highest id time in each."""
+
+    number: int = 0  # of the current one
+    ids: list[dict[bytes, int]] = field(default_factory=lambda: [{}, {}])
+    most_us: list[int] = field(default_factory=lambda: [0, 0])
+
+    def put(self, ids: Sequence[bytes], tag: int, most_us: int) -> None:
+        """Into the current one."""
+        self.ids[self.number % 2].update(dict.fromkeys(ids, tag))
+        self.most_us[self.number % 2] = max(self.most_us[self.number % 2], most_us)
+
+    @property
+    def most_in_older_us(self) -> int:
+        """What a watermark must reach before the older one is forgotten."""
+        return self.most_us[1 - self.number % 2]
+
+    def turn(self) -> None:
+        """Forget the older one; it is the current one from now on."""
+        self.number += 1
+        self.ids[self.number % 2].clear()
+        self.most_us[self.number % 2] = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self.ids))
 
 
 @dataclass(slots=True)
 class Book:
-    """One campaign's five keys."""
+    """One campaign's seven keys."""
 
     generation: int
     image: int
@@ -90,7 +122,17 @@ class Book:
     sums: Sums | None = None
     pending: dict[int, Record] = field(default_factory=dict)
     users: Counter[str] = field(default_factory=Counter)
-    buckets: list[dict[bytes, int]] = field(default_factory=lambda: [{}, {}])
+    watermark_us: int = 0
+    began_us: int = 0
+    window: Pair = field(default_factory=Pair)
+    ahead: Pair = field(default_factory=Pair)
+
+    def tag_of(self, event_id: bytes) -> int | None:
+        """The tag under which an id is known."""
+        for bucket in self.window.ids + self.ahead.ids:
+            if event_id in bucket:
+                return bucket[event_id]
+        return None
 
 
 class FakeLedger:
@@ -151,7 +193,7 @@ class FakeLedger:
         """Settle reservations of closed campaigns."""
         return await self._trip([partial(self._resolve, call, needs_open=False) for call in calls])
 
-    async def load(self, calls: Sequence[LoadUsers | LoadIds]) -> list[LoadReply]:
+    async def load(self, calls: Sequence[LoadUsers]) -> list[LoadReply]:
         """Chunks of a rebuild."""
         return await self._trip([partial(self._load, call) for call in calls])
 
@@ -171,7 +213,7 @@ class FakeLedger:
         found = await self._trip_of_one(lambda: self._survey(cursor))
         return NotRun(found.detail) if isinstance(found, Unknown) else found
 
-    async def give_back(self, calls: Sequence[MoveOn | Drop]) -> list[GiveBackReply]:
+    async def give_back(self, calls: Sequence[Advance | Drop]) -> list[GiveBackReply]:
         """Free what idle campaigns hold."""
         return await self._trip([partial(self._give_back, call) for call in calls])
 
@@ -230,11 +272,9 @@ class FakeLedger:
     def _reserve(self, call: Reserve) -> ReserveReply:
         book = self._enter(call.campaign_id, call.generation, needs_open=True)
         if self.full:
-            if isinstance(book, Book) and book.sums is not None:  # (the function `turn`, which the adapter then sends)
-                if _outruns_pending(book, book.sums, call.turn, ()):
-                    book.image = 0
-                else:
-                    _move_on(book, book.sums, call.day, call.turn)
+            if isinstance(book, Book):  # (the function `advance`, which the adapter then sends)
+                _move_day(book, call.day)
+                _close(book, call.at_us, min(call.bucket_us, BUCKET_MIN_US))
             return NotRun("OOM", full=True)
         if not isinstance(book, Book):
             return book
@@ -247,19 +287,20 @@ class FakeLedger:
             return NotRun("SHAPE")
         if call.plan_version < sums.version:
             return PlanBehind(sums.version)
-        if call.day < sums.day or sums.turn > call.turn_latest:
+        if call.day < sums.day:
             return DayBehind(sums.day)
+        if call.unlooked_us <= book.watermark_us or call.looked_bucket not in (NONE_LOOKED_UP, book.window.number):
+            return Behind(book.window.number, book.watermark_us)
         if call.cap != NO_CAP and sums.uncounted_day == call.day == sums.day:
-            book.image = 0
-            return Lost()
-        if _outruns_pending(book, sums, call.turn, call.committed):
             book.image = 0
             return Lost()
         sums.version = call.plan_version
         for tag in call.committed:
             book.pending.pop(tag, None)
-        _move_on(book, sums, call.day, call.turn)
-        return _decide(book, sums, call)
+        _move_day(book, call.day)
+        letters = _decide(book, sums, call)
+        _close(book, call.at_us, call.bucket_us)
+        return Reserved(letters, sums.total, sums.today, book.window.number, book.watermark_us)
 
     def _resolve(self, call: Resolve, *, needs_open: bool) -> ResolveReply:
         book = self._enter(call.campaign_id, call.generation, needs_open)
@@ -286,23 +327,20 @@ class FakeLedger:
         return Survey(onward, [self._held(campaign_id, self.books[campaign_id]) for campaign_id in found[:SURVEYED]])
 
     def _held(self, campaign_id: CampaignId, book: Book) -> Held:
-        day, turn = (0, 0) if book.sums is None else (book.sums.day, book.sums.turn)
-        ids = sum(map(len, book.buckets))
-        ours = book.image == self.image
-        return Held(campaign_id, book.generation, ours, book.open, day, turn, len(book.pending), len(book.users), ids)
+        day = 0 if book.sums is None else book.sums.day
+        ours, ids = book.image == self.image, len(book.window) + len(book.ahead)
+        place = day, book.window.number, book.began_us
+        return Held(campaign_id, book.generation, ours, book.open, *place, len(book.pending), len(book.users), ids)
 
-    def _give_back(self, call: MoveOn | Drop) -> GiveBackReply:
-        held = call.held
-        if isinstance(call, MoveOn):
-            book = self._enter(held.campaign_id, held.generation, needs_open=True)
+    def _give_back(self, call: Advance | Drop) -> GiveBackReply:
+        if isinstance(call, Advance):
+            book = self._enter(call.campaign_id, call.generation, needs_open=True)
             if not isinstance(book, Book):
                 return book
-            assert book.sums is not None
-            if _outruns_pending(book, book.sums, call.turn, ()):
-                book.image = 0
-                return Lost()
-            _move_on(book, book.sums, call.day, call.turn)
+            _move_day(book, call.day)
+            _close(book, call.at_us, call.bucket_us)
             return Done()
+        held = call.held
         found = self.books.get(held.campaign_id)
         if found is None:
             return Lost()
@@ -311,23 +349,20 @@ class FakeLedger:
             return Stale(now.generation)
         if now.open != held.open:
             return Closed()
-        if now.turn != held.turn or (now.ours and now.open and now.pending):
+        if now.bucket != held.bucket or (now.ours and now.open and now.pending):
             return Used()
         del self.books[held.campaign_id]
         return Done()
 
-    def _load(self, call: LoadUsers | LoadIds) -> LoadReply:
+    def _load(self, call: LoadUsers) -> LoadReply:
         if self.full:
             return NotRun("OOM", full=True)
         book = self._enter(call.campaign_id, call.generation, needs_open=False)
         if not isinstance(book, Book):
             return book
-        if len(call.users if isinstance(call, LoadUsers) else call.ids) > CHUNK:
+        if len(call.users) > CHUNK:
             return NotRun("SHAPE")
-        if isinstance(call, LoadUsers):
-            book.users = Counter({**book.users, **dict(call.users)})  # (set, where Counter.update would add)
-        else:
-            book.buckets[call.turn % 2].update(dict.fromkeys(call.ids, LOADED))
+        book.users = Counter({**book.users, **dict(call.users)})  # (set, where Counter.update would add)
         return Done()
 
     def _ready(self, call: Ready) -> ReadyReply:
@@ -339,60 +374,67 @@ class FakeLedger:
         if book.pending:
             return Mismatch()
         if sums is None:
-            book.sums = Sums(call.plan_version, spend.day, spend.spent_micros, spend.today_micros, call.turn)
+            uncounted_day = None if call.users_loaded else spend.day
+            book.sums = Sums(call.plan_version, spend.day, spend.spent_micros, spend.today_micros, uncounted_day)
+            book.watermark_us, book.began_us = call.latest_us, call.at_us
         else:
             today = 0 if sums.day > spend.day else spend.today_micros
             if sums.day < spend.day or sums.total != spend.spent_micros or sums.today != today:
-                return Mismatch()
-            if sums.turn > call.turn + 1:
                 return Mismatch()
         book.open = True
         return Done()
 
 
-def _outruns_pending(book: Book, sums: Sums, turn: int, committed: Sequence[int]) -> bool:
-    """Whether the window would drop ids of a reservation that is not settled yet."""
-    pending = [record for tag, record in book.pending.items() if tag not in committed]
-    return turn > sums.turn and any(record.turn < turn - 1 for record in pending)
-
-
-def _move_on(book: Book, sums: Sums, day: int, turn: int) -> None:
-    """A new day counts its users anew; a new turn reuses the older bucket; days and turns never go back."""
-    if day > sums.day:
-        sums.day, sums.today = day, 0
+def _move_day(book: Book, day: int) -> None:
+    """A new day counts its users anew; days never go back."""
+    assert book.sums is not None
+    if day > book.sums.day:
+        book.sums.day, book.sums.today = day, 0
         book.users.clear()
-    while sums.turn < turn:
-        sums.turn = max(sums.turn + 1, turn - 1)
-        book.buckets[sums.turn % 2].clear()
 
 
-def _decide(book: Book, sums: Sums, call: Reserve) -> Reserved:
+def _close(book: Book, at_us: int, bucket_us: int) -> None:
+    """Close the bucket if it is that old, unless the older one holds ids that may still commit."""
+    if at_us - book.began_us < bucket_us:
+        return
+    if any(record.bucket < book.window.number for record in book.pending.values()):
+        book.began_us = at_us - bucket_us + SECOND_US
+        return
+    book.watermark_us = max(book.watermark_us, book.window.most_in_older_us)
+    book.window.turn()
+    book.began_us = at_us
+    ahead = book.ahead
+    if len(ahead) == 0 and not any(ahead.most_us):
+        return
+    if any(record.ahead_bucket is not None and record.ahead_bucket < ahead.number for record in book.pending.values()):
+        return
+    if len(ahead) > len(book.window):
+        book.watermark_us = max(book.watermark_us, ahead.most_in_older_us)
+    if ahead.most_in_older_us <= book.watermark_us:
+        ahead.turn()
+    if not any(ahead.most_us):
+        book.ahead = Pair()
+
+
+def _decide(book: Book, sums: Sums, call: Reserve) -> bytes:
     """The letters, in order; with any A, the record."""
-    record = Record(call.day, sums.turn, 0, [], Counter())
+    record = Record(call.day, book.window.number, None, 0, [], Counter())
+    ahead: list[bytes] = []
     letters = bytearray()
     seen: set[bytes] = set()
     for at, kind in enumerate(call.kinds):
         event_id = call.ids[16 * at : 16 * at + 16]
         user = call.users[at] if kind & COUNTS_FOR_CAP and call.cap != NO_CAP else None
-        cost = call.cost_micros
-        known = book.buckets[0].get(event_id, book.buckets[1].get(event_id))
-        if event_id in seen or known in book.pending:
+        letter = _letter(book, sums, call, kind, event_id, user)
+        if event_id in seen:
             letter = Letter.PENDING
-        elif known is not None:
-            letter = Letter.DUPLICATE
-        elif user is not None and book.users[user] >= call.cap:
-            letter = Letter.CAPPED
-        elif kind & BILLABLE and sums.total + cost > call.total_budget_micros:
-            letter = Letter.TOTAL
-        elif kind & BILLABLE and sums.today + cost > call.daily_budget_micros:
-            letter = Letter.DAILY
-        elif kind & BILLABLE and sums.today + cost > call.allowance_micros:
-            letter = Letter.PACED
-        else:
-            letter = Letter.ACCEPTED
+        if letter is Letter.ACCEPTED:
             record.ids.append(event_id)
+            if kind & AHEAD:
+                ahead.append(event_id)
             if kind & BILLABLE:
-                sums.total, sums.today, record.amount = sums.total + cost, sums.today + cost, record.amount + cost
+                sums.total, sums.today = sums.total + call.cost_micros, sums.today + call.cost_micros
+                record.amount += call.cost_micros
             if user is not None:
                 book.users[user] += 1
                 record.users[user] += 1
@@ -400,10 +442,31 @@ def _decide(book: Book, sums: Sums, call: Reserve) -> Reserved:
         letters += letter.value
     if record.ids:
         book.pending[call.tag] = record
-        book.buckets[record.turn % 2].update(dict.fromkeys(record.ids, call.tag))
+        if ahead:
+            record.ahead_bucket = book.ahead.number
+            book.ahead.put(ahead, call.tag, call.most_ahead_us)
+        if others := [event_id for event_id in record.ids if event_id not in ahead]:
+            book.window.put(others, call.tag, call.most_us)
         if call.cap == NO_CAP:
             sums.uncounted_day = call.day
-    return Reserved(bytes(letters), sums.total, sums.today)
+    return bytes(letters)
+
+
+def _letter(book: Book, sums: Sums, call: Reserve, kind: int, event_id: bytes, user: str | None) -> Letter:
+    known, cost = book.tag_of(event_id), call.cost_micros
+    if known is not None:
+        return Letter.PENDING if known in book.pending else Letter.DUPLICATE
+    if user is not None and book.users[user] >= call.cap:
+        return Letter.CAPPED
+    if kind & BILLABLE and sums.total + cost > call.total_budget_micros:
+        return Letter.TOTAL
+    if kind & BILLABLE and sums.today + cost > call.daily_budget_micros:
+        return Letter.DAILY
+    if kind & BILLABLE and sums.today + cost > call.allowance_micros:
+        return Letter.PACED
+    if user is not None and not call.new_users and not book.users[user]:
+        return Letter.NO_ROOM
+    return Letter.ACCEPTED
 
 
 def _undo(book: Book, record: Record) -> None:
@@ -413,6 +476,7 @@ def _undo(book: Book, record: Record) -> None:
     if record.day == sums.day:
         sums.today -= record.amount
         book.users -= record.users  # (Counter's `-=` drops who falls to zero)
-    if record.turn >= sums.turn - 1:
-        for event_id in record.ids:
-            del book.buckets[record.turn % 2][event_id]
+    for pair, number in ((book.window, record.bucket), (book.ahead, record.ahead_bucket)):
+        if number is not None:
+            for event_id in record.ids:
+                pair.ids[number % 2].pop(event_id, None)

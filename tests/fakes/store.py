@@ -69,6 +69,7 @@ class Line:
     day: int = 0
     today: int = 0
     halted: str | None = None
+    latest_us: int = 0
     lock: trio.Lock = field(default_factory=trio.Lock)
 
 
@@ -157,6 +158,7 @@ class FakeStore:
                 line.today = (line.today if line.day == sums.spend_day else 0) + sums.amount
                 line.day = sums.spend_day
                 line.spent += sums.amount
+                line.latest_us = max(line.latest_us, sums.latest_us)
             for batch in batches:
                 for row in batch.rows:
                     self.events[batch.campaign_id, row.event_id, row.day] = _kept(batch, row)
@@ -248,9 +250,10 @@ class FakeStore:
         }
 
     async def users_on(
-        self, days: Mapping[CampaignId, int]
+        self, days: Mapping[CampaignId, int], *, whole: bool
     ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[str, int]]], None]:
-        """Impressions a user, each campaign on its spend day."""
+        """Impressions a user, each campaign on its spend day, however they are read."""
+        assert whole in (True, False)
         await self._answer()
         users = Counter(
             (campaign_id, kept.event.user_id)
@@ -259,21 +262,6 @@ class FakeStore:
             if kept.spend_day == day and kept.event.event_type is EventType.IMPRESSION
         )
         for piece in _pieces([(campaign_id, (user, seen)) for (campaign_id, user), seen in users.items()]):
-            yield piece
-            await self._answer()
-
-    async def ids_received(
-        self, campaign_ids: Sequence[CampaignId], since_us: int
-    ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[EventId, int]]], None]:
-        """Ids and receive times of what was received since then."""
-        await self._answer()
-        received = [
-            (campaign_id, (kept.event.event_id, kept.received_us))
-            for campaign_id in campaign_ids
-            for kept in self._events_of(campaign_id)
-            if kept.received_us >= since_us
-        ]
-        for piece in _pieces(received):
             yield piece
             await self._answer()
 
@@ -411,7 +399,7 @@ class FakeStore:
     def _row(self, campaign_id: CampaignId) -> LedgerRow:
         line = self.ledger[campaign_id]
         spend = CampaignSpend(Micros(line.spent), line.day, Micros(line.today), line.halted)
-        return LedgerRow(campaign_id, line.gen, spend)
+        return LedgerRow(campaign_id, line.gen, spend, line.latest_us)
 
     def _tell_plan(self, plan: Campaign) -> None:
         for plan_changed, _ in self._listeners:
@@ -428,6 +416,7 @@ class _Sums:
     generation: int
     spend_day: int
     amount: int = 0
+    latest_us: int = 0
 
 
 def _merge(batches: Sequence[Batch]) -> dict[CampaignId, _Sums]:
@@ -437,6 +426,7 @@ def _merge(batches: Sequence[Batch]) -> dict[CampaignId, _Sums]:
         assert (sums.generation, sums.spend_day) == (batch.generation, batch.spend_day), "one of each in one flush"
         assert batch.amount_micros == sum(row.cost_micros for row in batch.rows)
         sums.amount += batch.amount_micros
+        sums.latest_us = max(sums.latest_us, *(row.id_time_us for row in batch.rows))
     return merged
 
 
