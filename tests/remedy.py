@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from engine.model import CampaignId
-from engine.recovery import Case, Outcome, Recovery
+from engine.recovery import Case, Outcome, Reads, Recovery
 
 
 class Asked:
@@ -17,15 +17,15 @@ class Asked:
         self.raised: dict[int, list[int]] = {}
         self.ended: dict[int, Outcome] = {}
 
-    async def recover(self, campaigns: Sequence[int], *, alone: bool = False) -> dict[int, Outcome]:
-        """How each ended; asserts that each did, and once."""
+    async def recover(self, campaigns: Sequence[int], reads: Reads = Reads.LITTLE) -> dict[int, Outcome]:
+        """How each ended; asserts that each did, and once. Users are counted, of whatever day the ledger says."""
         self.ended = {}
-        await self.recovery.recover([self._case(campaign) for campaign in campaigns], alone=alone)
+        await self.recovery.recover([self._case(campaign) for campaign in campaigns], reads)
         assert self.ended.keys() == set(campaigns)
         return self.ended
 
     def _case(self, campaign: int) -> Case:
-        return Case(CampaignId(campaign), 1, partial(self._raise, campaign), partial(self._end, campaign))
+        return Case(CampaignId(campaign), 1, 0, partial(self._raise, campaign), partial(self._end, campaign))
 
     def _raise(self, campaign: int, generation: int) -> None:
         self.raised.setdefault(campaign, []).append(generation)
@@ -37,4 +37,4 @@ class Asked:
 
 async def recover_alone(recovery: Recovery, campaign: int) -> Outcome:
     """Recover one, as whoever has only one."""
-    return (await Asked(recovery).recover([campaign], alone=True))[campaign]
+    return (await Asked(recovery).recover([campaign], Reads.ALL))[campaign]

@@ -88,8 +88,8 @@ end
 
 -- Forget the older bucket: the watermark rises to the highest id time that was in it, and a new bucket begins at `at`.
 -- Put off by a second if the bucket holds ids that may still commit, because finding that out reads what is pending.
--- Ids that are ahead are forgotten when the watermark has passed them, so that they do not raise it; but where most ids
--- are ahead, they are forgotten like the others.
+-- Ids that are ahead are forgotten when the watermark has passed them, so that they do not raise it; but where they are
+-- more than the others, and more than a few (80 KB), they are forgotten like those.
 local function advance(keys, s, at, age)
     local ahead = read_ahead(s)
     local blocked, blocked_ahead = pending_in_older(keys, s, ahead)
@@ -103,8 +103,10 @@ local function advance(keys, s, at, age)
     if s.ahead and not blocked_ahead then
         local odd_ahead = ahead.bkt % 2 == 1
         local most = odd_ahead and ahead.m0 or ahead.m1
-        if most > s.w and redis.call('HLEN', keys[6]) + redis.call('HLEN', keys[7])
-                > redis.call('HLEN', keys[4]) + redis.call('HLEN', keys[5]) then s.w = most end
+        local many = redis.call('HLEN', keys[6]) + redis.call('HLEN', keys[7])
+        if many > 1000 and many > redis.call('HLEN', keys[4]) + redis.call('HLEN', keys[5]) then
+            s.w = math.max(s.w, most)
+        end
         if most <= s.w then
             redis.call('UNLINK', odd_ahead and keys[6] or keys[7])
             if odd_ahead then ahead.m0 = 0 else ahead.m1 = 0 end
@@ -174,7 +176,7 @@ local function decide(call, tags, pending, count, total, today)
         elseif billable and total + cost > call.total_budget then letters[i] = 'T'
         elseif billable and today + cost > call.daily_budget then letters[i] = 'Y'
         elseif billable and today + cost > call.allowance then letters[i] = 'W'
-        elseif user and call.new_users == 0 and count[user] == 0 then letters[i] = 'U'
+        elseif user and not call.new_users and count[user] == 0 then letters[i] = 'U'
         else
             letters[i] = 'A'
             accepted[#accepted + 1] = id
@@ -260,7 +262,7 @@ end
 --       3 numbers (msgpack array): ver; day; at (now) and age, at which a bucket closes; the least id time of those
 --         events that were not looked up (2^53 - 1: all were); the bkt under which the others were (-1: none was); the
 --         greatest id time of those that are not ahead, and of those that are; total budget; daily budget; allowance;
---         cap (-1: none); cost of a billable event; whether there is room for users that are not counted yet (1 or 0)
+--         cap (-1: none); cost of a billable event; whether there is room for users that are not counted yet
 --       4 kinds (a byte an event: 1 billable, 2 counts for the cap, 4 its id time is ahead)
 --       5 ids  6 users (msgpack array; read only with a cap)  7 committed tags
 -- Reply OK letters total today bkt w | PLAN ver (a newer plan is known) | DAY day (a later day is reached)

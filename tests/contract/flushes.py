@@ -61,6 +61,7 @@ class Line:
     occurred_us: int
     received_us: int
     day: int
+    id_time_us: int
 
 
 @dataclass(slots=True)
@@ -86,6 +87,7 @@ def impression(now_us: int, **fields: Any) -> Line:
         "occurred_us": now_us,
         "received_us": now_us,
         "day": now_us // DAY_US,
+        "id_time_us": now_us,
     }
     return Line(**{**values, **fields})
 

@@ -16,6 +16,8 @@ from engine.model import CampaignId, CampaignSpend, EventId, Micros
 from engine.ports import (
     BILLABLE,
     NO_CAP,
+    NO_TIME,
+    NONE_LOOKED_UP,
     BeginReply,
     Done,
     Ledger,
@@ -28,12 +30,13 @@ from engine.ports import (
     ResolveReply,
 )
 from engine.redis.ledger import open_ledger
-from engine.steps import Begin, Emptied, LoadIds, LoadUsers, Ready
+from engine.steps import Begin, Emptied, LoadUsers, Ready
 from tests.fakes.ledger import FakeLedger
 
 CAMPAIGN = CampaignId(7)
 DAY = 20_000
-TURN = 1_000
+AT_US = DAY * 86_400_000_000 + 3_600_000_000  # now
+BUCKET_US = 480_000_000  # age at which a bucket closes
 COST = 1_000
 PLENTY = 1_000_000_000_000
 
@@ -122,7 +125,11 @@ def new_ids(events: int) -> bytes:
 
 
 def reserve(events: int = 1, /, **fields: Any) -> Reserve:
-    """Events with ids of their own, billable at 0.001, without limits; changed by `fields`."""
+    """Events with ids of their own, billable at 0.001, without limits, none looked up; changed by `fields`.
+
+    `time_us` is the id time of all of them.
+    """
+    time_us = fields.pop("time_us", AT_US)
     ids = fields.get("ids") or new_ids(events)
     events = len(ids) // 16
     values: dict[str, Any] = {
@@ -131,13 +138,18 @@ def reserve(events: int = 1, /, **fields: Any) -> Reserve:
         "tag": next(_tags),
         "plan_version": 1,
         "day": DAY,
-        "turn": TURN,
-        "turn_latest": fields.get("turn", TURN) + 1,
+        "at_us": AT_US,
+        "bucket_us": BUCKET_US,
+        "unlooked_us": time_us,
+        "looked_bucket": NONE_LOOKED_UP,
+        "most_us": time_us,
+        "most_ahead_us": NO_TIME,
         "total_budget_micros": PLENTY,
         "daily_budget_micros": PLENTY,
         "allowance_micros": PLENTY,
         "cap": NO_CAP,
         "cost_micros": COST,
+        "new_users": True,
         "kinds": bytes([BILLABLE]) * events,
         "ids": ids,
         "users": [f"user {at}" for at in range(events)],
@@ -153,7 +165,8 @@ def spend(spent: int = 0, day: int = DAY, today: int | None = None) -> CampaignS
 async def opened(ledger: Ledger, campaign_id: CampaignId = CAMPAIGN, **fields: Any) -> None:
     """Open a campaign under generation 1, with nothing spent."""
     assert await begin(ledger, campaign_id, 1) == Emptied()
-    assert await ready(ledger, campaign_id, 1, fields.get("sums", spend()), TURN, fields.get("version", 1)) == Done()
+    sums, latest_us = fields.get("sums", spend()), fields.get("latest_us", 0)
+    assert await ready(ledger, campaign_id, 1, sums, fields.get("version", 1), latest_us=latest_us) == Done()
 
 
 async def begin(ledger: Ledger, campaign_id: CampaignId, generation: int) -> BeginReply:
@@ -173,18 +186,29 @@ async def load_users(
     return (await ledger.load([LoadUsers(campaign_id, generation, users)]))[0]
 
 
-async def load_ids(
-    ledger: Ledger, campaign_id: CampaignId, generation: int, turn: int, ids: Sequence[EventId]
-) -> LoadReply:
-    """Load one chunk of ids."""
-    return (await ledger.load([LoadIds(campaign_id, generation, turn, ids)]))[0]
+def to_open(
+    campaign_id: CampaignId,
+    generation: int,
+    sums: CampaignSpend,
+    plan_version: int,
+    *,
+    latest_us: int = 0,
+    users_loaded: bool = True,
+) -> Ready:
+    """The call that opens a campaign."""
+    return Ready(campaign_id, generation, sums, plan_version, latest_us, AT_US, users_loaded)
 
 
 async def ready(
-    ledger: Ledger, campaign_id: CampaignId, generation: int, sums: CampaignSpend, turn: int, plan_version: int
+    ledger: Ledger, campaign_id: CampaignId, generation: int, sums: CampaignSpend, plan_version: int, **fields: Any
 ) -> ReadyReply:
     """Open one campaign again."""
-    return (await ledger.ready([Ready(campaign_id, generation, sums, turn, plan_version)]))[0]
+    return (await ledger.ready([to_open(campaign_id, generation, sums, plan_version, **fields)]))[0]
+
+
+def reserved(letters: bytes, total_micros: int, today_micros: int) -> Reserved:
+    """A reply of a campaign whose first bucket is still the current one, and whose watermark is 0."""
+    return Reserved(letters, total_micros, today_micros, 0, 0)
 
 
 async def ask_all(ledger: Ledger, calls: Sequence[Reserve | Resolve]) -> list[ReserveReply | ResolveReply]:

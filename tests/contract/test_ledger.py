@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 
-from engine.model import MICROS_MAX, CampaignId, CampaignSpend, EventId
+from engine.model import MICROS_MAX, CampaignId, CampaignSpend
 from engine.ports import (
+    AHEAD,
+    ALL_LOOKED_UP,
     BILLABLE,
     COUNTS_FOR_CAP,
     FREE,
+    NO_TIME,
+    Behind,
     Closed,
     DayBehind,
     Done,
@@ -22,12 +28,13 @@ from engine.ports import (
     Resolve,
     Stale,
 )
-from engine.steps import Begin, Emptied, Kept, LoadIds, LoadUsers, Mismatch, Pending, Ready
+from engine.steps import Begin, Emptied, Kept, LoadUsers, Mismatch, Pending
 from tests.contract.reservations import (
+    AT_US,
+    BUCKET_US,
     CAMPAIGN,
     COST,
     DAY,
-    TURN,
     Rig,
     ask,
     ask_all,
@@ -35,14 +42,15 @@ from tests.contract.reservations import (
     commit,
     ids_of,
     letters,
-    load_ids,
     load_users,
     new_ids,
     opened,
     ready,
     reserve,
+    reserved,
     settle,
     spend,
+    to_open,
     void,
 )
 
@@ -68,14 +76,14 @@ async def test_its_clock_can_be_compared(ledger: Ledger) -> None:
 
 async def test_accepted_events_are_reserved(ledger: Ledger) -> None:
     """A: each adds its cost to both sums."""
-    assert await ask(ledger, reserve(3)) == Reserved(b"AAA", 3 * COST, 3 * COST)
-    assert await ask(ledger, reserve(2, cost_micros=7)) == Reserved(b"AA", 3 * COST + 14, 3 * COST + 14)
+    assert await ask(ledger, reserve(3)) == reserved(b"AAA", 3 * COST, 3 * COST)
+    assert await ask(ledger, reserve(2, cost_micros=7)) == reserved(b"AA", 3 * COST + 14, 3 * COST + 14)
 
 
 async def test_the_same_id_twice_in_a_call_is_in_flight(ledger: Ledger) -> None:
     """P: the second sees the first."""
     twice = new_ids(1)
-    assert await ask(ledger, reserve(ids=twice + new_ids(1) + twice)) == Reserved(b"AAP", 2 * COST, 2 * COST)
+    assert await ask(ledger, reserve(ids=twice + new_ids(1) + twice)) == reserved(b"AAP", 2 * COST, 2 * COST)
 
 
 async def test_a_refused_id_is_in_flight_for_the_rest_of_its_call(ledger: Ledger) -> None:
@@ -89,16 +97,16 @@ async def test_a_pending_id_is_in_flight(ledger: Ledger) -> None:
     """P: reserved by an earlier call that is not committed."""
     first = reserve()
     await ask(ledger, first)
-    assert await ask(ledger, reserve(ids=first.ids)) == Reserved(b"P", COST, COST)
+    assert await ask(ledger, reserve(ids=first.ids)) == reserved(b"P", COST, COST)
 
 
 async def test_a_committed_id_is_a_duplicate(ledger: Ledger) -> None:
     """D: its tag is no longer pending."""
     first = reserve()
     assert await ask_all(ledger, [first, commit(first), reserve(ids=first.ids)]) == [
-        Reserved(b"A", COST, COST),
+        reserved(b"A", COST, COST),
         Done(),
-        Reserved(b"D", COST, COST),
+        reserved(b"D", COST, COST),
     ]
 
 
@@ -107,7 +115,7 @@ async def test_a_tag_committed_by_the_same_call_is_committed(ledger: Ledger) -> 
     first, other = reserve(), reserve()
     await ask_all(ledger, [first, other])
     again = reserve(ids=first.ids + other.ids, committed=[first.tag])
-    assert await ask(ledger, again) == Reserved(b"DP", 2 * COST, 2 * COST)
+    assert await ask(ledger, again) == reserved(b"DP", 2 * COST, 2 * COST)
     assert await ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: [other.tag]}
 
 
@@ -164,7 +172,7 @@ async def test_free_events_pass_every_budget(ledger: Ledger) -> None:
     """A free event is accepted with all budgets used up, and costs nothing."""
     none = {"total_budget_micros": 0, "daily_budget_micros": 0, "allowance_micros": 0}
     call = reserve(3, kinds=bytes([FREE, BILLABLE, FREE]), **none)
-    assert await ask(ledger, call) == Reserved(b"ATA", 0, 0)
+    assert await ask(ledger, call) == reserved(b"ATA", 0, 0)
 
 
 async def test_a_free_event_is_still_told_from_a_duplicate(ledger: Ledger) -> None:
@@ -185,7 +193,7 @@ async def test_an_inactive_campaign_accepts_nothing(ledger: Ledger) -> None:
 
 
 async def test_the_letters_have_an_order(ledger: Ledger) -> None:
-    """P, D, C, T, Y, W: the first that holds is told."""
+    """P, D, C, T, Y, W, U: the first that holds is told."""
     none = {"total_budget_micros": COST, "daily_budget_micros": COST, "allowance_micros": COST, "cap": 1}
     first = reserve(kinds=CAPPED, users=["ada"], **none)
     assert await letters(ledger, first) == b"A"
@@ -201,6 +209,7 @@ async def test_the_letters_have_an_order(ledger: Ledger) -> None:
     none["daily_budget_micros"] *= 2
     assert await letters(ledger, reserve(**wide, **none)) == b"W"
     none["allowance_micros"] *= 2
+    assert await letters(ledger, reserve(**wide, **none, new_users=False)) == b"U"
     assert await letters(ledger, reserve(**wide, **none)) == b"A"
 
 
@@ -211,11 +220,11 @@ async def test_a_call_carries_a_thousand_events(ledger: Ledger) -> None:
     """1,000 events of 1,000 users with long names, and 1,000 committed tags."""
     users = [f"{at:0128}" for at in range(1_000)]
     call = reserve(1_000, kinds=CAPPED * 1_000, users=users, cap=1, committed=list(range(1_000)))
-    assert await ask(ledger, call) == Reserved(b"A" * 1_000, 1_000 * COST, 1_000 * COST)
+    assert await ask(ledger, call) == reserved(b"A" * 1_000, 1_000 * COST, 1_000 * COST)
     assert await letters(ledger, reserve(1_000, kinds=CAPPED * 1_000, users=users, cap=1)) == b"C" * 1_000
     assert await letters(ledger, reserve(ids=call.ids)) == b"P" * 1_000
     assert await ask(ledger, void(call)) == Done()
-    assert await ask(ledger, reserve(1_000, kinds=CAPPED * 1_000, users=users, cap=1)) == Reserved(
+    assert await ask(ledger, reserve(1_000, kinds=CAPPED * 1_000, users=users, cap=1)) == reserved(
         b"A" * 1_000, 1_000 * COST, 1_000 * COST
     )
 
@@ -234,7 +243,7 @@ async def test_a_call_carries_a_thousand_events(ledger: Ledger) -> None:
 async def test_arguments_that_do_not_fit_do_nothing(ledger: Ledger, wrong: dict[str, object]) -> None:
     """A call that is not what the functions read is refused before anything is written."""
     assert isinstance(await ask(ledger, reserve(**wrong)), NotRun)
-    assert await ask(ledger, reserve()) == Reserved(b"A", COST, COST)
+    assert await ask(ledger, reserve()) == reserved(b"A", COST, COST)
 
 
 async def test_money_is_exact_up_to_the_last_micro(rig: Rig) -> None:
@@ -244,21 +253,21 @@ async def test_money_is_exact_up_to_the_last_micro(rig: Rig) -> None:
     wide = {"total_budget_micros": MICROS_MAX, "daily_budget_micros": MICROS_MAX, "allowance_micros": MICROS_MAX}
     assert await letters(rig.ledger, reserve(cost_micros=MICROS_MAX, **wide)) == b"T"
     call = reserve(3, cost_micros=1, **wide)
-    assert await ask(rig.ledger, call) == Reserved(b"AAA", MICROS_MAX, MICROS_MAX)
-    assert await ask(rig.ledger, reserve(cost_micros=1, **wide)) == Reserved(b"T", MICROS_MAX, MICROS_MAX)
+    assert await ask(rig.ledger, call) == reserved(b"AAA", MICROS_MAX, MICROS_MAX)
+    assert await ask(rig.ledger, reserve(cost_micros=1, **wide)) == reserved(b"T", MICROS_MAX, MICROS_MAX)
     await ask(rig.ledger, void(call))
     assert await begin(rig.ledger, CAMPAIGN, 2) == Kept([])
-    assert await ready(rig.ledger, CAMPAIGN, 2, sums, TURN, 1) == Done()
+    assert await ready(rig.ledger, CAMPAIGN, 2, sums, 1) == Done()
 
 
-# --- plan, day and turn ---
+# --- plan and day ---
 
 
 async def test_an_older_plan_is_refused(ledger: Ledger) -> None:
     """The newest plan seen is remembered, and told to who is behind."""
     assert await letters(ledger, reserve(plan_version=3)) == b"A"
     assert await ask(ledger, reserve(plan_version=2)) == PlanBehind(3)
-    assert await ask(ledger, reserve(plan_version=3)) == Reserved(b"A", 2 * COST, 2 * COST)
+    assert await ask(ledger, reserve(plan_version=3)) == reserved(b"A", 2 * COST, 2 * COST)
 
 
 async def test_a_plan_is_remembered_though_nothing_was_accepted(ledger: Ledger) -> None:
@@ -271,8 +280,8 @@ async def test_midnight_begins_a_new_day(ledger: Ledger) -> None:
     """Today and the users' counts begin anew; the total and the ids go on."""
     capped = {"kinds": CAPPED, "users": ["ada"], "cap": 1}
     first = reserve(**capped)
-    assert await ask(ledger, first) == Reserved(b"A", COST, COST)
-    assert await ask(ledger, reserve(**capped, day=DAY + 1)) == Reserved(b"A", 2 * COST, COST)
+    assert await ask(ledger, first) == reserved(b"A", COST, COST)
+    assert await ask(ledger, reserve(**capped, day=DAY + 1)) == reserved(b"A", 2 * COST, COST)
     assert await letters(ledger, reserve(**capped, day=DAY + 1)) == b"C"
     assert await letters(ledger, reserve(ids=first.ids, day=DAY + 1)) == b"P"
 
@@ -300,7 +309,7 @@ async def test_a_cap_that_is_new_today_has_the_campaign_rebuilt(ledger: Ledger) 
     assert await ask(ledger, reserve()) == Lost()
     assert await begin(ledger, CAMPAIGN, 2) == Emptied()
     assert await load_users(ledger, CAMPAIGN, 2, [("ada", 1)]) == Done()
-    assert await ready(ledger, CAMPAIGN, 2, spend(COST), TURN, 2) == Done()
+    assert await ready(ledger, CAMPAIGN, 2, spend(COST), 2) == Done()
     assert await letters(ledger, reserve(**capped, generation=2)) == b"C"
 
 
@@ -310,44 +319,213 @@ async def test_a_cap_that_is_new_on_a_new_day_needs_nothing(ledger: Ledger) -> N
     assert await letters(ledger, reserve(kinds=CAPPED, users=["ada"], cap=1, day=DAY + 1)) == b"A"
 
 
-async def test_ids_live_for_two_turns(ledger: Ledger) -> None:
-    """The dedup window: an id is known in its turn and in the next, to its end, and then no more."""
+# --- the dedup window ---
+
+
+async def window(ledger: Ledger, day: int = DAY) -> tuple[int, int]:
+    """The current bucket and the watermark, told by a call that closes nothing and accepts nothing."""
+    reply = await ask(ledger, reserve(total_budget_micros=0, time_us=ALL_LOOKED_UP, day=day))
+    assert isinstance(reply, Reserved)
+    return reply.bucket, reply.watermark_us
+
+
+async def advance(ledger: Ledger) -> None:
+    """Close a bucket."""
+    await ask(ledger, reserve(total_budget_micros=0, time_us=ALL_LOOKED_UP, bucket_us=0))
+
+
+async def test_an_id_is_known_in_its_bucket_and_the_next(ledger: Ledger) -> None:
+    """And no more when both have closed: then the watermark is where its id time was."""
+    first = reserve(time_us=AT_US - 7)
+    await ask_all(ledger, [first, commit(first)])
+    for place in ((0, 0), (1, 0)):
+        assert await window(ledger) == place
+        assert await letters(ledger, reserve(ids=first.ids)) == b"D"
+        await advance(ledger)
+    assert await window(ledger) == (2, AT_US - 7)
+    assert await letters(ledger, reserve(ids=first.ids)) == b"A"
+
+
+async def test_what_was_not_looked_up_must_be_above_the_watermark(ledger: Ledger) -> None:
+    """BEHIND: else it may be known to Postgres alone. Nothing is done, and the caller learns where the window is."""
+    await ask(ledger, reserve(time_us=AT_US, tag=1))
+    await ask(ledger, reserve(time_us=AT_US, committed=[1], tag=2))
+    await advance(ledger)
+    await ask(ledger, reserve(time_us=AT_US + 5, committed=[2], tag=3))
+    await advance(ledger)
+    assert await ask(ledger, reserve(time_us=AT_US)) == Behind(2, AT_US)
+    assert await ask(ledger, reserve(unlooked_us=NO_TIME, committed=[3])) == Behind(2, AT_US)
+    assert await ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: [3]}
+    assert await letters(ledger, reserve(time_us=AT_US + 1)) == b"A"
+
+
+async def test_a_look_up_counts_for_one_bucket(ledger: Ledger) -> None:
+    """BEHIND: what committed after it may have been forgotten by any other."""
+    await advance(ledger)
+    looked = {"unlooked_us": ALL_LOOKED_UP, "most_us": NO_TIME}
+    for bucket in (0, 2):
+        assert await ask(ledger, reserve(looked_bucket=bucket, **looked)) == Behind(1, 0)
+    assert await letters(ledger, reserve(looked_bucket=1, **looked)) == b"A"
+
+
+async def test_the_watermark_is_the_highest_id_time_that_was_forgotten(ledger: Ledger) -> None:
+    """Of any call into that bucket, and it never goes back."""
+    for tag, time_us in ((1, AT_US), (2, AT_US + 9), (3, AT_US + 4)):
+        await ask(ledger, reserve(time_us=time_us, tag=tag, committed=[tag - 1]))
+    await advance(ledger)
+    await ask(ledger, reserve(time_us=AT_US + 1, tag=4, committed=[3]))
+    await advance(ledger)
+    assert await window(ledger) == (2, AT_US + 9)
+    await ask(ledger, reserve(total_budget_micros=0, committed=[4], time_us=ALL_LOOKED_UP))
+    await advance(ledger)
+    assert await window(ledger) == (3, AT_US + 9)
+
+
+async def test_ids_that_were_refused_or_tell_no_time_move_no_watermark(ledger: Ledger) -> None:
+    """Such ids are looked up in any case, and what was refused was not committed."""
+    await ask(ledger, reserve(time_us=AT_US, total_budget_micros=0))
+    await ask(ledger, reserve(looked_bucket=0, unlooked_us=ALL_LOOKED_UP, most_us=NO_TIME, tag=1))
+    await advance(ledger)
+    await ask(ledger, reserve(total_budget_micros=0, committed=[1], time_us=ALL_LOOKED_UP))
+    await advance(ledger)
+    assert await window(ledger) == (2, 0)
+
+
+async def test_a_bucket_closes_when_it_is_old_enough(ledger: Ledger) -> None:
+    """With the first call after that, when its events are decided: they are in the bucket that closes."""
+    call = reserve(at_us=AT_US + BUCKET_US - 1)
+    assert await ask(ledger, call) == reserved(b"A", COST, COST)
+    call = reserve(at_us=AT_US + BUCKET_US, committed=[call.tag])
+    assert await ask(ledger, call) == Reserved(b"A", 2 * COST, 2 * COST, 1, 0)
+    call = reserve(at_us=AT_US + 2 * BUCKET_US, committed=[call.tag])
+    assert await ask(ledger, call) == Reserved(b"A", 3 * COST, 3 * COST, 2, AT_US)
+
+
+async def test_a_bucket_is_not_forgotten_while_a_reservation_of_it_is_not_settled(ledger: Ledger) -> None:
+    """It may commit still, and its ids would be new again. It is put off by a second."""
+    held = reserve()
+    assert await letters(ledger, held) == b"A"
+    await advance(ledger)
+    await advance(ledger)
+    assert await window(ledger) == (1, 0)
+    assert await letters(ledger, reserve(ids=held.ids)) == b"P"
+    assert await ask(ledger, commit(held)) == Done()
+    await ask(ledger, reserve(total_budget_micros=0, bucket_us=0, at_us=AT_US + 999_999))
+    assert await window(ledger) == (1, 0)
+    await ask(ledger, reserve(total_budget_micros=0, bucket_us=0, at_us=AT_US + 1_000_000))
+    assert await window(ledger) == (2, AT_US)
+
+
+async def test_a_bucket_closes_over_what_is_settled(ledger: Ledger) -> None:
+    """Also if the call that closes it is the first to say so."""
+    held = reserve()
+    await ask(ledger, held)
+    await advance(ledger)
+    await ask(ledger, reserve(total_budget_micros=0, bucket_us=0, committed=[held.tag]))
+    assert await window(ledger) == (2, AT_US)
+
+
+async def test_a_void_after_its_bucket_has_closed_still_undoes_ids(ledger: Ledger) -> None:
+    """An id left behind would turn a retry into a false duplicate."""
+    old = reserve()
+    await ask(ledger, old)
+    await advance(ledger)
+    assert await ask(ledger, void(old)) == Done()
+    assert await letters(ledger, reserve(ids=old.ids)) == b"A"
+
+
+async def test_a_rebuilt_window_begins_at_what_is_committed(rig: Rig) -> None:
+    """Whatever was committed is at or below the watermark, and no id is known."""
+    await opened(rig.ledger, latest_us=AT_US)
+    assert await ask(rig.ledger, reserve(time_us=AT_US)) == Behind(0, AT_US)
+    assert await ask(rig.ledger, reserve(time_us=AT_US + 1)) == Reserved(b"A", COST, COST, 0, AT_US)
+
+
+async def test_a_kept_state_keeps_its_window(ledger: Ledger) -> None:
+    """Its watermark is true still, whatever the ledger's is: its ids are where they were."""
     first = reserve()
     await ask_all(ledger, [first, commit(first)])
-    for turn, expected in ((TURN, b"D"), (TURN + 1, b"D"), (TURN + 1, b"D"), (TURN + 2, b"A"), (TURN + 3, b"P")):
-        assert await letters(ledger, reserve(ids=first.ids, turn=turn)) == expected
+    await advance(ledger)
+    assert await begin(ledger, CAMPAIGN, 2) == Kept([])
+    assert await ready(ledger, CAMPAIGN, 2, spend(COST), 1, latest_us=AT_US + 7) == Done()
+    again = reserve(ids=first.ids, generation=2)
+    assert await ask(ledger, again) == Reserved(b"D", COST, COST, 1, 0)
 
 
-async def test_a_new_turn_reuses_the_older_bucket_only(ledger: Ledger) -> None:
-    """Ids of the turn before stay."""
-    first, second = reserve(), reserve(turn=TURN + 1)
-    await ask_all(ledger, [first, second, commit(first), commit(second)])
-    assert await letters(ledger, reserve(ids=first.ids + second.ids, turn=TURN + 2)) == b"AD"
-    assert await letters(ledger, reserve(ids=second.ids, turn=TURN + 2)) == b"D"
+# --- ids whose time is ahead ---
 
 
-@pytest.mark.parametrize("skipped", [3, 4])
-async def test_skipped_turns_empty_the_window(ledger: Ledger, skipped: int) -> None:
-    """After a pause of two turns nothing is known, in neither bucket."""
-    first, second = reserve(), reserve(turn=TURN + 1)
-    await ask_all(ledger, [first, second, commit(first), commit(second)])
-    assert await letters(ledger, reserve(turn=TURN + skipped)) == b"A"
-    assert await letters(ledger, reserve(ids=first.ids + second.ids, turn=TURN + skipped)) == b"AA"
+def ahead(time_us: int, **fields: Any) -> Reserve:
+    """One event that is ahead of its receipt."""
+    kinds = bytes([BILLABLE | AHEAD])
+    return reserve(**{"kinds": kinds, "time_us": time_us, "most_us": NO_TIME, "most_ahead_us": time_us, **fields})
 
 
-async def test_turns_only_move_forward(ledger: Ledger) -> None:
-    """A lower turn is taken as the one that is reached."""
-    first = reserve(turn=TURN + 1)
-    second = reserve(turn=TURN)
-    await ask_all(ledger, [first, second, commit(first), commit(second)])
-    assert await letters(ledger, reserve(ids=first.ids + second.ids, turn=TURN + 2)) == b"DD"
+async def test_ids_that_are_ahead_do_not_raise_the_watermark(ledger: Ledger) -> None:
+    """They stay known until it has passed them: others would be looked up for as long as a wrong clock is ahead."""
+    early, others = ahead(AT_US + 10_000_000), reserve(3)
+    await ask_all(ledger, [early, others, commit(early), commit(others)])
+    for _ in range(4):
+        await advance(ledger)
+    assert await window(ledger) == (4, AT_US)
+    again = {"ids": early.ids, "time_us": AT_US + 10_000_000}
+    assert await letters(ledger, reserve(**again)) == b"D"
+    late = reserve(time_us=AT_US + 10_000_000)
+    await ask_all(ledger, [late, commit(late)])
+    await advance(ledger)
+    assert await letters(ledger, reserve(**again)) == b"D"
+    await advance(ledger)
+    assert await window(ledger) == (6, AT_US + 10_000_000)
+    assert isinstance(await ask(ledger, reserve(**again)), Behind)
+    assert await letters(ledger, reserve(**{**again, "unlooked_us": ALL_LOOKED_UP, "looked_bucket": 6})) == b"A"
 
 
-async def test_a_turn_moves_though_nothing_was_accepted(ledger: Ledger) -> None:
-    """A refused call moves it on, too: whoever lags behind then writes into the new turn."""
-    call = reserve(turn=TURN + 1)
-    await ask_all(ledger, [reserve(turn=TURN + 2, total_budget_micros=0), call])
-    assert await letters(ledger, reserve(ids=call.ids, turn=TURN + 3)) == b"P"
+async def test_where_most_ids_are_ahead_they_are_forgotten_like_others(ledger: Ledger) -> None:
+    """Memory is bounded, whatever clocks say; so few that they don't matter are kept."""
+    for at in range(2):
+        early = ahead(AT_US + 10_000_000 + at, ids=new_ids(501), kinds=bytes([BILLABLE | AHEAD]) * 501)
+        await ask_all(ledger, [early, commit(early)])
+    await advance(ledger)
+    await advance(ledger)
+    assert await window(ledger) == (2, AT_US + 10_000_001)
+
+
+async def test_a_void_undoes_ids_that_are_ahead_and_others(ledger: Ledger) -> None:
+    """Both kinds of one call."""
+    kinds = bytes([BILLABLE, BILLABLE | AHEAD])
+    call = reserve(2, kinds=kinds, most_us=AT_US, most_ahead_us=AT_US + 10_000_000)
+    assert await letters(ledger, call) == b"AA"
+    assert await letters(ledger, reserve(ids=call.ids)) == b"PP"
+    await advance(ledger)
+    assert await ask(ledger, void(call)) == Done()
+    assert await letters(ledger, replace(call, tag=call.tag + 1_000)) == b"AA"
+
+
+async def test_ids_that_are_ahead_are_not_forgotten_while_a_reservation_of_them_is_not_settled(ledger: Ledger) -> None:
+    """Also when the watermark has passed them."""
+    early, late = ahead(AT_US + 10_000_000), reserve(3, time_us=AT_US + 10_000_000)
+    await ask_all(ledger, [late, commit(late)])
+    await advance(ledger)
+    await ask(ledger, early)
+    other = ahead(AT_US + 10_000_001)
+    await advance(ledger)
+    await ask_all(ledger, [other, commit(other)])
+    await advance(ledger)
+    await advance(ledger)
+    assert await letters(ledger, reserve(ids=early.ids, unlooked_us=ALL_LOOKED_UP)) == b"P"
+
+
+# --- memory for users ---
+
+
+async def test_without_room_for_users_new_ones_are_not_counted(ledger: Ledger) -> None:
+    """U: those who are counted already go on, and so does what counts for no cap."""
+    assert await letters(ledger, reserve(kinds=CAPPED, users=["ada"], cap=2)) == b"A"
+    full = {"cap": 2, "new_users": False}
+    call = reserve(4, kinds=CAPPED * 3 + bytes([BILLABLE]), users=["ada", "ada", "bob", "bob"], **full)
+    assert await letters(ledger, call) == b"ACUA"
+    assert await letters(ledger, reserve(kinds=CAPPED, users=["bob"], total_budget_micros=0, **full)) == b"T"
+    assert await letters(ledger, reserve(kinds=CAPPED, users=["bob"], cap=2)) == b"A"
 
 
 # --- resolve ---
@@ -360,7 +538,7 @@ async def test_a_commit_keeps_money_and_drops_the_record(ledger: Ledger) -> None
     assert await ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: [call.tag]}
     assert await ask(ledger, commit(call)) == Done()
     assert await ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: []}
-    assert await ask(ledger, reserve()) == Reserved(b"A", 2 * COST, 2 * COST)
+    assert await ask(ledger, reserve()) == reserved(b"A", 2 * COST, 2 * COST)
 
 
 async def test_a_void_undoes_money_users_and_ids(ledger: Ledger) -> None:
@@ -368,7 +546,7 @@ async def test_a_void_undoes_money_users_and_ids(ledger: Ledger) -> None:
     call = reserve(3, kinds=CAPPED * 2 + bytes([COUNTS_FOR_CAP]), users=["ada", "ada", "bob"], cap=2)
     assert await letters(ledger, call) == b"AAA"
     assert await ask(ledger, void(call)) == Done()
-    assert await ask(ledger, replace(call, tag=call.tag + 1_000)) == Reserved(b"AAA", 2 * COST, 2 * COST)
+    assert await ask(ledger, replace(call, tag=call.tag + 1_000)) == reserved(b"AAA", 2 * COST, 2 * COST)
 
 
 async def test_a_void_leaves_what_others_reserved(ledger: Ledger) -> None:
@@ -376,7 +554,7 @@ async def test_a_void_leaves_what_others_reserved(ledger: Ledger) -> None:
     capped = {"kinds": CAPPED, "users": ["ada"], "cap": 2}
     first, second = reserve(**capped), reserve(**capped)
     await ask_all(ledger, [first, second, void(first)])
-    assert await ask(ledger, reserve(2, kinds=CAPPED * 2, users=["ada"] * 2, cap=2)) == Reserved(
+    assert await ask(ledger, reserve(2, kinds=CAPPED * 2, users=["ada"] * 2, cap=2)) == reserved(
         b"AC", 2 * COST, 2 * COST
     )
     assert await letters(ledger, reserve(ids=first.ids + second.ids)) == b"AP"
@@ -386,14 +564,14 @@ async def test_settling_twice_is_settling_once(ledger: Ledger) -> None:
     """Resolve may be repeated at will, and the first one counts."""
     voided, committed = reserve(), reserve()
     assert await ask_all(ledger, [voided, void(voided), void(voided), commit(voided)]) == [
-        Reserved(b"A", COST, COST),
+        reserved(b"A", COST, COST),
         *[Done()] * 3,
     ]
     assert await ask_all(ledger, [committed, commit(committed), commit(committed), void(committed)]) == [
-        Reserved(b"A", COST, COST),
+        reserved(b"A", COST, COST),
         *[Done()] * 3,
     ]
-    assert await ask(ledger, reserve(ids=voided.ids + committed.ids)) == Reserved(b"AD", 2 * COST, 2 * COST)
+    assert await ask(ledger, reserve(ids=voided.ids + committed.ids)) == reserved(b"AD", 2 * COST, 2 * COST)
 
 
 async def test_a_void_after_midnight_leaves_the_new_day_alone(ledger: Ledger) -> None:
@@ -401,30 +579,7 @@ async def test_a_void_after_midnight_leaves_the_new_day_alone(ledger: Ledger) ->
     capped = {"kinds": CAPPED, "users": ["ada"], "cap": 1}
     old, new = reserve(**capped), reserve(**capped, day=DAY + 1)
     await ask_all(ledger, [old, new, void(old)])
-    assert await ask(ledger, reserve(**capped, day=DAY + 1)) == Reserved(b"C", COST, COST)
-
-
-async def test_the_window_does_not_outrun_a_reservation_that_nobody_has_settled(ledger: Ledger) -> None:
-    """It may commit still, and its ids would be new again: LOST, so that a recovery fences it first."""
-    held = reserve()
-    assert await letters(ledger, held) == b"A"
-    assert await letters(ledger, reserve(turn=TURN + 1)) == b"A"
-    assert await ask(ledger, reserve(ids=held.ids, turn=TURN + 2)) == Lost()
-    assert await ask(ledger, reserve(turn=TURN + 1)) == Lost()
-
-
-async def test_the_window_moves_on_over_what_is_settled(ledger: Ledger) -> None:
-    """Also if the call that moves it on is the first to say so."""
-    first, second = reserve(), reserve(turn=TURN + 1)
-    await ask_all(ledger, [first, second, commit(first)])
-    assert await letters(ledger, reserve(turn=TURN + 3, committed=[second.tag])) == b"A"
-
-
-async def test_a_void_in_the_next_turn_still_undoes_ids(ledger: Ledger) -> None:
-    """An id left behind would turn a retry into a false duplicate."""
-    old = reserve()
-    await ask_all(ledger, [old, reserve(turn=TURN + 1), void(old)])
-    assert await letters(ledger, reserve(ids=old.ids, turn=TURN + 1)) == b"A"
+    assert await ask(ledger, reserve(**capped, day=DAY + 1)) == reserved(b"C", COST, COST)
 
 
 # --- generations and recovery ---
@@ -436,8 +591,7 @@ async def test_a_campaign_never_seen_is_lost(rig: Rig) -> None:
     assert await ask_all(rig.ledger, [call, void(call)]) == [Lost(), Lost()]
     assert await settle(rig.ledger, CAMPAIGN, 1, call.tag, commit=True) == Lost()
     assert await load_users(rig.ledger, CAMPAIGN, 1, [("ada", 1)]) == Lost()
-    assert await load_ids(rig.ledger, CAMPAIGN, 1, TURN, ids_of(call)) == Lost()
-    assert await ready(rig.ledger, CAMPAIGN, 1, spend(), TURN, 1) == Lost()
+    assert await ready(rig.ledger, CAMPAIGN, 1, spend(), 1) == Lost()
     assert await rig.ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: []}
 
 
@@ -448,8 +602,8 @@ async def test_another_memory_image_is_lost(rig: Rig, ledger: Ledger, how: str) 
     getattr(rig, how)()
     assert await ask(ledger, reserve()) == Lost()
     assert await begin(ledger, CAMPAIGN, 2) == Emptied()
-    assert await ready(ledger, CAMPAIGN, 2, spend(), TURN, 1) == Done()
-    assert await ask(ledger, reserve(generation=2)) == Reserved(b"A", COST, COST)
+    assert await ready(ledger, CAMPAIGN, 2, spend(), 1) == Done()
+    assert await ask(ledger, reserve(generation=2)) == reserved(b"A", COST, COST)
 
 
 async def test_another_generation_is_told(ledger: Ledger) -> None:
@@ -461,7 +615,7 @@ async def test_another_generation_is_told(ledger: Ledger) -> None:
         assert await ask_all(ledger, [stranger, void(stranger)]) == [Stale(1), Stale(1)]
         assert await settle(ledger, CAMPAIGN, generation, call.tag, commit=False) == Stale(1)
         assert await load_users(ledger, CAMPAIGN, generation, [("ada", 1)]) == Stale(1)
-        assert await ready(ledger, CAMPAIGN, generation, spend(), TURN, 1) == Stale(1)
+        assert await ready(ledger, CAMPAIGN, generation, spend(), 1) == Stale(1)
     assert await ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: [call.tag]}
 
 
@@ -473,16 +627,15 @@ async def test_a_closed_campaign_takes_no_reservations(ledger: Ledger) -> None:
     again = replace(call, generation=2)
     assert await ask_all(ledger, [again, void(again)]) == [Closed(), Closed()]
     assert await settle(ledger, CAMPAIGN, 2, call.tag, commit=False) == Done()
-    assert await ready(ledger, CAMPAIGN, 2, spend(), TURN, 1) == Done()
-    assert await ask(ledger, again) == Reserved(b"A", COST, COST)
+    assert await ready(ledger, CAMPAIGN, 2, spend(), 1) == Done()
+    assert await ask(ledger, again) == reserved(b"A", COST, COST)
 
 
 async def test_an_open_campaign_takes_no_rebuild(ledger: Ledger) -> None:
     """The recoverer's calls are refused once it is open."""
     assert await settle(ledger, CAMPAIGN, 1, 1, commit=True) == Closed()
     assert await load_users(ledger, CAMPAIGN, 1, [("ada", 1)]) == Closed()
-    assert await load_ids(ledger, CAMPAIGN, 1, TURN, [EventId(new_ids(1))]) == Closed()
-    assert await ready(ledger, CAMPAIGN, 1, spend(), TURN, 1) == Closed()
+    assert await ready(ledger, CAMPAIGN, 1, spend(), 1) == Closed()
 
 
 async def test_begin_keeps_the_direct_predecessor(ledger: Ledger) -> None:
@@ -495,11 +648,11 @@ async def test_begin_keeps_the_direct_predecessor(ledger: Ledger) -> None:
         call.tag: Pending(call.tag, ids_of(call)[0]) for call in (first, third)
     }
     assert await settle(ledger, CAMPAIGN, 2, first.tag, commit=True) == Done()
-    assert await ready(ledger, CAMPAIGN, 2, spend(3 * COST), TURN, 1) == Mismatch()
+    assert await ready(ledger, CAMPAIGN, 2, spend(3 * COST), 1) == Mismatch()
     assert await settle(ledger, CAMPAIGN, 2, third.tag, commit=False) == Done()
-    assert await ready(ledger, CAMPAIGN, 2, spend(3 * COST), TURN, 1) == Done()
+    assert await ready(ledger, CAMPAIGN, 2, spend(3 * COST), 1) == Done()
     after = reserve(ids=first.ids + third.ids, generation=2)
-    assert await ask(ledger, after) == Reserved(b"DDA", 4 * COST, 4 * COST)
+    assert await ask(ledger, after) == reserved(b"DDA", 4 * COST, 4 * COST)
 
 
 async def test_begin_refuses_a_generation_that_is_not_newer(ledger: Ledger) -> None:
@@ -515,8 +668,8 @@ async def test_begin_drops_what_is_more_than_one_behind(ledger: Ledger) -> None:
     await ask(ledger, call)
     assert await begin(ledger, CAMPAIGN, 3) == Emptied()
     assert await ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: []}
-    assert await ready(ledger, CAMPAIGN, 3, spend(), TURN, 1) == Done()
-    assert await ask(ledger, replace(call, generation=3)) == Reserved(b"A", COST, COST)
+    assert await ready(ledger, CAMPAIGN, 3, spend(), 1) == Done()
+    assert await ask(ledger, replace(call, generation=3)) == reserved(b"A", COST, COST)
 
 
 async def test_begin_drops_what_is_closed(ledger: Ledger) -> None:
@@ -525,35 +678,41 @@ async def test_begin_drops_what_is_closed(ledger: Ledger) -> None:
     assert await begin(ledger, CAMPAIGN, 3) == Emptied()
 
 
-async def test_a_rebuild_brings_users_ids_and_sums(rig: Rig) -> None:
-    """Load and ready: caps, duplicates, budgets and plan are as Postgres has them."""
-    ledger, old, new = rig.ledger, [EventId(new_ids(1))], [EventId(new_ids(1))]
+async def test_a_rebuild_brings_users_and_sums(rig: Rig) -> None:
+    """Load and ready: caps, budgets and plan are as Postgres has them."""
+    ledger = rig.ledger
     assert await begin(ledger, CAMPAIGN, 4) == Emptied()
     assert await load_users(ledger, CAMPAIGN, 4, [("ada", 2), ("b" * 128, 1)]) == Done()
     assert await load_users(ledger, CAMPAIGN, 4, []) == Done()
-    assert await load_ids(ledger, CAMPAIGN, 4, TURN - 1, old) == Done()
-    assert await load_ids(ledger, CAMPAIGN, 4, TURN, new) == Done()
-    assert await ready(ledger, CAMPAIGN, 4, spend(9 * COST, today=3 * COST), TURN, 6) == Done()
+    assert await ready(ledger, CAMPAIGN, 4, spend(9 * COST, today=3 * COST), 6) == Done()
     capped = {"kinds": CAPPED * 3, "users": ["ada", "b" * 128, "b" * 128], "cap": 2}
     assert await ask(ledger, reserve(3, generation=4, plan_version=5)) == PlanBehind(6)
     call = reserve(3, generation=4, plan_version=6, **capped)
-    assert await ask(ledger, call) == Reserved(b"CAC", 10 * COST, 4 * COST)
-    again = reserve(ids=old[0] + new[0], generation=4, plan_version=6)
-    assert await letters(ledger, again) == b"DD"
-    assert await letters(ledger, replace(again, turn=TURN + 1)) == b"AD"
+    assert await ask(ledger, call) == reserved(b"CAC", 10 * COST, 4 * COST)
+
+
+async def test_a_campaign_that_was_opened_without_its_users_is_rebuilt_when_a_cap_asks_for_them(rig: Rig) -> None:
+    """LOST on that day; on the next nobody has been counted anyway."""
+    ledger = rig.ledger
+    for campaign_id in (CAMPAIGN, CampaignId(8)):
+        assert await begin(ledger, campaign_id, 1) == Emptied()
+        assert await ready(ledger, campaign_id, 1, spend(COST), 1, users_loaded=False) == Done()
+    capped = {"kinds": CAPPED, "users": ["ada"], "cap": 1}
+    assert await ask(ledger, reserve(**capped)) == Lost()
+    assert await letters(ledger, reserve(campaign_id=CampaignId(8))) == b"A"
+    assert await letters(ledger, reserve(campaign_id=CampaignId(8), day=DAY + 1, **capped)) == b"A"
 
 
 async def test_a_rebuild_takes_chunks_of_a_thousand(rig: Rig) -> None:
     """A full chunk arrives whole; a larger one is refused before anything is written."""
-    ledger, ids = rig.ledger, ids_of(reserve(1_001))
+    ledger = rig.ledger
     users = [(f"{at:0128}", 1) for at in range(1_001)]
     await begin(ledger, CAMPAIGN, 1)
     assert isinstance(await load_users(ledger, CAMPAIGN, 1, users), NotRun)
-    assert isinstance(await load_ids(ledger, CAMPAIGN, 1, TURN, ids), NotRun)
     assert await load_users(ledger, CAMPAIGN, 1, users[:1_000]) == Done()
-    assert await load_ids(ledger, CAMPAIGN, 1, TURN, ids[:1_000]) == Done()
-    assert await ready(ledger, CAMPAIGN, 1, spend(), TURN, 1) == Done()
-    assert await letters(ledger, reserve(ids=b"".join(ids[1:1_001]))) == b"D" * 999 + b"A"
+    assert await ready(ledger, CAMPAIGN, 1, spend(), 1) == Done()
+    call = reserve(1_000, kinds=CAPPED * 1_000, users=[user for user, _ in users[1:]], cap=1)
+    assert await letters(ledger, call) == b"C" * 999 + b"A"
 
 
 @pytest.mark.parametrize(
@@ -566,9 +725,9 @@ async def test_ready_refuses_other_sums_than_the_ledgers(ledger: Ledger, wrong: 
     call = reserve()
     await ask_all(ledger, [call, commit(call)])
     await begin(ledger, CAMPAIGN, 2)
-    assert await ready(ledger, CAMPAIGN, 2, wrong, TURN, 1) == Mismatch()
+    assert await ready(ledger, CAMPAIGN, 2, wrong, 1) == Mismatch()
     assert await ask(ledger, reserve(generation=2)) == Closed()
-    assert await ready(ledger, CAMPAIGN, 2, spend(COST), TURN, 1) == Done()
+    assert await ready(ledger, CAMPAIGN, 2, spend(COST), 1) == Done()
 
 
 async def test_ready_refuses_what_is_still_pending(ledger: Ledger) -> None:
@@ -576,24 +735,9 @@ async def test_ready_refuses_what_is_still_pending(ledger: Ledger) -> None:
     free = reserve(kinds=bytes([FREE]))
     await ask(ledger, free)
     await begin(ledger, CAMPAIGN, 2)
-    assert await ready(ledger, CAMPAIGN, 2, spend(), TURN, 1) == Mismatch()
+    assert await ready(ledger, CAMPAIGN, 2, spend(), 1) == Mismatch()
     await settle(ledger, CAMPAIGN, 2, free.tag, commit=True)
-    assert await ready(ledger, CAMPAIGN, 2, spend(), TURN, 1) == Done()
-
-
-async def test_a_call_that_was_decided_for_an_earlier_window_is_decided_again(ledger: Ledger) -> None:
-    """Ids that it did not look up may be gone; a clock that lags within the allowed is no reason."""
-    await ask(ledger, reserve(turn=TURN + 2))
-    assert await letters(ledger, reserve(turn=TURN + 1, turn_latest=TURN + 2)) == b"A"
-    assert await ask(ledger, reserve(turn=TURN + 1, turn_latest=TURN + 1)) == DayBehind(DAY)
-
-
-async def test_ready_refuses_a_turn_that_no_clock_has_reached(ledger: Ledger) -> None:
-    """MISMATCH: turns only move forward, so a wrong one would stay. One more than ours is a clock that is ahead."""
-    await ask(ledger, reserve(turn=TURN + 2, total_budget_micros=0))
-    await begin(ledger, CAMPAIGN, 2)
-    assert await ready(ledger, CAMPAIGN, 2, spend(), TURN, 1) == Mismatch()
-    assert await ready(ledger, CAMPAIGN, 2, spend(), TURN + 1, 1) == Done()
+    assert await ready(ledger, CAMPAIGN, 2, spend(), 1) == Done()
 
 
 async def test_ready_allows_a_day_that_the_ledger_has_not_reached(ledger: Ledger) -> None:
@@ -602,7 +746,7 @@ async def test_ready_allows_a_day_that_the_ledger_has_not_reached(ledger: Ledger
     await ask_all(ledger, [call, commit(call), late])
     await begin(ledger, CAMPAIGN, 2)
     await settle(ledger, CAMPAIGN, 2, late.tag, commit=False)
-    assert await ready(ledger, CAMPAIGN, 2, spend(COST), TURN, 1) == Done()
+    assert await ready(ledger, CAMPAIGN, 2, spend(COST), 1) == Done()
     assert await ask(ledger, reserve(generation=2)) == DayBehind(DAY + 1)
 
 
@@ -623,30 +767,28 @@ async def test_many_begin_at_once_and_each_for_itself(rig: Rig) -> None:
         Stale(1),
         Emptied(),
     ]
-    replies = await rig.ledger.ready([Ready(each.campaign_id, each.generation, spend(), TURN, 1) for each in asked])
+    replies = await rig.ledger.ready([to_open(each.campaign_id, each.generation, spend(), 1) for each in asked])
     assert replies == [Mismatch(), Done(), Closed(), Done()]
 
 
 async def test_chunks_of_many_campaigns_are_loaded_at_once(rig: Rig) -> None:
-    """Users and ids, each for its own campaign and turn; one that does not fit does not touch the others."""
+    """Each for its own campaign; one that does not fit does not touch the others."""
     one, other, unknown = [CampaignId(number) for number in (1, 2, 3)]
     assert await rig.ledger.begin([Begin(one, 1), Begin(other, 1)]) == [Emptied()] * 2
-    old, new = [EventId(new_ids(1)) for _ in range(2)]
     replies = await rig.ledger.load(
         [
-            LoadIds(one, 1, TURN - 1, [old]),
             LoadUsers(unknown, 1, [("ada", 1)]),
             LoadUsers(one, 1, [("ada", 1)]),
             LoadUsers(other, 1, [(f"{at}", 1) for at in range(1_001)]),
-            LoadIds(other, 2, TURN, [old]),
-            LoadIds(other, 1, TURN, [new]),
+            LoadUsers(other, 2, [("ada", 1)]),
+            LoadUsers(other, 1, [("bob", 1)]),
         ]
     )
-    assert [type(reply) for reply in replies] == [Done, Lost, Done, NotRun, Stale, Done]
-    assert await rig.ledger.ready([Ready(each, 1, spend(), TURN, 1) for each in (one, other)]) == [Done()] * 2
-    capped = {"kinds": CAPPED * 2, "users": ["ada", "ada"], "cap": 1}
-    assert await letters(rig.ledger, reserve(ids=old + new_ids(1), campaign_id=one, **capped)) == b"DC"
-    assert await letters(rig.ledger, reserve(ids=new + old, campaign_id=other, **capped)) == b"DA"
+    assert [type(reply) for reply in replies] == [Lost, Done, NotRun, Stale, Done]
+    assert await rig.ledger.ready([to_open(each, 1, spend(), 1) for each in (one, other)]) == [Done()] * 2
+    capped = {"kinds": CAPPED * 2, "users": ["ada", "bob"], "cap": 1}
+    assert await letters(rig.ledger, reserve(2, campaign_id=one, **capped)) == b"CA"
+    assert await letters(rig.ledger, reserve(2, campaign_id=other, **capped)) == b"AC"
 
 
 async def test_reservations_of_many_campaigns_are_settled_at_once(rig: Rig) -> None:
@@ -660,7 +802,7 @@ async def test_reservations_of_many_campaigns_are_settled_at_once(rig: Rig) -> N
     await rig.ledger.begin([Begin(each, 2) for each in campaigns[1:]])
     asked = [Resolve(call.campaign_id, 2, call.tag, commit=at % 2 == 0) for at, call in enumerate(calls_)]
     assert await rig.ledger.settle(asked) == [Stale(1), Stale(1)] + [Done()] * 8
-    assert await rig.ledger.ready([Ready(each, 2, spend(COST), TURN, 1) for each in campaigns[1:]]) == [Done()] * 4
+    assert await rig.ledger.ready([to_open(each, 2, spend(COST), 1) for each in campaigns[1:]]) == [Done()] * 4
     for at, call in enumerate(calls_[2:]):
         assert await letters(rig.ledger, replace(call, generation=2, tag=call.tag + 10**6)) == (
             b"A" if at % 2 else b"D"
@@ -687,7 +829,7 @@ async def test_a_round_carries_many_campaigns_in_order(rig: Rig) -> None:
     ]
     replies = await ask_all(rig.ledger, calls)
     assert replies == [
-        reply for cost in campaigns for reply in (Reserved(b"A", cost, cost), Done(), Reserved(b"D", cost, cost))
+        reply for cost in campaigns for reply in (reserved(b"A", cost, cost), Done(), reserved(b"D", cost, cost))
     ]
 
 
@@ -704,10 +846,10 @@ async def test_a_round_is_answered_part_by_part_in_order(ledger: Ledger) -> None
     heard: list[object] = []
     await ledger.round(iter(parts), heard.append)
     assert heard == [
-        [Reserved(b"A", COST, COST)],
-        [Reserved(b"P", COST, COST), Reserved(b"A", 2 * COST, 2 * COST)],
+        [reserved(b"A", COST, COST)],
+        [reserved(b"P", COST, COST), reserved(b"A", 2 * COST, 2 * COST)],
         [Done()],
-        [Reserved(b"D", 2 * COST, 2 * COST), Done()],
+        [reserved(b"D", 2 * COST, 2 * COST), Done()],
     ]
     await ledger.round([], heard.append)
     assert len(heard) == 4
@@ -718,7 +860,7 @@ async def test_one_bad_call_does_not_touch_the_others(ledger: Ledger) -> None:
     good, stranger = reserve(), CampaignId(404)
     replies = await ask_all(ledger, [reserve(kinds=b""), good, Resolve(stranger, 1, 1, commit=True), commit(good)])
     assert isinstance(replies[0], NotRun)
-    assert replies[1:] == [Reserved(b"A", COST, COST), Lost(), Done()]
+    assert replies[1:] == [reserved(b"A", COST, COST), Lost(), Done()]
 
 
 async def test_a_probe_tells_whether_a_reserve_would_be_decided(rig: Rig, ledger: Ledger) -> None:
@@ -730,7 +872,7 @@ async def test_a_probe_tells_whether_a_reserve_would_be_decided(rig: Rig, ledger
             assert isinstance(refused, NotRun)
             assert refused.full
     assert await ledger.pending_tags([CAMPAIGN]) == {CAMPAIGN: []}
-    assert await ask(ledger, reserve()) == Reserved(b"A", COST, COST)
+    assert await ask(ledger, reserve()) == reserved(b"A", COST, COST)
 
 
 # --- out of memory ---
@@ -745,15 +887,26 @@ async def test_a_full_ledger_refuses_and_gives_back(rig: Rig, ledger: Ledger) ->
         assert await ask_all(ledger, [void(pending), commit(settled)]) == [Done(), Done()]
         assert isinstance(await load_users(ledger, CAMPAIGN, 1, [("ada", 1)]), NotRun)
         assert await begin(ledger, CAMPAIGN, 2) == Kept([])
-        assert await ready(ledger, CAMPAIGN, 2, spend(COST), TURN, 1) == Done()
-    assert await ask(ledger, reserve(generation=2)) == Reserved(b"A", 2 * COST, 2 * COST)
+        assert await ready(ledger, CAMPAIGN, 2, spend(COST), 1) == Done()
+    assert await ask(ledger, reserve(generation=2)) == reserved(b"A", 2 * COST, 2 * COST)
 
 
 async def test_a_full_ledger_moves_on_with_day_and_window(rig: Rig, ledger: Ledger) -> None:
-    """What it refused to reserve has told it the time: it forgets the turn that is over, and a day that is."""
-    call = reserve()
+    """What it refused to reserve has told it the time: it forgets a bucket, and a day that is over."""
+    call = reserve(kinds=CAPPED, users=["ada"], cap=1)
     await ask_all(ledger, [call, commit(call)])
     with rig.full():
-        assert isinstance(await ask(ledger, reserve(turn=TURN + 2, day=DAY + 1)), NotRun)
+        for seconds in (100, 200):
+            refused = await ask(ledger, reserve(at_us=AT_US + seconds * 1_000_000, day=DAY + 1))
+            assert isinstance(refused, NotRun)
+            assert refused.full
     assert await ask(ledger, reserve()) == DayBehind(DAY + 1)
-    assert await ask(ledger, reserve(ids=call.ids, day=DAY + 1, turn=TURN + 1)) == Reserved(b"A", 2 * COST, COST)
+    assert await window(ledger, DAY + 1) == (2, AT_US)
+
+
+async def test_a_full_ledger_does_not_forget_at_every_call(rig: Rig, ledger: Ledger) -> None:
+    """A bucket stays for some seconds, however many calls are refused: look-ups count for one bucket only."""
+    with rig.full():
+        for _ in range(5):
+            await ask(ledger, reserve(at_us=AT_US + 1_000_000))
+    assert await window(ledger) == (0, 0)

@@ -12,7 +12,7 @@ from engine.redis.calls import round_command
 from tests.contract.reservations import CAMPAIGN, opened, redis_rig, reserve
 
 pack = msgspec.msgpack.encode
-TAG, NUMBERS, KINDS, IDS, USERS, COMMITTED = range(9, 15)  # places in the command; before them: function, keys, gen
+TAG, NUMBERS, KINDS, IDS, USERS, COMMITTED = range(11, 17)  # places in the command; before them: function, keys, gen
 
 
 @pytest.mark.stores
@@ -36,12 +36,12 @@ async def test_arguments_that_do_not_fit_are_refused(redis_url: str, place: int,
         rig.forget()
         await opened(rig.ledger)
         client: Any = rig.client  # redis-py leaves this method untyped
-        before = client.dump(f"{{{CAMPAIGN}}}:s")
+        before = client.hgetall(f"{{{CAMPAIGN}}}:s")
         command = list(round_command(reserve(cap=1)))
         command[place] = wrong
         with pytest.raises(ResponseError, match="SHAPE arguments of reserve"):
             client.execute_command(*command)
-        assert client.dump(f"{{{CAMPAIGN}}}:s") == before
+        assert client.hgetall(f"{{{CAMPAIGN}}}:s") == before
         assert client.keys() == [f"{{{CAMPAIGN}}}:s".encode()]
 
 

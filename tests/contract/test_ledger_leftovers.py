@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from engine.leftovers import Drop, Held, MoveOn, Survey, SweptLedger, Used
+from engine.leftovers import Advance, Drop, Held, Survey, SweptLedger, Used
 from engine.model import CampaignId
 from engine.ports import BILLABLE, COUNTS_FOR_CAP, Closed, DayBehind, Done, Lost, Reserved, Stale
 from tests.contract.reservations import (
+    AT_US,
+    BUCKET_US,
     CAMPAIGN,
     COST,
     DAY,
-    TURN,
     Rig,
     ask,
     ask_all,
@@ -18,9 +19,11 @@ from tests.contract.reservations import (
     load_users,
     opened,
     reserve,
+    reserved,
     spend,
 )
 
+MINUTE_US = 60_000_000
 CAPPED = bytes([BILLABLE | COUNTS_FOR_CAP])
 
 
@@ -45,7 +48,12 @@ async def used(ledger: SweptLedger, events: int = 2) -> Held:
     return (await found(ledger))[CAMPAIGN]
 
 
-async def give_back(ledger: SweptLedger, call: MoveOn | Drop) -> object:
+def move_on(minutes: int, day: int = DAY, generation: int = 1) -> Advance:
+    """What a sweep asks for so many minutes later."""
+    return Advance(CAMPAIGN, generation, day, AT_US + minutes * MINUTE_US, BUCKET_US)
+
+
+async def give_back(ledger: SweptLedger, call: Advance | Drop) -> object:
     """What one call hears."""
     (reply,) = await ledger.give_back([call])
     return reply
@@ -61,27 +69,31 @@ async def test_a_survey_finds_what_is_held(rig: Rig) -> None:
     await begin(rig.ledger, campaigns[1], 5)
     everything = await found(rig.ledger)
     assert everything.keys() == set(campaigns)
-    assert everything[campaigns[0]] == Held(campaigns[0], 1, True, True, DAY, TURN, 1, 2, 3)
-    assert everything[campaigns[1]] == Held(campaigns[1], 5, True, False, 0, 0, 0, 0, 0)
+    assert everything[campaigns[0]] == Held(campaigns[0], 1, True, True, DAY, 0, AT_US, 1, 2, 3)
+    assert everything[campaigns[1]] == Held(campaigns[1], 5, True, False, 0, 0, 0, 0, 0, 0)
     rig.restart()
     assert not any(held.ours for held in (await found(rig.ledger)).values())
 
 
 async def test_moving_on_leaves_ids_and_users_behind(rig: Rig) -> None:
-    """The money stays: the campaign goes on where it was."""
-    held = await used(rig.ledger)
+    """The money stays, and the watermark is where they were: the campaign goes on where it was."""
+    await used(rig.ledger)
     with rig.full():
-        assert await give_back(rig.ledger, MoveOn(held, DAY + 1, TURN + 2)) == Done()
-    assert (await found(rig.ledger))[CAMPAIGN] == Held(CAMPAIGN, 1, True, True, DAY + 1, TURN + 2, 0, 0, 0)
-    assert await ask(rig.ledger, reserve(day=DAY + 1, turn=TURN + 2)) == Reserved(b"A", 3 * COST, COST)
+        for minutes in (10, 20):
+            assert await give_back(rig.ledger, move_on(minutes, day=DAY + 1)) == Done()
+    began_us = AT_US + 20 * MINUTE_US
+    assert (await found(rig.ledger))[CAMPAIGN] == Held(CAMPAIGN, 1, True, True, DAY + 1, 2, began_us, 0, 0, 0)
+    reply = await ask(rig.ledger, reserve(day=DAY + 1, time_us=AT_US + 1))
+    assert reply == Reserved(b"A", 3 * COST, COST, 2, AT_US)
 
 
 async def test_a_day_and_a_window_never_move_back(rig: Rig) -> None:
     """Whoever sweeps may have decided long ago, or by a clock that is behind."""
     held = await used(rig.ledger)
-    assert await give_back(rig.ledger, MoveOn(held, DAY - 1, TURN - 2)) == Done()
+    assert await give_back(rig.ledger, move_on(-5, day=DAY - 1)) == Done()
+    assert await give_back(rig.ledger, move_on(7)) == Done()
     assert (await found(rig.ledger))[CAMPAIGN] == held
-    await give_back(rig.ledger, MoveOn(held, DAY + 1, TURN + 2))
+    await give_back(rig.ledger, move_on(8, day=DAY + 1))
     assert await ask(rig.ledger, reserve()) == DayBehind(DAY + 1)
 
 
@@ -94,7 +106,7 @@ async def test_what_is_dropped_is_lost(rig: Rig) -> None:
     assert await ask(rig.ledger, reserve()) == Lost()
     assert await give_back(rig.ledger, Drop(held)) == Lost()
     await opened(rig.ledger, sums=spend(2 * COST))
-    assert await ask(rig.ledger, reserve()) == Reserved(b"A", 3 * COST, 3 * COST)
+    assert await ask(rig.ledger, reserve()) == reserved(b"A", 3 * COST, 3 * COST)
 
 
 async def test_a_campaign_with_a_reservation_is_not_dropped(rig: Rig) -> None:
@@ -104,13 +116,13 @@ async def test_a_campaign_with_a_reservation_is_not_dropped(rig: Rig) -> None:
     await ask(rig.ledger, call)
     held = (await found(rig.ledger))[CAMPAIGN]
     assert await give_back(rig.ledger, Drop(held)) == Used()
-    assert await ask(rig.ledger, reserve(ids=call.ids)) == Reserved(b"P", COST, COST)
+    assert await ask(rig.ledger, reserve(ids=call.ids)) == reserved(b"P", COST, COST)
 
 
 async def test_a_campaign_that_was_used_again_is_not_dropped(rig: Rig) -> None:
-    """Its window has moved on since it was found."""
+    """A bucket has closed since it was found."""
     held = await used(rig.ledger)
-    again = reserve(turn=TURN + 2)
+    again = reserve(at_us=AT_US + 10 * MINUTE_US)
     await ask_all(rig.ledger, [again, commit(again)])
     assert await give_back(rig.ledger, Drop(held)) == Used()
 
@@ -122,7 +134,7 @@ async def test_a_campaign_that_was_recovered_meanwhile_is_not_dropped(rig: Rig) 
     assert await give_back(rig.ledger, Drop(held)) == Stale(2)
     open_held = Held(**{**{name: getattr(held, name) for name in held.__slots__}, "generation": 2})
     assert await give_back(rig.ledger, Drop(open_held)) == Closed()
-    assert await give_back(rig.ledger, MoveOn(open_held, DAY + 1, TURN + 2)) == Closed()
+    assert await give_back(rig.ledger, move_on(10, generation=2)) == Closed()
 
 
 async def test_what_another_memory_image_wrote_is_dropped_with_its_reservations(rig: Rig) -> None:
@@ -140,6 +152,6 @@ async def test_a_rebuild_that_has_stopped_is_dropped(rig: Rig) -> None:
     assert await begin(rig.ledger, CAMPAIGN, 3)
     await load_users(rig.ledger, CAMPAIGN, 3, [("ada", 1)])
     held = (await found(rig.ledger))[CAMPAIGN]
-    assert held == Held(CAMPAIGN, 3, True, False, 0, 0, 0, 1, 0)
+    assert held == Held(CAMPAIGN, 3, True, False, 0, 0, 0, 0, 1, 0)
     assert await give_back(rig.ledger, Drop(held)) == Done()
     assert await found(rig.ledger) == {}

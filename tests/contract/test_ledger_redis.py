@@ -24,10 +24,11 @@ from engine.redis.calls import LIBRARY, keys_of
 from engine.redis.ledger import RedisLedger, open_ledger
 from engine.steps import Emptied
 from tests.contract.reservations import (
+    AT_US,
+    BUCKET_US,
     CAMPAIGN,
     COST,
     DAY,
-    TURN,
     RedisRig,
     ask,
     ask_all,
@@ -38,13 +39,14 @@ from tests.contract.reservations import (
     ready,
     redis_rig,
     reserve,
+    reserved,
     settle,
     spend,
     void,
 )
 from tests.contract.scripted import HANG_UP, SILENCE, ScriptedRedis, open_scripted
 
-ACCEPTED = b"*4\r\n$2\r\nOK\r\n$1\r\nA\r\n$4\r\n1000\r\n$4\r\n1000\r\n"
+ACCEPTED = b"*6\r\n$2\r\nOK\r\n$1\r\nA\r\n$4\r\n1000\r\n$4\r\n1000\r\n$1\r\n0\r\n$1\r\n0\r\n"
 IMPATIENT = Settings(ledger_timeout_seconds=0.2)
 
 
@@ -87,7 +89,7 @@ async def test_a_lost_library_is_loaded_again(rig: RedisRig) -> None:
     rig.client.function_flush("SYNC")
     call = reserve()
     replies = await ask_all(rig.ledger, [call, commit(call), reserve(ids=call.ids)])
-    assert replies == [Reserved(b"A", COST, COST), Done(), Reserved(b"D", COST, COST)]
+    assert replies == [reserved(b"A", COST, COST), Done(), reserved(b"D", COST, COST)]
 
 
 @pytest.mark.stores
@@ -95,11 +97,11 @@ async def test_the_library_of_another_version_works_beside_ours(rig: RedisRig) -
     """While workers are started anew, those of the older version go on with theirs, whoever loads what."""
     client: Any = rig.client  # redis-py leaves these methods untyped
     ours = files("engine.redis").joinpath("functions.lua").read_text()
-    client.function_load(ours.replace("headrace3", "headrace2"), replace=True)
+    client.function_load(ours.replace("headrace4", "headrace5"), replace=True)
     assert await letters(rig.ledger, reserve()) == b"A"
-    client.function_delete("headrace3")
+    client.function_delete("headrace4")
     assert await letters(rig.ledger, reserve()) == b"A"
-    assert client.fcall("headrace2_turn", 5, *keys_of(CAMPAIGN), 1, DAY, TURN) == [b"OK"]
+    assert client.fcall("headrace5_advance", 7, *keys_of(CAMPAIGN), 1, DAY, AT_US, BUCKET_US) == [b"OK"]
 
 
 @pytest.mark.stores
@@ -111,16 +113,16 @@ async def test_a_connection_that_redis_closed_is_replaced(rig: RedisRig) -> None
 
 @pytest.mark.stores
 async def test_a_full_redis_moves_on_with_the_window(rig: RedisRig) -> None:
-    """Though it refuses reserve, it drops the ids of turns that are over: it does not stay full for ever."""
+    """Though it refuses reserve, it forgets ids: it does not stay full for ever."""
     call = reserve(100)
     await ask_all(rig.ledger, [call, commit(call)])
-    assert rig.client.hlen(f"{{{CAMPAIGN}}}:i{TURN % 2}") == 100
+    assert rig.client.hlen(f"{{{CAMPAIGN}}}:i0") == 100
     with rig.full():
-        assert isinstance(await ask(rig.ledger, reserve(turn=TURN + 1)), NotRun)
-        assert rig.client.hlen(f"{{{CAMPAIGN}}}:i{TURN % 2}") == 100
-        assert isinstance(await ask(rig.ledger, reserve(turn=TURN + 2)), NotRun)
-        assert rig.client.hlen(f"{{{CAMPAIGN}}}:i{TURN % 2}") == 0
-    assert await ask(rig.ledger, reserve(ids=call.ids, turn=TURN + 1)) == Reserved(b"A" * 100, 200 * COST, 200 * COST)
+        assert isinstance(await ask(rig.ledger, reserve(at_us=AT_US + 2_000_000)), NotRun)
+        assert rig.client.hlen(f"{{{CAMPAIGN}}}:i0") == 100
+        assert isinstance(await ask(rig.ledger, reserve(at_us=AT_US + 4_000_000)), NotRun)
+        assert rig.client.hlen(f"{{{CAMPAIGN}}}:i0") == 0
+    assert await letters(rig.ledger, reserve(ids=call.ids, time_us=AT_US + 1)) == b"A" * 100
 
 
 @pytest.mark.stores
@@ -154,16 +156,16 @@ async def test_an_engine_replaces_a_library_of_its_name_with_other_code(rig: Red
 
 @pytest.mark.stores
 async def test_a_full_redis_moves_forward_only(rig: RedisRig) -> None:
-    """The refused reserve of an engine that lags behind takes neither day nor window back."""
-    call = reserve(day=DAY + 1, turn=TURN + 2)
+    """The refused reserve of an engine that lags behind takes the day not back, nor does its clock close a bucket."""
+    call = reserve(day=DAY + 1)
     await ask_all(rig.ledger, [call, commit(call)])
     rig.client.config_set("maxmemory", 1)
     try:
-        assert isinstance(await ask(rig.ledger, reserve(day=DAY, turn=TURN)), NotRun)
+        assert isinstance(await ask(rig.ledger, reserve(day=DAY, at_us=AT_US - 5_000_000)), NotRun)
     finally:
         rig.client.config_set("maxmemory", 0)
     assert await ask(rig.ledger, reserve(day=DAY)) == DayBehind(DAY + 1)
-    assert await letters(rig.ledger, reserve(ids=call.ids, day=DAY + 1, turn=TURN + 2)) == b"D"
+    assert await letters(rig.ledger, reserve(ids=call.ids, day=DAY + 1)) == b"D"
 
 
 @pytest.mark.stores
@@ -187,11 +189,11 @@ async def test_a_user_without_rights_does_nothing(rig: RedisRig, redis_url: str)
 
 @pytest.mark.stores
 async def test_the_keys_are_those_that_are_declared(rig: RedisRig) -> None:
-    """Five keys of one hash tag, and none of them expires."""
-    capped = reserve(kinds=b"\3", users=["ada"], cap=1)
-    await ask_all(rig.ledger, [capped, reserve(kinds=b"\3", users=["bob"], cap=1, turn=TURN + 1)])
+    """Seven keys of one hash tag, and none of them expires."""
+    both = {"kinds": b"\3\7", "users": ["ada", "bob"], "cap": 9, "most_ahead_us": AT_US + 9_000_000}
+    await ask_all(rig.ledger, [reserve(2, **both, bucket_us=0), reserve(2, **both)])
     keys = rig.client.keys("*")
-    assert sorted(keys) == [b"{7}:i0", b"{7}:i1", b"{7}:p", b"{7}:s", b"{7}:u"]
+    assert sorted(keys) == [b"{7}:a0", b"{7}:a1", b"{7}:i0", b"{7}:i1", b"{7}:p", b"{7}:s", b"{7}:u"]
     assert {rig.client.ttl(key) for key in keys} == {-1}
 
 
@@ -271,7 +273,7 @@ async def test_an_unreachable_redis_does_nothing(scripted: ScriptedRedis, talkin
     assert [type(reply) for reply in await ask_all(talking, [call, commit(call)])] == [NotRun, NotRun]
     assert isinstance(await begin(talking, CAMPAIGN, 1), NotRun)
     assert isinstance(await settle(talking, CAMPAIGN, 1, 1, commit=True), NotRun)
-    assert isinstance(await ready(talking, CAMPAIGN, 1, spend(), TURN, 1), NotRun)
+    assert isinstance(await ready(talking, CAMPAIGN, 1, spend(), 1), NotRun)
     assert isinstance(await talking.pending_tags([CAMPAIGN]), NotRun)
     assert await talking.probe(CAMPAIGN) is not None
 
@@ -286,9 +288,9 @@ async def test_of_a_round_that_breaks_the_parts_that_were_not_sent_did_nothing(
     parts = [large, [reserve()], [reserve()]]
     await talking.round(parts, lambda replies: heard.append(set(map(type, replies))))
     assert heard == [{Unknown}, {NotRun}, {NotRun}]
-    assert scripted.heard == [b"headrace3_reserve"]
+    assert scripted.heard == [b"headrace4_reserve"]
     scripted.answers.append(ACCEPTED)
-    assert await ask(talking, reserve()) == Reserved(b"A", COST, COST)
+    assert await ask(talking, reserve()) == reserved(b"A", COST, COST)
 
 
 async def test_a_fault_of_who_is_told_is_not_taken_for_one_of_redis(
@@ -318,7 +320,7 @@ async def test_a_redis_that_was_away_for_long_is_used_again(scripted: ScriptedRe
         assert isinstance(await ask(talking, reserve()), NotRun)
     await path.with_suffix(".away").rename(path)
     scripted.answers.append(ACCEPTED)
-    assert await ask(talking, reserve()) == Reserved(b"A", COST, COST)
+    assert await ask(talking, reserve()) == reserved(b"A", COST, COST)
 
 
 async def test_an_address_that_never_answers_does_nothing(scripted: ScriptedRedis, talking: RedisLedger) -> None:
@@ -340,9 +342,9 @@ async def test_a_call_without_an_answer_is_unknown(
     scripted.answers.append(end)
     call = reserve()
     assert [type(reply) for reply in await ask_all(talking, [call, commit(call)])] == [Unknown, Unknown]
-    assert scripted.heard.count(b"headrace3_reserve") == 1
+    assert scripted.heard.count(b"headrace4_reserve") == 1
     scripted.answers.append(ACCEPTED)
-    assert await ask(talking, reserve()) == Reserved(b"A", COST, COST)
+    assert await ask(talking, reserve()) == reserved(b"A", COST, COST)
 
 
 @pytest.mark.parametrize("end", [SILENCE, HANG_UP, ACCEPTED[:9]], ids=["silence", "hang up", "half a reply"])
@@ -352,7 +354,7 @@ async def test_answers_before_the_silence_are_certain(
     """What was answered counts; only the rest is unknown, and no later call reads a late answer."""
     scripted.answers.extend([ACCEPTED, end])
     replies = await ask_all(talking, [reserve(), reserve()])
-    assert replies[0] == Reserved(b"A", COST, COST)
+    assert replies[0] == reserved(b"A", COST, COST)
     assert isinstance(replies[1], Unknown)
     scripted.answers.append(b"*1\r\n$4\r\nLOST\r\n")
     assert await ask(talking, reserve()) == Lost()
@@ -388,8 +390,8 @@ async def test_a_refusal_of_redis_did_nothing(scripted: ScriptedRedis, talking: 
 @pytest.mark.parametrize(
     "told",
     [
-        "ERR user_function:12: attempt to index a nil value script: headrace3_reserve, on @user_function:12.",
-        "OOM command not allowed when used memory > 'maxmemory'. script: headrace3_reserve, on @user_function:12.",
+        "ERR user_function:12: attempt to index a nil value script: headrace4_reserve, on @user_function:12.",
+        "OOM command not allowed when used memory > 'maxmemory'. script: headrace4_reserve, on @user_function:12.",
         "ERR Error running script: Script killed by user with FUNCTION KILL.",
         "NEWCODE of a newer Redis",
     ],
@@ -406,7 +408,7 @@ async def test_a_library_that_cannot_be_loaded_did_nothing(scripted: ScriptedRed
     scripted.loading = b"-NOPERM no permissions to run the 'function|load' command\r\n"
     scripted.answers.extend([b"-ERR Function not found\r\n"] * 2)
     assert isinstance(await ask(talking, reserve()), NotRun)
-    assert scripted.heard == [b"headrace3_reserve", b"FUNCTION", b"headrace3_reserve"]
+    assert scripted.heard == [b"headrace4_reserve", b"FUNCTION", b"headrace4_reserve"]
 
 
 async def test_only_the_calls_that_did_not_run_are_sent_again(scripted: ScriptedRedis, talking: RedisLedger) -> None:
@@ -414,9 +416,9 @@ async def test_only_the_calls_that_did_not_run_are_sent_again(scripted: Scripted
     scripted.answers.extend([b"-ERR Function not found\r\n", ACCEPTED, b"*1\r\n$4\r\nLOST\r\n"])
     assert await ask_all(talking, [reserve(campaign_id=CampaignId(1)), reserve()]) == [
         Lost(),
-        Reserved(b"A", COST, COST),
+        reserved(b"A", COST, COST),
     ]
-    assert scripted.heard == [b"headrace3_reserve", b"headrace3_reserve", b"FUNCTION", b"headrace3_reserve"]
+    assert scripted.heard == [b"headrace4_reserve", b"headrace4_reserve", b"FUNCTION", b"headrace4_reserve"]
 
 
 async def test_parts_after_a_lost_library_keep_their_order(scripted: ScriptedRedis, talking: RedisLedger) -> None:
@@ -425,7 +427,7 @@ async def test_parts_after_a_lost_library_keep_their_order(scripted: ScriptedRed
     scripted.answers.extend([lost, ACCEPTED, b"-ERR Function not found\r\n", lost, ACCEPTED])
     heard: list[object] = []
     await talking.round([[reserve()], [reserve(), reserve()], [reserve()]], heard.append)
-    accepted = Reserved(b"A", COST, COST)
+    accepted = reserved(b"A", COST, COST)
     assert heard == [[Lost()], [accepted, accepted], [Lost()]]
 
 
@@ -447,5 +449,5 @@ async def test_a_connection_that_owes_an_answer_is_not_used_again(
     assert isinstance(await ask(talking, reserve()), Unknown)
     assert await ask(talking, reserve()) == Lost()
     first, *greeting, second = scripted.heard
-    assert first == second == b"headrace3_reserve"
+    assert first == second == b"headrace4_reserve"
     assert b"CLIENT" in greeting

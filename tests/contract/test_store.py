@@ -12,7 +12,7 @@ import trio
 
 from config.settings import Settings
 from engine.model import DAY_US, CampaignId, EventType, Micros, NewCampaign, Pacing, PricingModel
-from engine.ports import Committed, RefusalCause, Refused, Wanted
+from engine.ports import NO_TIME, Committed, RefusalCause, Refused, Wanted
 from tests.contract.flushes import (
     COST,
     Line,
@@ -311,14 +311,15 @@ async def test_a_halt_is_told_as_a_raised_generation(store: Store) -> None:
     assert heard == [(campaign, 1)]
 
 
-async def test_users_of_a_day(store: Store) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+async def test_users_of_a_day(store: Store, whole: bool) -> None:
     """Impressions a user, each campaign on its own spend day; clicks, other days and other campaigns don't count."""
     campaign, behind, other = [await new_campaign(store) for _ in range(3)]
     today = now() // DAY_US
     rows = [impression(now(), user=b"user %d" % (number % 1_500)) for number in range(2_000)]
     await store.flush([bunch(each, [impression(now(), user=b"earlier")], day=today - 1) for each in (campaign, behind)])
     await store.flush([bunch(each, [*rows, click(now())], day=today) for each in (campaign, other)])
-    users = gathered([piece async for piece in store.users_on({campaign: today, behind: today - 1})])
+    users = gathered([piece async for piece in store.users_on({campaign: today, behind: today - 1}, whole=whole)])
     assert {each: dict(of_one) for each, of_one in users.items()} == {
         campaign: {f"user {number}": 2 if number < 500 else 1 for number in range(1_500)},
         behind: {"earlier": 1},
@@ -326,33 +327,32 @@ async def test_users_of_a_day(store: Store) -> None:
     assert len(users[campaign]) == 1_500, "each user once"
 
 
-async def test_ids_received_since(store: Store) -> None:
-    """Ids of every type with their receive times, from an instant on, of the campaigns that are asked for."""
-    campaign, second, other = [await new_campaign(store) for _ in range(3)]
-    since = now()
-    rows = [(impression if number % 2 else click)(since + number) for number in range(1_200)]
-    await store.flush([bunch(campaign, [impression(since, received_us=since - 1), *rows]), bunch(second, rows[:7])])
-    await store.flush([bunch(other, [impression(since)])])
-    received = gathered([piece async for piece in store.ids_received([second, campaign], since)])
-    assert {each: sorted(of_one) for each, of_one in received.items()} == {
-        campaign: sorted((row.event_id, row.received_us) for row in rows),
-        second: sorted((row.event_id, row.received_us) for row in rows[:7]),
-    }
+async def test_the_ledger_knows_the_highest_id_time_that_was_committed(store: Store) -> None:
+    """Of whatever flush, and however it was read; events that tell no time don't count, nor what was refused."""
+    campaign = await new_campaign(store)
+    assert (await ledger_of(store, campaign)).latest_us == 0
+    at_us = now()
+    for id_times in ((at_us, at_us + 7, NO_TIME), (at_us + 3,), (NO_TIME,)):
+        rows = [impression(at_us, id_time_us=id_time_us) for id_time_us in id_times]
+        assert await store.flush([bunch(campaign, rows)]) == Committed()
+        assert (await ledger_of(store, campaign)).latest_us == at_us + 7
+    refused = await store.flush([bunch(campaign, [impression(at_us, id_time_us=at_us + 99)], generation=7)])
+    assert isinstance(refused, Refused)
+    assert (await raise_generation(store, campaign)).latest_us == at_us + 7
 
 
-async def test_what_a_rebuild_reads_comes_in_bounded_pieces(store: Store) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+async def test_what_a_rebuild_reads_comes_in_bounded_pieces(store: Store, whole: bool) -> None:
     """At most 10,000 of all campaigns together."""
     campaigns = [await new_campaign(store) for _ in range(3)]
     since = now()
     for campaign in campaigns:
         await store.flush([bunch(campaign, [impression(since, user=b"%d" % at) for at in range(7_000)])])
-    ids: list[Mapping[CampaignId, Sequence[object]]] = [piece async for piece in store.ids_received(campaigns, since)]
-    users: list[Mapping[CampaignId, Sequence[object]]] = [
-        piece async for piece in store.users_on(dict.fromkeys(campaigns, since // DAY_US))
+    pieces: list[Mapping[CampaignId, Sequence[object]]] = [
+        piece async for piece in store.users_on(dict.fromkeys(campaigns, since // DAY_US), whole=whole)
     ]
-    for pieces in (ids, users):
-        assert max(sum(map(len, piece.values())) for piece in pieces) <= 10_000
-        assert {each: len(set(of_one)) for each, of_one in gathered(pieces).items()} == dict.fromkeys(campaigns, 7_000)
+    assert max(sum(map(len, piece.values())) for piece in pieces) <= 10_000
+    assert {each: len(set(of_one)) for each, of_one in gathered(pieces).items()} == dict.fromkeys(campaigns, 7_000)
 
 
 async def test_how_many_events_there_are_since_a_day(store: Store) -> None:
@@ -367,9 +367,9 @@ async def test_how_many_events_there_are_since_a_day(store: Store) -> None:
 async def test_a_stream_may_be_left_early(store: Store) -> None:
     """A reader that stops half-way leaves the store as usable as before."""
     campaign = await new_campaign(store)
-    await store.flush([bunch(campaign, [impression(now()) for _ in range(9_000)])])
+    await store.flush([bunch(campaign, [impression(now(), user=b"%d" % at) for at in range(9_000)])])
     for _ in range(Settings().query_connections + 1):
-        async with aclosing(store.ids_received([campaign], 0)) as stream:
+        async with aclosing(store.users_on({campaign: now() // DAY_US}, whole=True)) as stream:
             async for piece in stream:
                 assert piece[campaign]
                 break

@@ -50,6 +50,7 @@ CHUNK = 1_000
 SURVEYED = 3  # campaigns of one survey: few, so that there are more of them
 T = TypeVar("T")
 SECOND_US = 1_000_000
+AHEAD_MAX = 1_000  # ids that are ahead, and are not forgotten though there are more of them than of others
 
 
 class Trouble(Enum):
@@ -408,7 +409,7 @@ def _close(book: Book, at_us: int, bucket_us: int) -> None:
         return
     if any(record.ahead_bucket is not None and record.ahead_bucket < ahead.number for record in book.pending.values()):
         return
-    if len(ahead) > len(book.window):
+    if len(ahead) > max(AHEAD_MAX, len(book.window)):
         book.watermark_us = max(book.watermark_us, ahead.most_in_older_us)
     if ahead.most_in_older_us <= book.watermark_us:
         ahead.turn()
