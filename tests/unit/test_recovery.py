@@ -291,9 +291,8 @@ async def test_each_pending_reservation_is_settled_as_postgres_says(world: World
     """What has committed stays, what has not is given back, in each campaign by itself."""
     campaigns = await world.campaigns(4)
     await world.asked.recover(campaigns)
-    calls = {
-        each: [reserve(campaign_id=each, day=TODAY, time_us=NOW_US) for _ in range(each % 3)] for each in campaigns
-    }
+    of_now = partial(reserve, day=TODAY, time_us=NOW_US)
+    calls = {each: [of_now(campaign_id=each) for _ in range(each % 3)] for each in campaigns}
     for each in campaigns:
         for at, call in enumerate(calls[each]):
             assert isinstance(await ask(world.ledger, call), Reserved)
@@ -305,7 +304,7 @@ async def test_each_pending_reservation_is_settled_as_postgres_says(world: World
     for each in campaigns:
         assert not world.ledger.books[each].pending
         for at, call in enumerate(calls[each]):
-            again = reserve(campaign_id=each, generation=2, day=TODAY, time_us=NOW_US, ids=call.ids)
+            again = of_now(campaign_id=each, generation=2, ids=call.ids)
             assert await letters(world.ledger, again) == (b"A" if at else b"D")
 
 
@@ -408,7 +407,7 @@ async def test_who_could_not_be_read_has_failed(world: World) -> None:
         raise StoreUnavailable("gone", certain=True)
         yield
 
-    world.store.users_on = away  # type: ignore[method-assign]
+    world.store.users_on = away  # type: ignore[method-assign, assignment]
     ended = await world.asked.recover([new, *used])
     assert ended == {new: Followed(1), **dict.fromkeys(used, Failed("gone"))}
     assert [world.open(each) for each in used] == [None] * 3
