@@ -140,6 +140,11 @@ class RedisLedger:
         reply = calls.read_reply(await self._send_one(calls.probe_command(campaign_id)))
         return reply if isinstance(reply, NotRun | Unknown) else None
 
+    async def memory(self) -> tuple[int, int] | None:
+        """Bytes that Redis uses, and may use (0: no limit); None when it can't be asked."""
+        told = await self._send_one((b"INFO", b"memory"))
+        return _memory_of(_fields(told)) if isinstance(told, bytes) else None
+
     async def clock_offset_us(self) -> int | None:
         """Our clock minus Redis's, half of the round trip counted; None when Redis can't be asked."""
         sent_us = self._now_us()
@@ -180,8 +185,7 @@ class RedisLedger:
 
     async def _info(self) -> dict[str, str]:
         # (INFO tells the eviction policy, too; CONFIG would, but a managed Redis may forbid it.)
-        told = await self._told((b"INFO", *_INFO))
-        return dict(line.split(":", 1) for line in told.decode().splitlines() if ":" in line)
+        return _fields(await self._told((b"INFO", *_INFO)))
 
     async def _told(self, command: Command) -> bytes:
         return _of_success(await self._send_one(command))
@@ -223,6 +227,16 @@ class RedisLedger:
         """Close every connection. Exchanges under way must have ended."""
         for connection in self._idle:
             connection.close()
+
+
+def _fields(told: bytes) -> dict[str, str]:
+    """What INFO tells, by name."""
+    return dict(line.split(":", 1) for line in told.decode().splitlines() if ":" in line)
+
+
+def _memory_of(info: Mapping[str, str]) -> tuple[int, int]:
+    """Bytes that Redis uses, and may use. One that hides its limit counts as one without."""
+    return int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
 
 
 def _forget(refused: Reserve) -> Advance:

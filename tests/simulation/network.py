@@ -39,7 +39,7 @@ from engine.ports import (
 from engine.recovery import KEYED_EVENTS
 from engine.steps import Begin, LoadUsers, Ready
 from tests.fakes.ledger import FakeLedger
-from tests.simulation.world import POSTGRES, REDIS, World
+from tests.simulation.world import MAX_BYTES, POSTGRES, REDIS, World
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -303,6 +303,11 @@ class LedgerLink:
     async def probe(self, campaign_id: CampaignId) -> NotRun | Unknown | None:
         """What a reserve would hear."""
         return await self._answer("probe", lambda: self._wire.server().probe(campaign_id))
+
+    async def memory(self) -> tuple[int, int] | None:
+        """As the seed wishes: it says when buckets close, and who is counted."""
+        await trio.lowlevel.checkpoint()
+        return self._wire.world.used_bytes(), MAX_BYTES
 
     async def clock_offset_us(self) -> int | None:
         """Its clock is not what the simulation is about, either."""

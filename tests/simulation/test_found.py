@@ -124,7 +124,7 @@ async def a_look_up_grows_old(simulation: Simulation) -> None:
 
 
 async def a_look_up_outlives_a_recovery(simulation: Simulation) -> None:
-    """A flush hangs; its retry is looked up, and then a recovery lets the flush through: Redis begins anew without it."""
+    """A flush hangs; its retry is looked up, and then a recovery lets the flush through: Redis begins anew."""
     world = simulation.world
     campaign_id, process = await serve(simulation, 0, 0)
     other = simulation.processes[1]

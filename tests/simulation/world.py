@@ -32,6 +32,7 @@ ZONES: Final = ("UTC", "America/New_York", "Asia/Kolkata", "Pacific/Kiritimati")
 DATES: Final = ((2026, 1, 15), (2028, 2, 29), (2026, 3, 8), (2026, 11, 1))
 DAY_SECONDS: Final = 86_400
 TRACE_LINES: Final = 400
+MAX_BYTES: Final = 1_000  # of Redis
 REDIS, POSTGRES = "redis", "postgres"
 
 
@@ -83,6 +84,7 @@ class World:
         )
         self.store = FakeStore(self.now_us)
         self.store.hold = self._hold
+        self._used_bytes = source.choice(((0,), (0,), (580,), (700,), (0, 580, 700, 900)))
         self._images = 1
         self.redis = FakeLedger()
         self.others: list[FakeLedger] = []  # servers that believe they lead, too
@@ -146,6 +148,10 @@ class World:
     def digest(self) -> str:
         """A hash of the whole trace."""
         return self._digest.hexdigest()[:16]
+
+    def used_bytes(self) -> int:
+        """What Redis uses: in some worlds so much that buckets close soon, or that new users are refused."""
+        return 0 if self.calm else self.source.choice(self._used_bytes)
 
     # --- Redis ----------------------------------------------------------------------------------------------
 
