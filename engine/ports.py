@@ -67,8 +67,8 @@ class Reserve(msgspec.Struct, frozen=True, gc=False):
 
     `unlooked_us` is the least id time among those events that were not looked up in Postgres: what is at or below the
     watermark must be. The others were looked up while `looked_bucket` was the current bucket, which it must be still.
-    `most_us` and `most_ahead_us` are the greatest id times of events that are not ahead, and of those that are. A bucket
-    closes with this call if it is `bucket_us` old at `at_us`.
+    `most_us` and `most_ahead_us` are the greatest id times of events that are not ahead, and of those that are. Its
+    bucket closes with this call if it is `bucket_us` old at `at_us`.
     """
 
     campaign_id: CampaignId
