@@ -86,14 +86,13 @@ class Recoveries:
                 nursery.cancel_scope.cancel()
 
     async def _recover(self, bulk: _Bulk, reads: Reads) -> None:
-        users_before = self._recovery.users_read
         cases = []
         for actor, attempts in bulk.waiting:
             if actor.state.phase is Phase.CLOSED:
                 cases.append(self._case(actor, attempts, bulk))
             else:
                 self._closed.pop(actor, None)
-        await self._recovery.recover(cases, reads)
+        users_read = await self._recovery.recover(cases, reads)
         if bulk.followed:
             log.info(
                 "campaigns recovered: %d, closed from %s to %s (%.2f s); users read: %d",
@@ -101,7 +100,7 @@ class Recoveries:
                 _clock_time(bulk.closed_since),
                 _clock_time(trio.current_time()),
                 trio.current_time() - bulk.closed_since,
-                self._recovery.users_read - users_before,
+                users_read,
             )
 
     async def _tell_progress(self, bulk: _Bulk) -> None:

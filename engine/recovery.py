@@ -117,13 +117,17 @@ class Recovery:
         self.clock = clock
         self.users_read = 0  # by all recoveries so far
 
-    async def recover(self, cases: Iterable[Case], reads: Reads = Reads.LITTLE) -> None:
-        """Fence what is under way, then bring Redis to what Postgres says. Each campaign once; raises nothing."""
+    async def recover(self, cases: Iterable[Case], reads: Reads = Reads.LITTLE) -> int:
+        """Fence what is under way, then bring Redis to what Postgres says. Each campaign once; raises nothing.
+
+        How many users were read for them.
+        """
         waiting = {case.campaign_id: case for case in cases}
         assert len(waiting) == 1 or reads is not Reads.ALL
+        users_read = 0
         for _ in range(ROUNDS_MAX):
             if not waiting:
-                return
+                break
             attempt = _Attempt(waiting)
             try:
                 await self._raise(attempt, wait=reads is Reads.ALL)
@@ -132,9 +136,11 @@ class Recovery:
                 for campaign_id in list(attempt.cases):
                     attempt.end(campaign_id, Failed(str(away)))
             assert not attempt.cases, "every campaign ends, or starts over"
+            users_read += attempt.users_read
             waiting = attempt.again
         for campaign_id, case in waiting.items():
             case.ended(Failed(f"Redis did not follow campaign {campaign_id} in {ROUNDS_MAX} rounds"))
+        return users_read
 
     async def _raise(self, attempt: _Attempt, *, wait: bool) -> None:
         """Step 1, of which one more does no harm: an unknown outcome is repeated by the next recovery."""
@@ -230,7 +236,8 @@ class Recovery:
         days = {row.campaign_id: row.spend.day for row in portion if row.campaign_id in attempt.rows}
         async with aclosing(self.store.users_on(days, whole=whole)) as pieces:
             async for users in pieces:
-                self.users_read += sum(map(len, users.values()))
+                attempt.users_read += (count := sum(map(len, users.values())))
+                self.users_read += count
                 calls = list(attempt.loads_of_users(users))
                 attempt.heed_all(calls, await self.ledger.load(calls))
                 if not any(campaign_id in attempt.rows for campaign_id in days):
@@ -245,6 +252,7 @@ class _Attempt:
         self.cases = dict(cases)  # under way
         self.rows: dict[CampaignId, LedgerRow] = {}  # those of them whose generation was raised
         self.again: dict[CampaignId, Case] = {}
+        self.users_read = 0
 
     def end(self, campaign_id: CampaignId, outcome: Outcome) -> None:
         """It leaves the way of the others."""

@@ -17,15 +17,18 @@ class Asked:
         self.raised: dict[int, list[int]] = {}
         self.ended: dict[int, Outcome] = {}
 
-    async def recover(self, campaigns: Sequence[int], reads: Reads = Reads.LITTLE) -> dict[int, Outcome]:
+    async def recover(
+        self, campaigns: Sequence[int], reads: Reads = Reads.LITTLE, *, counts_users_from: int | None = 0
+    ) -> dict[int, Outcome]:
         """How each ended; asserts that each did, and once. Users are counted, of whatever day the ledger says."""
         self.ended = {}
-        await self.recovery.recover([self._case(campaign) for campaign in campaigns], reads)
+        await self.recovery.recover([self._case(campaign, counts_users_from) for campaign in campaigns], reads)
         assert self.ended.keys() == set(campaigns)
         return self.ended
 
-    def _case(self, campaign: int) -> Case:
-        return Case(CampaignId(campaign), 1, 0, partial(self._raise, campaign), partial(self._end, campaign))
+    def _case(self, campaign: int, counts_users_from: int | None) -> Case:
+        told = partial(self._raise, campaign), partial(self._end, campaign)
+        return Case(CampaignId(campaign), 1, counts_users_from, *told)
 
     def _raise(self, campaign: int, generation: int) -> None:
         self.raised.setdefault(campaign, []).append(generation)

@@ -13,7 +13,6 @@ from trio.testing import MockClock
 from engine.actor import Actor
 from engine.arrival import arrive
 from engine.campaign import Reservation
-from engine.clock import SteadyClock
 from engine.errors import StoreUnavailable
 from engine.flusher import Flusher
 from engine.model import CampaignId, Event, StoredEvent, instant_text
@@ -53,14 +52,14 @@ class Told:
     def __init__(self, campaign_id: int) -> None:
         self.campaign_id = campaign_id
 
-    def flushed(self, reservation: Reservation, reply: FlushReply, now_us: int) -> None:
+    def flushed(self, reservation: Reservation, reply: FlushReply) -> None:
         """Heard."""
 
 
 async def test_flush_workers_that_end_together_are_both_found_again(autojump_clock: MockClock) -> None:
     """A worker that waited on a signal which nobody can give any more would be lost for ever."""
     store = CountingStore()
-    flusher = Flusher(cast(EventStore, store), SteadyClock(), Outages(2.0), flush_events_max=1, queue_events_max=100)
+    flusher = Flusher(cast(EventStore, store), Outages(2.0), flush_events_max=1, queue_events_max=100)
     async with trio.open_nursery() as nursery:
         for _ in range(2):
             nursery.start_soon(flusher.run)
@@ -77,7 +76,7 @@ async def test_flush_workers_that_end_together_are_both_found_again(autojump_clo
 async def test_parts_of_a_round_are_flushed_together(autojump_clock: MockClock) -> None:
     """But the first of them at once if nothing is being flushed."""
     store = CountingStore()
-    flusher = Flusher(cast(EventStore, store), SteadyClock(), Outages(2.0), flush_events_max=100, queue_events_max=100)
+    flusher = Flusher(cast(EventStore, store), Outages(2.0), flush_events_max=100, queue_events_max=100)
     async with trio.open_nursery() as nursery:
         for _ in range(2):
             nursery.start_soon(flusher.run)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 import pytest
 from msgspec import structs
 
 from engine.campaign import ATTEMPTS_MAX, Admitted, Applied, CampaignState, Reservation
 from engine.lifecycle import TRANSITIONS, IllegalTransition, Phase, Signal
+from engine.memory import MemoryPolicy
 from engine.model import (
     DAY_US,
     SECOND_US,
@@ -22,29 +24,62 @@ from engine.model import (
     instant_text,
 )
 from engine.pacing import allowance_micros, spend_day
-from engine.ports import BILLABLE, COUNTS_FOR_CAP, FREE, NO_CAP, Letter, Reserved
+from engine.ports import (
+    AHEAD,
+    ALL_LOOKED_UP,
+    BILLABLE,
+    COUNTS_FOR_CAP,
+    FREE,
+    NO_CAP,
+    NO_TIME,
+    NONE_LOOKED_UP,
+    Letter,
+    Reserve,
+    Reserved,
+)
 from engine.submission import Entry
 from engine.verdicts import UNAVAILABLE
-from tests.plans import NOON_US, entry, plan, submission, verdict_of
+from tests.plans import NOON_US, POLICY, entry, plan, submission, verdict_of
+
+BUCKET, WATERMARK_US = 3, NOON_US - 180 * SECOND_US  # what Redis has told of the dedup window
 
 
 def opened(campaign: Campaign | None = None) -> CampaignState:
-    """A state that may reserve."""
-    state = CampaignState(CampaignId(7), turn_seconds=480, fresh_seconds=180, slack_seconds=60, wait_seconds=10)
+    """A state that may reserve, and has had a reply."""
+    state = CampaignState(CampaignId(7), wait_seconds=10)
     state.adopt_plan(campaign or plan(), NOON_US)
     state.signal(Signal.PLAN)
+    state.see_window(state.generation, BUCKET, WATERMARK_US)
     return state
+
+
+def timed(us: int, **fields: Any) -> Entry:
+    """An entry with an id of its own and this id time."""
+    return entry(event_id=uuid.uuid4(), occurred_at=instant_text(us), **fields)
+
+
+def reserved(letters: bytes, sum_micros: int = 0) -> Reserved:
+    """A reply from the same bucket, with these sums."""
+    return Reserved(letters, sum_micros, sum_micros, BUCKET, WATERMARK_US)
+
+
+def called(state: CampaignState, *entries: Entry) -> Reserve:
+    """The call that carries all of these."""
+    admitted = state.admit(entries, 1, POLICY, NOON_US)
+    assert admitted.request is not None
+    assert [*admitted.request.entries] == [*entries]
+    return admitted.request.call
 
 
 def answered(
     state: CampaignState, entries: list[Entry], letters: bytes, now_us: int = NOON_US
 ) -> tuple[Admitted, Applied]:
     """Admit the entries and apply this reply."""
-    admitted = state.admit(entries, 1, now_us)
+    admitted = state.admit(entries, 1, POLICY, now_us)
     assert admitted.request is not None
     state.signal(Signal.CALL)
     state.signal(Signal.REPLY)
-    return admitted, state.apply(admitted.request, Reserved(letters, 0, 0), now_us)
+    return admitted, state.apply(admitted.request, reserved(letters), now_us)
 
 
 def test_every_phase_has_its_row_and_leads_to_a_phase() -> None:
@@ -65,7 +100,7 @@ def test_a_call_carries_the_plan_and_a_byte_an_event() -> None:
     """Impressions of a capped cpm campaign are billable and count; clicks are free."""
     state = opened(plan(freq_cap_impressions_per_day=2))
     request = submission()
-    admitted = state.admit([entry(request), entry(request, event_type="click")], 9, NOON_US)
+    admitted = state.admit([entry(request), entry(request, event_type="click")], 9, POLICY, NOON_US)
     assert admitted.request is not None
     call = admitted.request.call
     assert call.kinds == bytes([BILLABLE | COUNTS_FOR_CAP, FREE])
@@ -152,6 +187,7 @@ def test_another_event_under_the_id_of_a_refused_one_is_not_refused_with_it() ->
         (Letter.DAILY, Reason.DAILY_BUDGET, None),
         (Letter.CAPPED, Reason.FREQUENCY_CAPPED, 12 * 3_600),
         (Letter.PACED, Reason.PACED, 1),
+        (Letter.NO_ROOM, Reason.OVERLOADED, 300),
     ],
 )
 def test_each_letter_of_refusal_has_its_reason(letter: Letter, reason: Reason, retry_after_seconds: int | None) -> None:
@@ -192,49 +228,127 @@ def test_an_inactive_campaign_asks_for_no_money_and_refuses() -> None:
     assert [verdict_of(each).reason for each in pair] == [Reason.INACTIVE] * 2  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("age_seconds", "late"), [(None, True), (181, True), (179, False), (-300, False)], ids=str)
-def test_an_event_from_before_the_window_or_without_a_time_is_looked_up_first(
-    age_seconds: int | None, late: bool
+@pytest.mark.parametrize(("above_us", "late"), [(None, True), (-1, True), (0, True), (1, False)], ids=str)
+def test_an_event_that_is_not_above_the_watermark_or_tells_no_time_is_looked_up_first(
+    above_us: int | None, late: bool
 ) -> None:
-    """The late lane of protocol.md, section 4."""
-    told = None if age_seconds is None else instant_text(NOON_US - age_seconds * SECOND_US)
-    admitted = opened().admit([entry(event_id=uuid.uuid4(), occurred_at=told)], 1, NOON_US)
+    """If its id was ever committed, Redis may have forgotten it."""
+    one = entry(event_id=uuid.uuid4()) if above_us is None else timed(WATERMARK_US + above_us)
+    admitted = opened().admit([one], 1, POLICY, NOON_US)
     assert (len(admitted.late) == 1) is late
     assert (admitted.request is None) is late
 
 
-def test_an_id_made_by_the_server_is_never_looked_up() -> None:
-    """Even when its event is old."""
-    told = instant_text(NOON_US - 3_600 * SECOND_US)
-    assert opened().admit([entry(occurred_at=told)], 1, NOON_US).late == []
+@pytest.mark.parametrize("us", [None, WATERMARK_US, NOON_US], ids=["no time", "old", "new"])
+def test_without_a_watermark_redis_is_asked_whether_to_look_up(us: int | None) -> None:
+    """It says BEHIND where it has to be; most often, at the first use of a campaign, it has not."""
+    state = opened()
+    state.use_generation(5)
+    call = called(state, entry(event_id=uuid.uuid4()) if us is None else timed(us))
+    assert (call.unlooked_us, call.looked_bucket) == (NO_TIME if us is None else us, NONE_LOOKED_UP)
 
 
-def test_a_late_event_is_looked_up_again_for_every_call() -> None:
-    """Between two calls, somebody else may have committed it."""
-    state, one = opened(), entry(event_id=uuid.uuid4())
-    state.looking_up(one)
-    assert state.admit([one], 1, NOON_US).late == []
-    assert state.admit([one], 2, NOON_US).late == [one]
+def test_an_id_made_by_the_server_is_looked_up_like_any_other_once_a_call_may_have_reserved_it() -> None:
+    """Nobody can have sent it before its first call, even when its event is old."""
+    state, one = opened(), entry(occurred_at=instant_text(NOON_US - 3_600 * SECOND_US))
+    call = called(state, one)
+    assert (call.unlooked_us, call.looked_bucket) == (ALL_LOOKED_UP, NONE_LOOKED_UP)
+    assert state.admit([one], 2, POLICY, NOON_US).late == [one]
+
+
+def test_an_id_made_by_the_server_is_not_looked_up_after_a_call_that_did_nothing() -> None:
+    """Redis was full, or a neighbour has to be looked up: as if it had never been in that call."""
+    state, one = opened(), entry(occurred_at=instant_text(NOON_US - 3_600 * SECOND_US))
+    called(state, one)
+    state.not_tried([one])
+    assert state.admit([one], 2, POLICY, NOON_US).late == []
 
 
 def test_a_look_up_counts_under_the_generation_that_was_known_when_it_began() -> None:
     """A later recovery may have let a flush through that it did not see."""
-    state, one = opened(), entry(event_id=uuid.uuid4())
+    state, one = opened(), timed(WATERMARK_US)
     for generation in (0, 1, 5):
         state.see_generation(generation)
-        assert state.admit([one], 1, NOON_US).late == [one]
+        state.see_window(generation, BUCKET, WATERMARK_US)
+        assert state.admit([one], 1, POLICY, NOON_US).late == [one]
         state.looking_up(one)
-    assert state.admit([one], 1, NOON_US).late == []
+    assert state.admit([one], 1, POLICY, NOON_US).late == []
+
+
+def test_a_look_up_counts_under_the_bucket_that_was_known_when_it_began() -> None:
+    """What was committed since may be forgotten by now: by the very next advance, if it was in the older bucket."""
+    state, one = opened(), timed(WATERMARK_US)
+    for bucket in (3, 4, 9):
+        state.see_window(state.generation, bucket, WATERMARK_US)
+        assert state.admit([one], 1, POLICY, NOON_US).late == [one]
+        state.looking_up(one)
+    assert state.admit([one], 1, POLICY, NOON_US).late == []
+
+
+def test_what_redis_told_of_the_dedup_window_holds_under_its_generation_only() -> None:
+    """A recovery may have rebuilt it meanwhile: other buckets under the same numbers."""
+    state, one = opened(), timed(WATERMARK_US)
+    state.looking_up(one)
+    state.use_generation(5)
+    state.see_window(4, BUCKET, WATERMARK_US)
+    assert (called(state, one).unlooked_us, called(state, one).looked_bucket) == (WATERMARK_US, NONE_LOOKED_UP)
+    state.see_window(5, BUCKET, WATERMARK_US)
+    assert state.admit([one], 1, POLICY, NOON_US).late == [one]
+
+
+def test_a_call_says_what_was_looked_up_and_what_was_not() -> None:
+    """The least id time of those that were not, and the bucket under which the others were."""
+    state, old, timeless = opened(), timed(WATERMARK_US - SECOND_US), entry(event_id=uuid.uuid4())
+    young = [timed(WATERMARK_US + at) for at in (5, 3, 4)]
+    made_here = entry()
+    call = called(state, *young, made_here)
+    assert (call.unlooked_us, call.looked_bucket) == (WATERMARK_US + 3, NONE_LOOKED_UP)
+    state.looking_up(old)
+    call = called(state, old)
+    assert (call.unlooked_us, call.looked_bucket) == (ALL_LOOKED_UP, BUCKET)
+    state.looking_up(timeless)
+    call = called(state, young[0], old, timeless, young[2])
+    assert (call.unlooked_us, call.looked_bucket) == (WATERMARK_US + 4, BUCKET)
+
+
+def test_a_call_tells_the_greatest_id_time_of_those_that_are_ahead_and_of_the_others() -> None:
+    """Two seconds ahead of its receipt is no clock that is wrong; more is, and such ids have buckets of their own."""
+    state = opened(plan(freq_cap_impressions_per_day=2))
+    times_us = [NOON_US + ahead * SECOND_US for ahead in (-1, 2, 0)]
+    call = called(state, *map(timed, times_us))
+    assert (call.most_us, call.most_ahead_us) == (NOON_US + 2 * SECOND_US, NO_TIME)
+    assert call.kinds == bytes([BILLABLE | COUNTS_FOR_CAP]) * 3
+    ahead_us = [NOON_US + 2 * SECOND_US + 1, NOON_US + 290 * SECOND_US]
+    call = called(state, *map(timed, [times_us[0], *ahead_us, times_us[2]]))
+    assert (call.most_us, call.most_ahead_us) == (NOON_US, ahead_us[-1])
+    assert [kind & AHEAD for kind in call.kinds] == [0, AHEAD, AHEAD, 0]
+    assert call.kinds[1] == BILLABLE | COUNTS_FOR_CAP | AHEAD
+
+
+def test_a_call_without_id_times_tells_none() -> None:
+    """Nothing of it raises a watermark: it is looked up whatever that is."""
+    state, one = opened(), entry(event_id=uuid.uuid4())
+    state.looking_up(one)
+    call = called(state, one)
+    assert (call.most_us, call.most_ahead_us) == (NO_TIME, NO_TIME)
+
+
+def test_a_call_names_how_memory_is_used() -> None:
+    """When a bucket closes, and whether there is room for the counts of new users."""
+    admitted = opened().admit([entry()], 1, MemoryPolicy(5 * SECOND_US, new_users=False), NOON_US)
+    assert admitted.request is not None
+    call = admitted.request.call
+    assert (call.at_us, call.bucket_us, call.new_users) == (NOON_US, 5 * SECOND_US, False)
 
 
 def test_an_entry_is_looked_up_again_only_as_long_as_its_sender_may_wait() -> None:
-    """However often recoveries make its look-up void."""
+    """However often an advance makes its look-up void."""
     state, one = opened(), entry(event_id=uuid.uuid4())
     now_us = NOON_US
     while not one.settled:
         assert now_us <= NOON_US + 11 * SECOND_US
-        state.see_generation(state.generation + 1)
-        if state.admit([one], 1, now_us).late:
+        state.see_window(state.generation, state.bucket + 1, WATERMARK_US)
+        if state.admit([one], 1, POLICY, now_us).late:
             state.looking_up(one)
         now_us += SECOND_US
     assert verdict_of(one) == UNAVAILABLE
@@ -244,16 +358,25 @@ def test_an_entry_is_reserved_a_bounded_number_of_times() -> None:
     """Then its sender is told to come again."""
     state, one = opened(), entry()
     for _ in range(ATTEMPTS_MAX):
-        assert state.admit([one], 1, NOON_US).request is not None
-    assert state.admit([one], 1, NOON_US).request is None
+        called(state, one)
+    assert state.admit([one], 1, POLICY, NOON_US).request is None
     assert verdict_of(one).reason is Reason.UNAVAILABLE  # type: ignore[union-attr]
+
+
+def test_a_call_that_certainly_did_nothing_is_no_attempt() -> None:
+    """However many of them: each has taught something, and the deadline bounds them."""
+    state, one = opened(), entry()
+    for _ in range(2 * ATTEMPTS_MAX):
+        called(state, one)
+        state.not_tried([one])
+    assert not one.settled
 
 
 def test_what_has_passed_its_deadline_is_not_reserved() -> None:
     """Nobody waits for it any more."""
     state, one = opened(), entry()
     one.settle(Verdict(Status.RETRY, Reason.UNAVAILABLE))
-    assert state.admit([one], 1, NOON_US) == Admitted(None, [], [])
+    assert state.admit([one], 1, POLICY, NOON_US) == Admitted(None, [], [])
     assert state.quiet
 
 
@@ -262,7 +385,7 @@ def test_the_spend_day_only_moves_forward() -> None:
     state = opened()
     today = spend_day(NOON_US, "UTC").day
     for now_us, day in ((NOON_US, today), (NOON_US + DAY_US, today + 1), (NOON_US, today + 1)):
-        admitted = state.admit([entry(now_us=now_us)], 1, now_us)
+        admitted = state.admit([entry(now_us=now_us)], 1, POLICY, now_us)
         assert admitted.request is not None
         assert admitted.request.call.day == day
 
@@ -295,11 +418,11 @@ def test_committed_tags_travel_with_the_next_call_and_stay_until_it_is_answered(
     """A tag that Redis was not told would hold its ids in flight for ever."""
     state = opened()
     state.committed = [4, 5]
-    admitted = state.admit([entry()], 6, NOON_US)
+    admitted = state.admit([entry()], 6, POLICY, NOON_US)
     assert admitted.request is not None
     state.committed.append(6)
     assert admitted.request.call.committed == [4, 5]
-    state.apply(admitted.request, Reserved(b"T", 0, 0), NOON_US)
+    state.apply(admitted.request, reserved(b"T"), NOON_US)
     assert state.committed == [6]
 
 
@@ -324,13 +447,13 @@ def test_a_stored_event_of_other_time_is_still_the_same_event() -> None:
 
 
 def test_who_has_waited_too_long_is_not_reserved() -> None:
-    """What Postgres and Redis said of an old entry may be over: other days, ids that the window has dropped."""
+    """Its request is over; nor are those that have joined it."""
     state = opened()
     first = entry(event_id=uuid.uuid4())
     repeat = entry(event_id=uuid.UUID(bytes=first.event_id))
-    assert state.admit([first, repeat], 1, NOON_US).late == [first]
+    assert state.admit([first, repeat], 1, POLICY, NOON_US).late == [first]
     state.looking_up(first)
-    assert state.admit([first], 2, NOON_US + 11 * SECOND_US).request is None
+    assert state.admit([first], 2, POLICY, NOON_US + 11 * SECOND_US).request is None
     assert verdict_of(first) == verdict_of(repeat) == UNAVAILABLE
 
 
@@ -339,19 +462,19 @@ def test_a_refusal_is_told_by_the_plan_that_it_was_decided_under() -> None:
     paced = structs.replace(plan(), pacing=Pacing.EVEN)
     state = opened(paced)
     waiting = entry()
-    admitted = state.admit([waiting], 1, NOON_US)
+    admitted = state.admit([waiting], 1, POLICY, NOON_US)
     assert admitted.request is not None
     state.signal(Signal.CALL)
     state.adopt_plan(structs.replace(paced, version=paced.version + 1, daily_budget_micros=0), NOON_US)
     state.signal(Signal.REPLY)
-    state.apply(admitted.request, Reserved(b"W", 500_000_000, 500_000_000), NOON_US)
+    state.apply(admitted.request, reserved(b"W", 500_000_000), NOON_US)
     assert waiting.settled
 
 
 def test_a_call_names_every_limit_of_the_plan() -> None:
     """Each in its place: they are all numbers of micros."""
     campaign = plan(pacing=Pacing.EVEN, daily_budget_micros=100_000_000, freq_cap_impressions_per_day=3)
-    admitted = opened(campaign).admit([entry()], 1, NOON_US)
+    admitted = opened(campaign).admit([entry()], 1, POLICY, NOON_US)
     assert admitted.request is not None
     call = admitted.request.call
     assert (call.total_budget_micros, call.daily_budget_micros) == (1_000_000_000, 100_000_000)
@@ -359,10 +482,10 @@ def test_a_call_names_every_limit_of_the_plan() -> None:
     assert (call.plan_version, call.cap, call.cost_micros) == (1, 3, 1_000)
 
 
-@pytest.mark.parametrize(("seconds_before_a_turn", "ahead"), [(59, 1), (61, 0)])
-def test_a_call_holds_for_a_turn_that_another_clock_may_have_reached(seconds_before_a_turn: int, ahead: int) -> None:
-    """And for no later one: then Redis has forgotten what was not looked up."""
-    admitted = opened().admit([entry()], 1, NOON_US - seconds_before_a_turn * SECOND_US)
-    assert admitted.request is not None
-    call = admitted.request.call
-    assert call.turn_latest == call.turn + ahead
+def test_users_are_counted_where_a_cap_is_in_force() -> None:
+    """From the spend day on that it is in the campaign's own zone."""
+    today = NOON_US // DAY_US
+    assert opened().counts_users_from(NOON_US) is None
+    assert opened(plan(freq_cap_impressions_per_day=1)).counts_users_from(NOON_US) == today
+    kiritimati = plan(freq_cap_impressions_per_day=1, timezone="Pacific/Kiritimati")  # 14 h ahead
+    assert opened(kiritimati).counts_users_from(NOON_US) == today + 1

@@ -383,7 +383,7 @@ def submission(*verdicts: Verdict | None) -> Submission:
     for index, verdict in enumerate(verdicts):
         entry = Entry(
             made, index, CampaignId(7), ID.bytes, EventType.CONVERSION, "ü", "ü".encode(), b"a",
-            OCCURRED_US, OCCURRED_US, None, 0,
+            OCCURRED_US, OCCURRED_US, OCCURRED_US, 0,
         )  # fmt: skip
         entry.cost_micros = 10_000
         made.entries.append(entry)

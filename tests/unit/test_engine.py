@@ -15,8 +15,6 @@ from engine.campaign import CampaignState
 from engine.engine import Engine
 from engine.model import DAY_US, CampaignId, Event, Invalid, Reason, Status, Verdict, instant_text
 from engine.ports import (
-    BILLABLE,
-    NO_CAP,
     Batch,
     FlushReply,
     NotRun,
@@ -29,6 +27,7 @@ from engine.ports import (
 from engine.recovery import Recovery
 from engine.registry import Engines, Registry
 from engine.submission import Submission
+from tests.contract.reservations import reserve
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.ledger import Trouble as RedisTrouble
 from tests.fakes.store import FakeStore
@@ -78,6 +77,12 @@ class World:
         assert spent == 1_000 * len(self.store.rows_of(CampaignId(campaign)))
         return spent
 
+    def forget_ids(self, campaign: int) -> None:
+        """Have Redis lose all ids of a campaign, without telling: it calls committed events new."""
+        book = self.ledger.books[CampaignId(campaign)]
+        for bucket in book.window.ids + book.ahead.ids:
+            bucket.clear()
+
 
 @pytest.fixture
 async def world(autojump_clock: MockClock) -> AsyncIterator[World]:
@@ -114,7 +119,7 @@ async def test_an_unknown_campaign_is_told_and_forgotten(autojump_clock: MockClo
     assert len(world.registry) == 0
 
 
-async def test_a_redis_that_forgot_is_rebuilt_with_its_users_and_ids(autojump_clock: MockClock, world: World) -> None:
+async def test_a_redis_that_forgot_is_rebuilt(autojump_clock: MockClock, world: World) -> None:
     """Caps, budgets and duplicates hold across the loss."""
     campaign = await world.campaign(freq_cap_impressions_per_day=1, total_budget="0.002")
     first = shown(campaign, event_id=uuid.uuid4())
@@ -182,9 +187,7 @@ async def test_a_row_that_redis_had_forgotten_is_a_duplicate_and_its_neighbours_
     campaign = await world.campaign()
     known = shown(campaign, event_id=uuid.uuid4())
     assert await world.reasons(known) == ["accepted"]
-    book = world.ledger.books[CampaignId(campaign)]
-    for bucket in book.buckets:
-        bucket.clear()
+    world.forget_ids(campaign)
     looks_new = Event(
         campaign_id=campaign, user_id="ada", event_type="impression", event_id=known.event_id,
         occurred_at=instant_text(world.now_us()),
@@ -215,7 +218,7 @@ async def test_what_is_reserved_while_an_older_batch_is_refused_is_not_forgotten
         world.store.flush = late_flush  # type: ignore[method-assign]
         nursery.start_soon(world.send, shown(campaign, "old"))
         await trio.sleep(1)
-        await recover_alone(Recovery(world.ledger, world.store, world, 480_000_000), campaign)
+        await recover_alone(Recovery(world.ledger, world.store, world), campaign)
         world.registry.generation_raised(campaign, world.store.ledger[campaign].gen)
         world.ledger.answer = late_round  # type: ignore[method-assign]
         nursery.start_soon(world.send, shown(campaign, "new"))
@@ -360,22 +363,6 @@ async def test_a_clock_that_is_set_back_lets_no_request_wait_longer(autojump_clo
             world.clock_step_us = -3_600_000_000
 
 
-async def test_clocks_that_disagree_do_not_turn_a_retry_into_a_refusal(autojump_clock: MockClock, world: World) -> None:
-    """One machine's clock is as far ahead as may be, another's as far behind: the old event is looked up in time."""
-    campaign = await world.campaign(total_budget="0.001")
-    settings = world.settings
-    off_us = int(settings.clock_refuse_seconds) * 1_000_000
-    world.clock_step_us = off_us
-    await trio.sleep(settings.dedup_turn_seconds - settings.clock_refuse_seconds - 1)  # a turn is about to end
-    told_us = world.now_us() + settings.occurred_ahead_seconds * 1_000_000
-    event = shown(campaign, event_id=uuid.uuid4(), occurred_at=instant_text(told_us))
-    assert await world.reasons(event) == ["accepted"]
-    await trio.sleep(settings.dedup_turn_seconds + 1)
-    assert await world.reasons(shown(campaign)) == ["total_budget"]  # the turn of the first event is forgotten
-    world.clock_step_us = -off_us
-    assert await world.reasons(event) == ["duplicate"]
-
-
 async def test_a_reply_that_is_thrown_away_holds_nothing(
     autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,7 +420,7 @@ async def test_a_redis_that_is_ahead_of_postgres_is_caught_up_with(autojump_cloc
     campaign = await world.campaign()
     await world.send(shown(campaign))
     for _ in range(3):
-        await recover_alone(Recovery(world.ledger, world.store, world, 480_000_000), campaign)
+        await recover_alone(Recovery(world.ledger, world.store, world), campaign)
     await trio.sleep(world.settings.actor_idle_seconds + 10)
     world.store.ledger[CampaignId(campaign)].gen -= 3
     event = shown(campaign, event_id=uuid.uuid4())
@@ -457,7 +444,7 @@ async def test_a_row_that_was_read_before_a_raise_is_no_reason_to_recover(
     monkeypatch.setattr(world.store, "plans", slow_plans)
     world.registry._actors[CampaignId(campaign)].load()
     await trio.sleep(0.5)
-    await recover_alone(Recovery(world.ledger, world.store, world, 480_000_000), campaign)
+    await recover_alone(Recovery(world.ledger, world.store, world), campaign)
     raised = world.store.ledger[CampaignId(campaign)].gen
     world.registry.generation_raised(CampaignId(campaign), raised)
     await trio.sleep(5)
@@ -499,10 +486,9 @@ async def test_reservations_of_a_dead_engine_are_given_back(autojump_clock: Mock
     await trio.sleep(world.settings.actor_idle_seconds + 10)
     book = world.ledger.books[CampaignId(campaign)]
     tag = 0 << 40 | 9  # of engine 0, which is not alive
-    turn = NOON_US // 480_000_000
-    held = Reserve(
-        CampaignId(campaign), book.generation, tag, 1, NOON_US // DAY_US, turn, turn,
-        2_000, 2_000, 2_000, NO_CAP, 1_000, bytes([BILLABLE]), uuid.uuid4().bytes, ["eve"],
+    held = reserve(
+        campaign_id=CampaignId(campaign), generation=book.generation, tag=tag, day=NOON_US // DAY_US,
+        at_us=world.now_us(), time_us=world.now_us(),
     )  # fmt: skip
     assert isinstance((await world.ledger.answer([held]))[0], Reserved)
     assert await world.reasons(shown(campaign)) == ["accepted"]

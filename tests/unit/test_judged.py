@@ -18,18 +18,17 @@ from engine.campaign import CampaignState
 from engine.clock import SteadyClock
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
 from engine.model import DAY_US, SECOND_US, CampaignId, Event, HeartbeatReply, Status, instant_text
-from engine.ports import BILLABLE, FREE, NO_CAP, Batch, Committed, FlushReply, Reserve, Reserved, Unknown
+from engine.ports import BILLABLE, FREE, Batch, Committed, FlushReply, Unknown
 from engine.registry import Engines
 from engine.submission import Entry
 from tests.contract.flushes import bunch, impression, raise_generation
-from tests.fakes.ledger import LOADED
+from tests.contract.reservations import letters, reserve, reserved
 from tests.fakes.ledger import Trouble as RedisTrouble
 from tests.fakes.store import Trouble as PostgresTrouble
 from tests.plans import NOON_US
 from tests.unit.test_engine import World, shown
 
 DEAD, OTHER = 0 << 40 | 9, 2 << 40 | 9  # tags of an engine that is not alive, and of one that our news don't know yet
-TURN_US = 480 * SECOND_US
 
 
 @pytest.fixture
@@ -54,20 +53,12 @@ def id_of(event: Event) -> bytes:
 async def held(world: World, campaign: int, tag: int, events: Sequence[Event], cost_micros: int) -> None:
     """Another engine's reservation, which waits for its commit."""
     book = world.ledger.books[CampaignId(campaign)]
-    turn = world.now_us() // TURN_US
-    call = Reserve(
-        CampaignId(campaign), book.generation, tag, 1, NOON_US // DAY_US, turn, turn,
-        2_000, 2_000, 2_000, NO_CAP, cost_micros, bytes([BILLABLE if cost_micros else FREE]) * len(events),
-        b"".join(map(id_of, events)), ["eve"] * len(events),
+    call = reserve(
+        campaign_id=CampaignId(campaign), generation=book.generation, tag=tag, day=NOON_US // DAY_US,
+        at_us=world.now_us(), time_us=world.now_us(), cost_micros=cost_micros,
+        kinds=bytes([BILLABLE if cost_micros else FREE]) * len(events), ids=b"".join(map(id_of, events)),
     )  # fmt: skip
-    assert await world.ledger.answer([call]) == [Reserved(b"A" * len(events), *[book_total(world, campaign)] * 2)]
-
-
-def book_total(world: World, campaign: int) -> int:
-    """All that Redis has reserved."""
-    sums = world.ledger.books[CampaignId(campaign)].sums
-    assert sums is not None
-    return sums.total
+    assert await letters(world.ledger, call) == b"A" * len(events)
 
 
 # --- what Redis knows ---
@@ -78,8 +69,7 @@ async def test_a_duplicate_that_postgres_does_not_have_is_none(autojump_clock: M
     campaign = await world.campaign()
     await world.send(shown(campaign))
     event = fresh(world, campaign)
-    for bucket in world.ledger.books[CampaignId(campaign)].buckets:
-        bucket[id_of(event)] = LOADED
+    world.ledger.books[CampaignId(campaign)].window.put([id_of(event)], OTHER, world.now_us())
     verdict = (await world.send(event))[0]
     assert verdict is not None
     assert verdict.status is Status.RETRY
@@ -126,8 +116,7 @@ async def test_a_look_up_that_failed_is_no_news(
     campaign = await world.campaign(total_budget="0.001")
     event = shown(campaign, event_id=uuid.uuid4())
     assert await world.reasons(event) == ["accepted"]
-    for bucket in world.ledger.books[CampaignId(campaign)].buckets:
-        bucket.clear()  # the window has moved on
+    world.forget_ids(campaign)
 
     async def fail(_: object) -> Any:
         await trio.lowlevel.checkpoint()
@@ -152,7 +141,7 @@ async def test_a_refusal_of_a_redis_that_was_left_behind_is_not_told(
         monkeypatch.setattr(world.ledger, "answer", left_behind)
         row = await raise_generation(world.store, CampaignId(campaign))
         world.registry.generation_raised(row.campaign_id, row.generation)
-        return [Reserved(b"T", 1_000, 1_000) for _ in calls]
+        return [reserved(b"T", 1_000, 1_000) for _ in calls]
 
     monkeypatch.setattr(world.ledger, "answer", refuse)
     assert await world.reasons(shown(campaign)) == ["accepted"]
@@ -208,8 +197,7 @@ async def test_what_postgres_refused_is_given_back(autojump_clock: MockClock, wo
     campaign = await world.campaign(total_budget="0.003")
     known = fresh(world, campaign)
     assert await world.reasons(known) == ["accepted"]
-    for bucket in world.ledger.books[CampaignId(campaign)].buckets:
-        bucket.clear()
+    world.forget_ids(campaign)
     assert await world.reasons(known) == ["duplicate"]
     assert await world.reasons(*[shown(campaign) for _ in range(3)]) == ["accepted"] * 2 + ["total_budget"]
 
@@ -235,7 +223,7 @@ async def test_an_undo_is_repeated_until_it_is_answered(
 
 
 async def test_a_rebuild_knows_what_committed_while_it_waited(autojump_clock: MockClock, world: World) -> None:
-    """Redis forgot during a flush: the flush's ids are read after the raise, which waits for it."""
+    """Redis forgot during a flush: the watermark is that of the raise, which waits for it."""
     campaign = await world.campaign(total_budget="0.003")
     await world.send(shown(campaign))
     event, release = fresh(world, campaign), trio.Event()
@@ -248,19 +236,6 @@ async def test_a_rebuild_knows_what_committed_while_it_waited(autojump_clock: Mo
         await trio.sleep(0.1)
         release.set()
     assert world.spent(campaign) == 3_000
-    assert await world.reasons(event) == ["duplicate"]
-
-
-async def test_a_rebuild_knows_the_turn_before(
-    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A retry shortly after a turn has begun is no late event, and a duplicate all the same."""
-    campaign = await world.campaign(total_budget="0.001")
-    monkeypatch.setattr(world, "now_us", lambda: NOON_US + TURN_US - SECOND_US)
-    event = fresh(world, campaign)
-    assert await world.reasons(event) == ["accepted"]
-    monkeypatch.setattr(world, "now_us", lambda: NOON_US + TURN_US + SECOND_US)
-    world.ledger.forget()
     assert await world.reasons(event) == ["duplicate"]
 
 
@@ -291,8 +266,7 @@ async def test_a_row_that_somebody_else_paid_for_commits_no_reservation(
     stored, new = fresh(world, campaign), fresh(world, campaign, "eve")
     assert await world.reasons(stored) == ["accepted"]
     await trio.sleep(1)
-    for bucket in world.ledger.books[CampaignId(campaign)].buckets:
-        bucket.clear()
+    world.forget_ids(campaign)
     await held(world, campaign, DEAD, [stored, new], 0)
     await world.registry.recover_orphans()
     assert await world.reasons(new) == ["accepted"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -10,13 +12,14 @@ import trio
 from trio.testing import MockClock
 
 from engine.model import CampaignId
-from engine.recovery import PORTION_EVENTS
+from engine.recoveries import TOLD_SECONDS
+from engine.recovery import KEYED_EVENTS
 from engine.submission import Submission
 from engine.verdicts import UNAVAILABLE
 from tests.fakes.store import Trouble
 from tests.unit.test_engine import World, shown
 
-SETTINGS = {"recoveries_max": 3}  # a bulk, and two alone
+SETTINGS = {"recoveries_max": 3}  # two bulks, and one alone
 
 
 @pytest.fixture
@@ -56,14 +59,17 @@ async def test_campaigns_that_redis_does_not_know_are_recovered_together(
     assert [(sorted(each), wait) for each, wait in raised] == [(campaigns, False)] * 2
 
 
+@pytest.fixture
+def small_bulks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 30 campaigns, from the start of the engine on."""
+    monkeypatch.setattr("engine.recoveries.BULK_MAX", 30)
+
+
+@pytest.mark.usefixtures("small_bulks")
 async def test_no_bulk_is_larger_than_its_bound(
-    autojump_clock: MockClock,
-    world: World,
-    raised: list[tuple[list[CampaignId], bool]],
-    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock, world: World, raised: list[tuple[list[CampaignId], bool]]
 ) -> None:
     """The rest follows."""
-    monkeypatch.setattr("engine.recoveries.BULK_MAX", 30)
     campaigns = [await world.campaign() for _ in range(100)]
     assert await world.reasons(*map(shown, campaigns)) == ["accepted"] * 100
     assert [len(each) for each, _ in raised] == [30, 30, 30, 10]
@@ -93,41 +99,119 @@ async def test_a_flush_that_hangs_holds_up_its_own_campaign_only(
     assert world.spent(hangs) == 3_000
 
 
-async def test_large_campaigns_hold_up_no_small_ones(autojump_clock: MockClock, world: World) -> None:
-    """However many there are: they are read alone, two at a time here, and the small ones are open meanwhile."""
-    campaigns = [await world.campaign() for _ in range(20)]
-    await world.send(*map(shown, campaigns))
-    world.ledger.forget()
-    large = campaigns[:5]
-    reading = most = 0
-    release = trio.Event()
-    users_on = world.store.users_on
+class Slow:
+    """Reads of users in one pass take until they are released; how many were under way, and of which campaigns."""
 
-    async def events_since(days: dict[CampaignId, int]) -> dict[CampaignId, int]:
-        return {each: PORTION_EVENTS + 1 if each in large else 1 for each in days}
+    def __init__(self, world: World, large: Sequence[int]) -> None:
+        self.passes: list[list[int]] = []
+        self.release = trio.Event()
+        self._users_on = world.store.users_on
+        self._large = large
+        world.store.events_since = self._events_since  # type: ignore[method-assign]
+        world.store.users_on = self._read  # type: ignore[method-assign]
 
-    async def slow(days: dict[CampaignId, int]) -> AsyncGenerator[Any, None]:
-        nonlocal reading, most
-        if not large[0] <= min(days) <= large[-1]:
-            async for piece in users_on(days):
+    async def _events_since(self, days: Mapping[CampaignId, int]) -> dict[CampaignId, int]:
+        return {each: KEYED_EVENTS + 1 if each in self._large else 1 for each in days}
+
+    async def _read(self, days: Mapping[CampaignId, int], *, whole: bool) -> AsyncGenerator[Any, None]:
+        if whole:
+            self.passes.append(sorted(days))
+            await self.release.wait()
+        async with aclosing(self._users_on(days, whole=whole)) as pieces:
+            async for piece in pieces:
                 yield piece
-            return
-        reading += 1
-        most = max(most, reading)
-        await release.wait()
-        reading -= 1
 
-    world.store.events_since = events_since  # type: ignore[method-assign, assignment]
-    world.store.users_on = slow  # type: ignore[method-assign, assignment]
+
+async def capped(world: World, count: int) -> list[int]:
+    """Campaigns with a cap and an event each, which Redis has forgotten."""
+    campaigns = [await world.campaign(freq_cap_impressions_per_day=2) for _ in range(count)]
+    assert await world.reasons(*map(shown, campaigns)) == ["accepted"] * count
+    world.ledger.forget()
+    return campaigns
+
+
+async def test_large_campaigns_hold_up_no_small_ones(autojump_clock: MockClock, world: World) -> None:
+    """However many there are: they are read in one pass, and whoever is small is open meanwhile, again and again."""
+    campaigns = await capped(world, 20)
+    large, small = campaigns[:5], campaigns[5:]
+    slow = Slow(world, large)
     answers: list[Submission] = []
     world.engine.submit(list(map(shown, large)), answers.append)
     with trio.fail_after(1):
-        assert await world.reasons(*map(shown, campaigns[5:])) == ["accepted"] * 15
+        assert await world.reasons(*map(shown, small)) == ["accepted"] * 15
     await trio.sleep(1)
-    assert (answers, most) == ([], 2)
-    release.set()
+    more = await capped(world, 5)
+    with trio.fail_after(1):
+        assert await world.reasons(*map(shown, more)) == ["accepted"] * 5
+    assert (answers, slow.passes) == ([], [large])
+    slow.release.set()
     await trio.sleep(1)
     assert [answer.verdicts for answer in answers] == [{}]
+    assert await world.reasons(*map(shown, large)) == ["frequency_capped"] * 5
+
+
+async def test_large_campaigns_that_come_while_others_are_read_share_the_next_pass(
+    autojump_clock: MockClock, world: World
+) -> None:
+    """There is one pass at a time, however many wait."""
+    campaigns = await capped(world, 6)
+    slow = Slow(world, campaigns)
+    answers: list[Submission] = []
+    for campaign in campaigns:
+        world.engine.submit([shown(campaign)], answers.append)
+        await trio.sleep(0.1)
+    assert slow.passes == [campaigns[:1]]
+    slow.release.set()
+    await trio.sleep(1)
+    assert slow.passes == [campaigns[:1], campaigns[1:]]
+    assert [answer.verdicts for answer in answers] == [{}] * 6
+
+
+async def test_closed_campaigns_are_counted_until_they_are_open(autojump_clock: MockClock, world: World) -> None:
+    """Those that wait, those that are under way, and those whose recovery has failed so far; each once."""
+    campaigns = await capped(world, 10)
+    slow = Slow(world, campaigns[:2])
+    recoveries = world.registry._recoveries
+    world.store.away = True
+    world.engine.submit(list(map(shown, campaigns)), lambda _: None)
+    await trio.sleep(1)
+    assert len(recoveries) == 10
+    world.store.away = False
+    await trio.sleep(3)
+    assert len(recoveries) == 2
+    slow.release.set()
+    await trio.sleep(1)
+    assert len(recoveries) == 0
+
+
+async def test_a_halted_campaign_is_no_longer_counted_as_closed(autojump_clock: MockClock, world: World) -> None:
+    """It is told as halted, and waits for an operator."""
+    (campaign,) = await capped(world, 1)
+    world.store.ledger[CampaignId(campaign)].halted = "as the test wished"
+    assert await world.reasons(shown(campaign)) == ["unavailable"]
+    assert len(world.registry._recoveries) == 0
+
+
+async def test_the_log_says_what_was_closed_and_how_much_was_read(
+    autojump_clock: MockClock, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line for all that were recovered together, which says from when to when; progress while it takes long."""
+    caplog.set_level("INFO", "engine.recoveries")
+    campaigns = await capped(world, 3)
+    caplog.clear()
+    slow = Slow(world, campaigns[:2])
+    world.engine.submit([shown(campaign, user) for campaign in campaigns for user in ("ada", "bob")], lambda _: None)
+    await trio.sleep(2 * TOLD_SECONDS + 1)
+    slow.release.set()
+    await trio.sleep(1)
+    small, *progress, large = [record.getMessage() for record in caplog.records]
+    when = r"closed from \d\d:\d\d:\d\d\.\d{3}Z to \d\d:\d\d:\d\d\.\d{3}Z"
+    assert re.fullmatch(rf"campaigns recovered: 1, {when} \(0\.00 s\); users read: 1", small)
+    assert progress == [
+        f"campaigns to recover: 0 of 2 are open again after {seconds} s; users read since the start: 1"
+        for seconds in (10, 20)
+    ]
+    assert re.fullmatch(rf"campaigns recovered: 2, {when} \(21\.00 s\); users read: 2", large)
 
 
 async def test_who_failed_tries_again_while_others_are_well(autojump_clock: MockClock, world: World) -> None:

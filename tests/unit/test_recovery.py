@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,18 +12,28 @@ import trio
 from engine import recovery as remedy
 from engine.errors import StoreUnavailable
 from engine.model import DAY_US, CampaignId, Micros
-from engine.ports import Batch, Committed, Reserved
-from engine.recovery import PORTION_EVENTS, ROUNDS_MAX, Alone, Failed, Followed, Halted, Recovery
+from engine.ports import NO_TIME, Batch, Behind, Committed, Lost, Reserve, Reserved
+from engine.recovery import (
+    KEYED_EVENTS,
+    ROUNDS_MAX,
+    Alone,
+    Case,
+    Failed,
+    Followed,
+    Halted,
+    Large,
+    Outcome,
+    Reads,
+    Recovery,
+)
 from engine.steps import Begin
-from tests.contract.flushes import Line, bunch, click, impression, new_campaign, raise_generation
+from tests.contract.flushes import Line, bunch, click, impression, ledger_of, new_campaign, raise_generation
 from tests.contract.reservations import ask, ids_of, letters, ready, reserve
 from tests.fakes.ledger import FakeLedger, Trouble
 from tests.fakes.store import FakeStore
 from tests.remedy import Asked
 
-TURN_US = 480_000_000
 NOW_US = 20_000 * DAY_US + DAY_US // 2
-TURN = NOW_US // TURN_US
 TODAY = 20_000
 
 
@@ -32,7 +43,7 @@ class World:
     def __init__(self) -> None:
         self.store = FakeStore(self.now_us)
         self.ledger = FakeLedger()
-        self.asked = Asked(Recovery(self.ledger, self.store, self, TURN_US))
+        self.asked = Asked(Recovery(self.ledger, self.store, self))
 
     def now_us(self) -> int:
         """Noon."""
@@ -57,20 +68,47 @@ class World:
         book = self.ledger.books.get(campaign)
         return book.generation if book is not None and book.open else None
 
-    async def letters(self, campaign: CampaignId, rows: Sequence[Line], **fields: Any) -> bytes:
-        """What Redis says of these events."""
-        ids = b"".join(row.event_id for row in rows)
-        call = reserve(
-            campaign_id=campaign, generation=self.open(campaign), day=TODAY, turn=TURN, ids=ids,
+    def call(self, campaign: CampaignId, rows: Sequence[Line], **fields: Any) -> Reserve:
+        """A reserve of these events, none of which was looked up."""
+        ids, least_us = b"".join(row.event_id for row in rows), min(row.id_time_us for row in rows)
+        return reserve(
+            campaign_id=campaign, generation=self.open(campaign), day=TODAY, at_us=NOW_US, ids=ids, time_us=least_us,
             users=[row.user.decode() for row in rows], kinds=b"\2" * len(rows), **fields,
         )  # fmt: skip
-        return await letters(self.ledger, call)
+
+    async def letters(self, campaign: CampaignId, rows: Sequence[Line], **fields: Any) -> bytes:
+        """What Redis says of these events, which are new."""
+        return await letters(self.ledger, self.call(campaign, rows, **fields))
+
+    async def behind(self, campaign: CampaignId, row: Line) -> bool:
+        """Whether Redis asks for a look-up of this event."""
+        return isinstance(await ask(self.ledger, self.call(campaign, [row])), Behind)
 
 
 @pytest.fixture
 def world() -> World:
     """Empty stores."""
     return World()
+
+
+class Read:
+    """Which campaigns' users were read together, whether in one pass, and what `then` said as it began."""
+
+    def __init__(self, store: FakeStore) -> None:
+        self.calls: list[tuple[list[CampaignId], bool, object]] = []
+        self.then: Callable[[], object] = lambda: None
+        self._users_on = store.users_on
+        store.users_on = self._note  # type: ignore[method-assign]
+
+    def _note(self, days: Mapping[CampaignId, int], *, whole: bool) -> AsyncGenerator[Any, None]:
+        self.calls.append(([*days], whole, self.then()))
+        return self._users_on(days, whole=whole)
+
+
+@pytest.fixture
+def read(world: World) -> Read:
+    """What is read of users."""
+    return Read(world.store)
 
 
 def troubled(
@@ -107,47 +145,101 @@ async def test_who_asks_is_told_of_a_generation_before_redis_is_touched(world: W
     """From then on, older batches are in or out for good: their entries are looked up."""
     (campaign,) = await world.campaigns(1)
     seen: list[object] = []
-    case = remedy.Case(campaign, 1, lambda g: seen.append((g, campaign in world.ledger.books)), seen.append)
+    case = Case(campaign, 1, None, lambda g: seen.append((g, campaign in world.ledger.books)), seen.append)
     await world.asked.recovery.recover([case])
     assert seen == [(1, False), Followed(1)]
 
 
-async def test_users_and_ids_come_back_to_their_own_campaign(world: World) -> None:
-    """Of many campaigns in one read: caps and duplicates hold, and nobody is counted elsewhere."""
-    campaigns = await world.campaigns(20)
+@pytest.mark.parametrize("reads", Reads)
+async def test_users_come_back_to_their_own_campaign(world: World, reads: Reads) -> None:
+    """Of many campaigns in one read, however they are read: caps hold, and nobody is counted elsewhere."""
+    campaigns = await world.campaigns(1 if reads is Reads.ALL else 20)
     rows = {each: [impression(NOW_US - at, user=b"%d" % (each % 5)) for at in range(3)] for each in campaigns}
     await world.commit(*[bunch(each, rows[each], day=TODAY) for each in campaigns])
-    assert await world.asked.recover(campaigns) == dict.fromkeys(campaigns, Followed(1))
+    assert await world.asked.recover(campaigns, reads) == dict.fromkeys(campaigns, Followed(1))
     for each in campaigns:
-        assert await world.letters(each, rows[each], cap=4) == b"DDD"
-        fresh = [impression(NOW_US, user=b"%d" % (each % 5)), impression(NOW_US, user=b"stranger")]
+        fresh = [impression(NOW_US + 1, user=b"%d" % (each % 5)), impression(NOW_US + 1, user=b"stranger")]
         assert await world.letters(each, fresh, cap=3) == b"CA"
-        assert await world.letters(each, rows[campaigns[each % 20]][:1]) == b"A"
 
 
-async def test_free_events_are_read_though_nothing_was_spent(world: World) -> None:
-    """A retry of one that is committed stays a duplicate."""
+async def test_no_id_comes_back_but_the_watermark_of_all(world: World) -> None:
+    """Each campaign's own: what is committed is at or below it, and so is looked up; what is above it is new."""
+    campaigns = await world.campaigns(5)
+    for each in campaigns:
+        await world.commit(bunch(each, [impression(NOW_US - each - at) for at in (9, 0, 5)], day=TODAY))
+    await world.asked.recover(campaigns)
+    for each in campaigns:
+        book = world.ledger.books[each]
+        assert (book.watermark_us, book.began_us, len(book.window), len(book.ahead)) == (NOW_US - each, NOW_US, 0, 0)
+        assert await world.behind(each, impression(NOW_US - each))
+        assert await world.letters(each, [impression(NOW_US - each + 1)]) == b"A"
+
+
+async def test_free_events_raise_the_watermark_though_nothing_was_spent(world: World) -> None:
+    """A retry of one that is committed is looked up."""
     (campaign,) = await world.campaigns(1)
     row = click(NOW_US)
     await world.commit(bunch(campaign, [row], day=TODAY))
     await world.asked.recover([campaign])
-    assert await world.letters(campaign, [row]) == b"D"
+    assert await world.behind(campaign, row)
 
 
-async def test_nothing_is_read_for_who_has_never_committed(world: World) -> None:
+async def test_what_committed_without_a_time_raises_no_watermark(world: World) -> None:
+    """It is looked up whatever that is."""
+    (campaign,) = await world.campaigns(1)
+    row = impression(NOW_US, id_time_us=NO_TIME)
+    await world.commit(bunch(campaign, [row], day=TODAY))
+    await world.asked.recover([campaign])
+    assert world.ledger.books[campaign].watermark_us == 0
+    assert await world.behind(campaign, row)
+
+
+async def test_nothing_is_read_for_who_has_never_committed(world: World, read: Read) -> None:
     """They are open before the others are read."""
     new, used = await world.campaigns(3), await world.used(2)
-    read: list[CampaignId] = []
-    received = world.store.ids_received
-
-    def note(campaigns: Sequence[CampaignId], since_us: int) -> AsyncGenerator[Any, None]:
-        read.extend(campaigns)
-        assert all(world.open(each) == 1 for each in new)
-        return received(campaigns, since_us)
-
-    world.store.ids_received = note  # type: ignore[method-assign, assignment]
+    read.then = lambda: [world.open(each) for each in new]
     await world.asked.recover([*used, *new])
-    assert sorted(read) == used
+    assert read.calls == [(used, False, [1, 1, 1])]
+
+
+@pytest.mark.parametrize("counts_users_from", [None, TODAY + 1], ids=["no cap", "another day"])
+async def test_no_users_are_read_where_no_cap_asks_for_them(
+    world: World, read: Read, counts_users_from: int | None
+) -> None:
+    """There is no cap, or those of the ledger's day count no more."""
+    used = await world.used(3)
+    assert await world.asked.recover(used, counts_users_from=counts_users_from) == dict.fromkeys(used, Followed(1))
+    assert read.calls == []
+    assert world.ledger.round_trips == 2
+
+
+async def test_who_has_no_cap_is_open_before_others_are_read(world: World, read: Read) -> None:
+    """However much those have."""
+    capped, free = await world.used(2)
+    read.then = lambda: [world.open(free)]
+    told: dict[CampaignId, Outcome] = {}
+    await world.asked.recovery.recover(
+        [
+            Case(each, 1, day, lambda _: None, partial(told.__setitem__, each))
+            for each, day in ((capped, TODAY), (free, None))
+        ]
+    )
+    assert read.calls == [([capped], False, [1])]
+    assert told == {capped: Followed(1), free: Followed(1)}
+
+
+@pytest.mark.parametrize("counts_users_from", [None, TODAY + 1], ids=["a new cap", "a clock that is behind"])
+async def test_a_cap_that_asks_for_users_that_were_not_read_is_told_that_redis_is_lost(
+    world: World, counts_users_from: int | None
+) -> None:
+    """The rebuild after it reads them: nobody is taken for a stranger."""
+    (campaign,) = await world.campaigns(1)
+    await world.commit(bunch(campaign, [impression(NOW_US, user=b"ada")], day=TODAY))
+    await world.asked.recover([campaign], counts_users_from=counts_users_from)
+    again = [impression(NOW_US + 1, user=b"ada")]
+    assert await ask(world.ledger, world.call(campaign, again, cap=1)) == Lost()
+    await world.asked.recover([campaign], counts_users_from=TODAY)
+    assert await world.letters(campaign, again, cap=1) == b"C"
 
 
 async def test_who_is_not_in_postgres_or_halted_does_not_hold_back_the_others(world: World) -> None:
@@ -185,7 +277,7 @@ async def test_only_who_got_no_answer_starts_over(world: World, step: str, troub
 
 
 async def test_a_chunk_that_was_refused_fails_its_campaign_only(world: World) -> None:
-    """Redis was out of memory in the middle: nobody opens with less than all of its ids."""
+    """Redis was out of memory in the middle: nobody opens with less than all of its users."""
     campaigns = await world.used(6)
     loading = troubled(world.ledger, world.ledger.load, Trouble.NOT_RUN, 4)
     world.ledger.load = loading  # type: ignore[method-assign, assignment]
@@ -199,7 +291,8 @@ async def test_each_pending_reservation_is_settled_as_postgres_says(world: World
     """What has committed stays, what has not is given back, in each campaign by itself."""
     campaigns = await world.campaigns(4)
     await world.asked.recover(campaigns)
-    calls = {each: [reserve(campaign_id=each, day=TODAY, turn=TURN) for _ in range(each % 3)] for each in campaigns}
+    of_now = partial(reserve, day=TODAY, time_us=NOW_US)
+    calls = {each: [of_now(campaign_id=each) for _ in range(each % 3)] for each in campaigns}
     for each in campaigns:
         for at, call in enumerate(calls[each]):
             assert isinstance(await ask(world.ledger, call), Reserved)
@@ -211,7 +304,7 @@ async def test_each_pending_reservation_is_settled_as_postgres_says(world: World
     for each in campaigns:
         assert not world.ledger.books[each].pending
         for at, call in enumerate(calls[each]):
-            again = reserve(campaign_id=each, generation=2, day=TODAY, turn=TURN, ids=call.ids)
+            again = of_now(campaign_id=each, generation=2, ids=call.ids)
             assert await letters(world.ledger, again) == (b"A" if at else b"D")
 
 
@@ -232,9 +325,7 @@ async def test_who_never_matches_has_failed(world: World) -> None:
         replies = await begin(calls)
         for call in calls:
             if call.campaign_id == wrong:
-                await ready(
-                    world.ledger, wrong, call.generation, (await world.store.plans([wrong]))[wrong][1].spend, 0, 1
-                )
+                await ready(world.ledger, wrong, call.generation, (await ledger_of(world.store, wrong)).spend, 1)
         return replies
 
     world.ledger.begin = never  # type: ignore[method-assign]
@@ -254,7 +345,7 @@ async def test_a_row_that_a_flush_holds_is_waited_for_alone(world: World) -> Non
         with trio.fail_after(1):
             assert await world.asked.recover([held, good]) == {held: Alone(), good: Followed(1)}
         assert (held in world.ledger.books, held in world.asked.raised) == (False, False)
-        nursery.start_soon(lambda: world.asked.recover([held], alone=True))
+        nursery.start_soon(lambda: world.asked.recover([held], Reads.ALL))
         await trio.sleep(1)
         assert world.asked.ended == {}
         release.set()
@@ -264,49 +355,59 @@ async def test_a_row_that_a_flush_holds_is_waited_for_alone(world: World) -> Non
     assert sums.total == 1_000
 
 
-async def test_who_has_much_to_read_is_read_alone(world: World) -> None:
-    """The others do not wait for it; by itself it is read whatever it has."""
-    large, small = await world.used(2)
+async def test_a_chunk_is_what_a_load_may_carry(world: World) -> None:
+    """Users of a large campaign come in many."""
+    (campaign,) = await world.campaigns(1)
+    rows = [impression(NOW_US, user=b"%d" % user) for user in range(2_500)]
+    await world.commit(bunch(campaign, rows, day=TODAY))
+    await world.asked.recover([campaign])
+    assert len(world.ledger.books[campaign].users) == world.asked.recovery.users_read == 2_500
+
+
+async def test_what_is_too_much_to_read_by_the_key_is_read_in_one_pass(world: World, read: Read) -> None:
+    """The others do not wait for it: the smallest that fit together are read, the rest is left for that pass."""
+    sizes = dict(zip(await world.used(4), [KEYED_EVENTS - 3, 2, 1, 1], strict=True))
 
     async def events_since(days: Any) -> dict[CampaignId, int]:
-        return {each: PORTION_EVENTS + (each == large) for each in days}
+        return {each: sizes[each] for each in days}
 
     world.store.events_since = events_since  # type: ignore[method-assign]
-    assert await world.asked.recover([large, small]) == {large: Alone(), small: Followed(1)}
-    assert await world.asked.recover([large], alone=True) == {large: Followed(2)}
-    assert world.open(large) == 2
+    large, *small = sizes
+    assert await world.asked.recover([*sizes]) == {large: Large(), **dict.fromkeys(small, Followed(1))}
+    assert world.open(large) is None
+    assert [(sorted(each), whole) for each, whole, _ in read.calls] == [(sorted(small), False)]
 
 
-async def test_the_small_ones_go_on_first(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_that_have_much_to_read_share_one_pass(world: World, read: Read) -> None:
+    """Whatever each has: nobody counts it first."""
+    used = await world.used(3)
+    world.store.events_since = None  # type: ignore[method-assign, assignment]
+    assert await world.asked.recover(used, Reads.MUCH) == dict.fromkeys(used, Followed(1))
+    assert [(sorted(each), whole) for each, whole, _ in read.calls] == [(used, True)]
+
+
+async def test_the_small_ones_go_on_first(world: World, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rebuilds are read portion by portion, and who is read goes on."""
     monkeypatch.setattr(remedy, "PORTION_EVENTS", 6)
     campaigns = await world.campaigns(6)
     sizes = [5, 1, 4, 2, 3, 6]
     for each, size in zip(campaigns, sizes, strict=True):
         await world.commit(bunch(each, [impression(NOW_US) for _ in range(size)], day=TODAY))
-    portions: list[list[int]] = []
-    users_on = world.store.users_on
-
-    def note(days: dict[CampaignId, int]) -> AsyncGenerator[Any, None]:
-        portions.append([sizes[campaigns.index(each)] for each in days])
-        return users_on(days)
-
-    world.store.users_on = note  # type: ignore[method-assign, assignment]
     await world.asked.recover(campaigns)
+    portions = [[sizes[campaigns.index(campaign)] for campaign in each] for each, _, _ in read.calls]
     assert portions == [[1, 2, 3], [4], [5], [6]]
     assert [sizes[campaigns.index(CampaignId(each))] for each in world.asked.ended] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("read", ["users_on", "ids_received"])
-async def test_who_could_not_be_read_has_failed(world: World, read: str) -> None:
+async def test_who_could_not_be_read_has_failed(world: World) -> None:
     """Postgres went away in the middle: who needed nothing of it is open, nobody else."""
     (new,), used = await world.campaigns(1), await world.used(3)
 
-    async def away(*_: object) -> AsyncGenerator[Any, None]:
+    async def away(*_: object, **__: bool) -> AsyncGenerator[Any, None]:
         raise StoreUnavailable("gone", certain=True)
         yield
 
-    setattr(world.store, read, away)
+    world.store.users_on = away  # type: ignore[method-assign, assignment]
     ended = await world.asked.recover([new, *used])
     assert ended == {new: Followed(1), **dict.fromkeys(used, Failed("gone"))}
     assert [world.open(each) for each in used] == [None] * 3

@@ -17,11 +17,13 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from engine.leftovers import Advance
 from engine.model import CampaignId, CampaignSpend, EventId, Micros
 from engine.ports import (
     BILLABLE,
     COUNTS_FOR_CAP,
     NO_CAP,
+    Behind,
     Closed,
     DayBehind,
     Done,
@@ -35,10 +37,10 @@ from engine.ports import (
     Unknown,
 )
 from engine.redis import calls
-from engine.steps import Emptied, Kept, LoadIds, LoadUsers, Mismatch, Pending
+from engine.steps import Emptied, Kept, LoadUsers, Mismatch, Pending, Ready
 
 SEVEN = CampaignId(7)
-KEYS = ("{7}:s", "{7}:p", "{7}:u", "{7}:i0", "{7}:i1")
+KEYS = ("{7}:s", "{7}:p", "{7}:u", "{7}:i0", "{7}:i1", "{7}:a0", "{7}:a1")
 TAG, TAG_BYTES = 5 << 32 | 9, b"\0\0\0\5\0\0\0\x09"
 IDS = bytes(range(32))
 
@@ -51,13 +53,18 @@ def reserve(cap: int) -> Reserve:
         tag=TAG,
         plan_version=4,
         day=20_000,
-        turn=1_000,
-        turn_latest=1_001,
+        at_us=11,
+        bucket_us=12,
+        unlooked_us=13,
+        looked_bucket=14,
+        most_us=15,
+        most_ahead_us=16,
         total_budget_micros=60,
         daily_budget_micros=50,
         allowance_micros=40,
         cap=cap,
         cost_micros=10,
+        new_users=True,
         kinds=bytes([BILLABLE | COUNTS_FOR_CAP, BILLABLE]),
         ids=IDS,
         users=["ada", "Zoë"],
@@ -83,8 +90,8 @@ def test_a_tag_keeps_its_number(tag: int) -> None:
 def test_a_reserve_is_sent_in_the_order_that_the_library_reads() -> None:
     """Seven arguments; numbers and users packed, tags and ids as plain bytes."""
     users = msgspec.msgpack.encode(["ada", "Zoë"])
-    numbers = msgspec.msgpack.encode([4, 20_000, 1_000, 1_001, 60, 50, 40, 2, 10])
-    head = (b"FCALL", b"headrace4_reserve", 5, *KEYS)
+    numbers = msgspec.msgpack.encode([4, 20_000, 11, 12, 13, 14, 15, 16, 60, 50, 40, 2, 10, True])
+    head = (b"FCALL", b"headrace4_reserve", 7, *KEYS)
     committed = b"\0\0\0\0\0\0\0\x01" + TAG_BYTES
     assert calls.round_command(reserve(cap=2)) == (
         *head, 3, TAG_BYTES, numbers, b"\3\1", IDS, users, committed,
@@ -98,25 +105,23 @@ def test_without_a_cap_no_user_is_sent() -> None:
 
 def test_a_resolve_says_what_it_needs() -> None:
     """Of an engine: open. Of a recoverer: closed."""
-    head = (b"FCALL", b"headrace4_resolve", 5, *KEYS, 3, TAG_BYTES)
+    head = (b"FCALL", b"headrace4_resolve", 7, *KEYS, 3, TAG_BYTES)
     assert calls.round_command(Resolve(SEVEN, 3, TAG, commit=True)) == (*head, b"commit", b"1")
     assert calls.resolve_command(SEVEN, 3, TAG, commit=False, needs=calls.CLOSED) == (*head, b"void", b"0")
 
 
 def test_the_calls_of_a_recovery_are_sent_in_order() -> None:
-    """Begin, load, ready, and the turn that frees a full Redis."""
+    """Begin, load, ready, and the advance that frees a full Redis."""
     users = msgspec.msgpack.encode(["ada", 2, "Zoë", 1])
-    ids = [EventId(IDS[:16]), EventId(IDS[16:])]
     spend = CampaignSpend(Micros(60), 20_000, Micros(50))
     called = [
         (calls.begin_command(SEVEN, 3), b"begin", (3,)),
-        (calls.load_command(LoadUsers(SEVEN, 3, [("ada", 2), ("Zoë", 1)])), b"load", (3, b"users", users)),
-        (calls.load_command(LoadIds(SEVEN, 3, 1_000, ids)), b"load", (3, b"ids", IDS, 1_000)),
-        (calls.ready_command(SEVEN, 3, spend, 1_000, 4), b"ready", (3, 60, 20_000, 50, 1_000, 4)),
-        (calls.turn_command(reserve(NO_CAP)), b"turn", (3, 20_000, 1_000)),
+        (calls.load_command(LoadUsers(SEVEN, 3, [("ada", 2), ("Zoë", 1)])), b"load", (3, users)),
+        (calls.ready_command(Ready(SEVEN, 3, spend, 4, 5, 6, users_loaded=True)), b"ready", (3, 60, 20_000, 50, 4, 5, 6, 1)),
+        (calls.advance_command(Advance(SEVEN, 3, 20_000, 5, 6)), b"advance", (3, 20_000, 5, 6)),
     ]
     for command, function, arguments in called:
-        assert command == (b"FCALL", b"headrace4_" + function, 5, *KEYS, *arguments)
+        assert command == (b"FCALL", b"headrace4_" + function, 7, *KEYS, *arguments)
 
 
 def test_every_function_that_is_called_is_registered() -> None:
@@ -132,7 +137,7 @@ def test_every_function_that_is_called_is_registered() -> None:
 @pytest.mark.parametrize(
     ("reply", "value"),
     [
-        ([b"OK", b"AP", b"9007199254740991", b"20"], Reserved(b"AP", 2**53 - 1, 20)),
+        ([b"OK", b"AP", b"9007199254740991", b"20", b"3", b"17"], Reserved(b"AP", 2**53 - 1, 20, 3, 17)),
         ([b"OK"], Done()),
         ([b"NOOP"], Done()),
         ([b"LOST"], Lost()),
@@ -140,6 +145,7 @@ def test_every_function_that_is_called_is_registered() -> None:
         ([b"CLOSED"], Closed()),
         ([b"PLAN", b"5"], PlanBehind(5)),
         ([b"DAY", b"20001"], DayBehind(20_001)),
+        ([b"BEHIND", b"3", b"17"], Behind(3, 17)),
         ([b"MISMATCH"], Mismatch()),
         ([b"EMPTY"], Emptied()),
     ],
@@ -230,7 +236,7 @@ def test_a_missing_function_is_told_from_other_errors() -> None:
 
 
 def test_a_full_redis_is_told_from_other_errors() -> None:
-    """Only that is cured by a turn."""
+    """Only that is cured by an advance."""
     assert calls.is_out_of_memory(OutOfMemoryError("full"))
     assert not calls.is_out_of_memory(ResponseError("ERR"))
     assert not calls.is_out_of_memory([b"OK"])

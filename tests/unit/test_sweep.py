@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -10,20 +11,21 @@ from trio.testing import MockClock
 
 from engine.leftovers import ABANDONED_SECONDS
 from engine.model import CampaignId, HeartbeatReply
-from engine.ports import NotRun
+from engine.ports import NotRun, Reserve
 from engine.steps import Begin
 from tests.contract.reservations import reserve
 from tests.fakes.ledger import Book, Trouble
 from tests.unit.test_engine import World, shown
 
-TURN_SECONDS = 480
-PASSES_SECONDS = 200.0  # two passes at least
+BUCKET_SECONDS = 480
+PASS_SECONDS = 90.0  # the longest pause before a pass
+PASSES_SECONDS = 1_200.0  # in which both buckets of a campaign that nobody uses have become due, and a pass came by
 CAPPED = {"freq_cap_impressions_per_day": 5}
 
 
 @pytest.fixture
 async def world(autojump_clock: MockClock) -> AsyncGenerator[World, None]:
-    """An engine on fresh fakes, with turns of 480 s."""
+    """An engine on fresh fakes, with buckets of 480 s."""
     async with trio.open_nursery() as nursery:
         yield World(nursery)
         nursery.cancel_scope.cancel()
@@ -44,17 +46,28 @@ def held(world: World, campaign: int) -> tuple[int, int]:
     """How many users and ids Redis holds of a campaign."""
     found = book(world, campaign)
     assert found is not None
-    return len(found.users), sum(map(len, found.buckets))
+    return len(found.users), len(found.window) + len(found.ahead)
+
+
+def left_by(engine: int, world: World, campaign: int, found: Book) -> Reserve:
+    """The call of an engine that never hears its reply."""
+    assert found.sums is not None
+    return reserve(
+        campaign_id=CampaignId(campaign), generation=found.generation, tag=engine << 40 | 999, day=found.sums.day,
+        at_us=world.now_us(), time_us=world.now_us(),
+    )  # fmt: skip
 
 
 async def test_an_ended_campaign_gives_back_its_ids_and_then_its_users(autojump_clock: MockClock, world: World) -> None:
-    """Ids when the window has left them behind, users when the day is over, the rest two days later."""
+    """Ids with the second bucket that closes, users when the day is over, the rest two days later."""
     campaign = await world.campaign(**CAPPED)
     assert await world.reasons(shown(campaign), shown(campaign)) == ["accepted"] * 2
-    await later(world, TURN_SECONDS)
-    assert held(world, campaign) == (1, 2)
-    await later(world, 4 * TURN_SECONDS)
-    assert held(world, campaign) == (1, 0)
+    await trio.sleep(BUCKET_SECONDS + PASS_SECONDS + 5)
+    found = book(world, campaign)
+    assert found is not None
+    assert (found.window.number, held(world, campaign)) == (1, (1, 2))
+    await trio.sleep(BUCKET_SECONDS + PASS_SECONDS + 5)
+    assert (found.window.number, held(world, campaign)) == (2, (1, 0))
     await later(world, 86_400)
     assert held(world, campaign) == (0, 0)
     await later(world, 2 * 86_400)
@@ -99,7 +112,19 @@ async def test_a_campaign_in_use_is_left_alone(autojump_clock: MockClock, world:
     campaign = await world.campaign()
     for _ in range(20):
         assert await world.reasons(shown(campaign)) == ["accepted"]
-        await later(world, TURN_SECONDS / 4)
+        await trio.sleep(BUCKET_SECONDS / 4)
+    assert world.store.ledger[CampaignId(campaign)].gen == 1
+
+
+async def test_a_campaign_that_is_swept_between_two_events_goes_on(autojump_clock: MockClock, world: World) -> None:
+    """One an hour: its ids are forgotten, it is neither lost nor recovered, and a retry is a duplicate."""
+    campaign = await world.campaign()
+    events = [shown(campaign, event_id=uuid.uuid4()) for _ in range(3)]
+    for event in events:
+        assert await world.reasons(event) == ["accepted"]
+        await later(world, 3_600)
+        assert held(world, campaign) == (0, 0)
+    assert await world.reasons(*events) == ["duplicate"] * 3
     assert world.store.ledger[CampaignId(campaign)].gen == 1
 
 
@@ -107,8 +132,9 @@ async def test_a_full_redis_is_swept_at_once(autojump_clock: MockClock, world: W
     """Whoever is refused for want of memory is helped in seconds: what is idle goes, users of today included."""
     ended, new = await world.campaign(**CAPPED), await world.campaign()
     assert await world.reasons(shown(ended)) == ["accepted"]
-    await later(world, 2 * TURN_SECONDS)
-    assert held(world, ended)[0] == 1
+    await later(world, 2 * BUCKET_SECONDS)
+    assert held(world, ended) == (1, 0)
+    world.clock_step_us += 2 * BUCKET_SECONDS * 1_000_000
     world.ledger.full = True
     assert await world.reasons(shown(new)) == ["unavailable"]
     await trio.sleep(1)
@@ -128,14 +154,9 @@ async def test_what_dead_engines_left_in_an_idle_campaign_is_recovered_first(
     world.registry._engines.heard(HeartbeatReply(0, frozenset({1}), 9))
     idle = book(world, campaign)
     assert idle is not None
-    tag = 7 << 40 | 1
-    assert idle.sums is not None
-    call = reserve(
-        campaign_id=CampaignId(campaign), generation=idle.generation, tag=tag, day=idle.sums.day, turn=idle.sums.turn
-    )
-    await world.ledger.answer([call])
+    await world.ledger.answer([left_by(7, world, campaign, idle)])
     assert idle.pending
-    await later(world, 6 * TURN_SECONDS)
+    await later(world, 6 * BUCKET_SECONDS)
     assert held(world, campaign) == (0, 0)
     after = book(world, campaign)
     assert after is not None
@@ -150,13 +171,8 @@ async def test_reservations_of_living_engines_are_left_alone(autojump_clock: Moc
     assert await world.reasons(shown(campaign)) == ["accepted"]
     idle = book(world, campaign)
     assert idle is not None
-    assert idle.sums is not None
-    call = reserve(
-        campaign_id=CampaignId(campaign), generation=idle.generation, tag=1 << 40 | 999, day=idle.sums.day,
-        turn=idle.sums.turn,
-    )  # fmt: skip
-    await world.ledger.answer([call])
-    await later(world, 6 * TURN_SECONDS)
+    await world.ledger.answer([left_by(1, world, campaign, idle)])
+    await later(world, 6 * BUCKET_SECONDS)
     assert idle.pending
     assert world.store.ledger[CampaignId(campaign)].gen == 1
 
@@ -164,7 +180,7 @@ async def test_reservations_of_living_engines_are_left_alone(autojump_clock: Moc
 async def test_a_rebuild_that_stopped_is_dropped_and_one_that_goes_on_is_not(
     autojump_clock: MockClock, world: World
 ) -> None:
-    """Closed for five minutes, with nothing loaded meanwhile."""
+    """Closed for an hour, with nothing loaded meanwhile."""
     stopped, going = CampaignId(51), CampaignId(52)
     await world.ledger.begin([Begin(stopped, 4), Begin(going, 4)])
     for user in range(int(2 * ABANDONED_SECONDS / 60)):
@@ -193,7 +209,7 @@ async def test_a_redis_that_can_not_be_swept_is_told_once(
         return NotRun("NOPERM no permissions to run the 'scan' command")
 
     world.ledger.survey = refused  # type: ignore[method-assign, assignment]
-    await trio.sleep(5 * PASSES_SECONDS)
+    await trio.sleep(5 * PASS_SECONDS)
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(told) == 1
     assert "NOPERM" in told[0]
@@ -204,10 +220,10 @@ async def test_a_sweep_goes_on_where_a_store_failed_it(autojump_clock: MockClock
     """Redis gives no answer in its midst, Postgres is away for a while; then all of it goes."""
     campaigns = [await world.campaign() for _ in range(10)]
     assert await world.reasons(*map(shown, campaigns)) == ["accepted"] * 10
-    await later(world, 2 * TURN_SECONDS)
     world.store.away = True
-    await trio.sleep(PASSES_SECONDS)
+    await later(world, 2 * BUCKET_SECONDS)
+    assert [held(world, campaign) for campaign in campaigns] == [(0, 1)] * 10
     world.store.away = False
     world.ledger.fail_next(Trouble.UNKNOWN_BEFORE)
-    await later(world, 4 * TURN_SECONDS)
+    await trio.sleep(PASSES_SECONDS)
     assert [held(world, campaign) for campaign in campaigns] == [(0, 0)] * 10

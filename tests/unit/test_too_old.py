@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock
 
 from engine.arrival import REPEATED_US
-from engine.model import SECOND_US, CampaignId, Event, Reason, instant_text
-from engine.ports import Letter
+from engine.model import DAY_US, SECOND_US, CampaignId, Event, Reason, instant_text, new_event_id
+from engine.ports import Letter, Wanted
 from engine.verdicts import IN_FLIGHT
-from tests.plans import NOON_US, entry, verdict_of
+from tests.plans import NOON_US, POLICY, entry, verdict_of
 from tests.unit.test_campaign import answered, opened
 from tests.unit.test_engine import World, shown, world
 from tests.unit.test_window import Second
@@ -22,17 +24,34 @@ PAST_US = 172_800 * SECOND_US
 HOUR_SECONDS = REPEATED_US // SECOND_US
 
 
-def aged(world: World, campaign: int, seconds: int, **fields: Any) -> Event:
+def by_occurred_at(us: int) -> dict[str, Any]:
+    """What tells the time: the sender's word."""
+    return {"event_id": uuid.uuid4(), "occurred_at": instant_text(us)}
+
+
+def by_id(us: int) -> dict[str, Any]:
+    """What tells the time: a UUIDv7, to the millisecond."""
+    return {"event_id": uuid.UUID(bytes=new_event_id(us, uuid.uuid4().bytes[:10]))}
+
+
+TELLING = {"occurred_at": by_occurred_at, "UUIDv7": by_id}
+Telling = Callable[[int], dict[str, Any]]
+each_telling = pytest.mark.parametrize("telling", TELLING.values(), ids=list(TELLING))
+
+
+def aged(world: World, campaign: int, seconds: int, telling: Telling = by_occurred_at, **fields: Any) -> Event:
     """An event that becomes too old in so many seconds."""
     told_us = world.now_us() - PAST_US + seconds * SECOND_US
-    values = {"event_id": uuid.uuid4(), "occurred_at": instant_text(told_us), **fields}
-    return shown(campaign, **values)
+    return shown(campaign, **{**telling(told_us), **fields})
 
 
-async def test_a_repeat_that_has_grown_too_old_is_a_duplicate(autojump_clock: MockClock, world: World) -> None:
+@each_telling
+async def test_a_repeat_that_has_grown_too_old_is_a_duplicate(
+    autojump_clock: MockClock, world: World, telling: Telling
+) -> None:
     """For an hour beyond the limit; another event under its id is told so."""
     campaign = await world.campaign()
-    accepted, other = aged(world, campaign, 6), aged(world, campaign, 6)
+    accepted, other = aged(world, campaign, 6, telling), aged(world, campaign, 6, telling)
     assert await world.reasons(accepted) == ["accepted"]
     await trio.sleep(9)
     assert await world.reasons(accepted, other) == ["duplicate", "invalid"]
@@ -45,8 +64,38 @@ async def test_a_repeat_that_has_grown_too_old_is_a_duplicate(autojump_clock: Mo
     assert world.spent(campaign) == 1_000
 
 
+@each_telling
+async def test_it_is_looked_up_on_its_own_day_even_where_redis_has_forgotten_it(
+    autojump_clock: MockClock, world: World, telling: Telling
+) -> None:
+    """Of the days there are, no other is asked for one that tells its time."""
+    campaign = await world.campaign()
+    accepted, other = aged(world, campaign, 6, telling), aged(world, campaign, 6, telling)
+    assert await world.reasons(accepted) == ["accepted"]
+    day = (world.now_us() - PAST_US + 6 * SECOND_US) // DAY_US
+    await trio.sleep(9)
+    world.ledger.forget()
+    look_up, asked = world.store.look_up, []
+
+    async def note(wanted: Sequence[Wanted]) -> Any:
+        asked.extend([each.days for each in wanted])
+        return await look_up(wanted)
+
+    world.store.look_up = note  # type: ignore[method-assign]
+    assert await world.reasons(accepted, other) == ["duplicate", "invalid"]
+    assert asked == [[day], [day]]
+
+
+@pytest.mark.parametrize(
+    ("telling", "detail"),
+    [
+        (by_occurred_at, "occurred_at: 172809 s old, at most 172800 s are allowed"),
+        (by_id, "event_id: a UUIDv7 whose time is 172809 s old, at most 172800 s are allowed"),
+    ],
+    ids=list(TELLING),
+)
 async def test_what_is_too_old_and_new_is_refused_whatever_the_campaign_is(
-    autojump_clock: MockClock, world: World
+    autojump_clock: MockClock, world: World, telling: Telling, detail: str
 ) -> None:
     """With the age and the limit; only where nothing can be known is it told to come again."""
     campaign, inactive, spent, halted = [await world.campaign() for _ in range(4)]
@@ -54,14 +103,17 @@ async def test_what_is_too_old_and_new_is_refused_whatever_the_campaign_is(
     await world.engine.update_campaign(spent, {"total_budget": "0"})
     await world.store.halt(CampaignId(halted), "a difference")
     for each in (campaign, inactive, spent):
-        (verdict,) = await world.send(aged(world, each, -9))
+        (verdict,) = await world.send(aged(world, each, -9, telling))
         assert verdict is not None
-        assert (verdict.reason, verdict.detail) == (
-            Reason.INVALID, "occurred_at: 172809 s old, at most 172800 s are allowed"
-        )  # fmt: skip
-    assert await world.reasons(aged(world, halted, -9), aged(world, 77, -9)) == ["unavailable", "unknown_campaign"]
-    key_less = aged(world, campaign, -9, event_id=None)
-    assert await world.reasons(key_less, shown(campaign)) == ["invalid", "accepted"]
+        assert (verdict.reason, verdict.detail) == (Reason.INVALID, detail)
+    elsewhere = aged(world, halted, -9, telling), aged(world, 77, -9, telling)
+    assert await world.reasons(*elsewhere) == ["unavailable", "unknown_campaign"]
+
+
+async def test_what_is_too_old_and_has_no_id_can_be_no_repeat(autojump_clock: MockClock, world: World) -> None:
+    """It is refused at once, and does not hold up its neighbours."""
+    campaign = await world.campaign()
+    assert await world.reasons(aged(world, campaign, -9, event_id=None), shown(campaign)) == ["invalid", "accepted"]
 
 
 async def test_the_repeat_of_an_event_whose_flush_is_under_way_is_told_to_come_again(
@@ -92,8 +144,8 @@ async def test_what_is_too_old_costs_its_neighbours_nothing(autojump_clock: Mock
     assert world.spent(campaign) == 3_000
 
 
-async def test_what_is_too_old_is_looked_up_even_where_it_is_young(autojump_clock: MockClock) -> None:
-    """A limit that is shorter than what the dedup window knows accepts nothing beyond it."""
+async def test_what_is_too_old_is_refused_though_redis_knows_that_it_is_new(autojump_clock: MockClock) -> None:
+    """A limit that lies above the watermark accepts nothing beyond it."""
     async with trio.open_nursery() as nursery:
         world = World(nursery, occurred_past_seconds=60)
         campaign = await world.campaign()
@@ -109,10 +161,10 @@ def test_calls_without_a_budget_and_calls_with_one_take_turns() -> None:
     for number in range(4):
         old = entry(event_id=uuid.uuid4(), occurred_at=instant_text(NOON_US - PAST_US - SECOND_US))
         young = entry()
-        assert state.admit([old, young], number, NOON_US).late == [old]
+        assert state.admit([old, young], number, POLICY, NOON_US).late == [old]
         state.in_flight.clear()
         state.looking_up(old)
-        admitted = state.admit([old, young], number, NOON_US)
+        admitted = state.admit([old, young], number, POLICY, NOON_US)
         assert admitted.request is not None
         assert [*admitted.request.entries, *admitted.back] in ([old, young], [young, old])
         told.append(admitted.request.call.total_budget_micros < 0)
@@ -121,20 +173,16 @@ def test_calls_without_a_budget_and_calls_with_one_take_turns() -> None:
 
 
 def test_who_lets_the_other_sort_go_first_is_not_looked_up_again() -> None:
-    """No call carried it, so what was found of it counts still; not so for one that was never looked up."""
+    """No call carried it: what was found of it counts still, and an id of the server's is as new as before."""
     state = opened()
     olds = [entry(event_id=uuid.uuid4(), occurred_at=instant_text(NOON_US - PAST_US - SECOND_US)) for _ in range(2)]
-    timeless, young = entry(event_id=uuid.uuid4()), entry()
+    timeless, made_here = entry(event_id=uuid.uuid4()), entry(occurred_at=instant_text(NOON_US - 3_600 * SECOND_US))
     for each in [*olds, timeless]:
         state.looking_up(each)
-    assert state.admit([olds[0], timeless, young], 1, NOON_US).back == [timeless, young]
-    admitted = state.admit([olds[1], timeless, young], 2, NOON_US)
+    assert state.admit([olds[0], timeless, made_here], 1, POLICY, NOON_US).back == [timeless, made_here]
+    admitted = state.admit([olds[1], timeless, made_here], 2, POLICY, NOON_US)
     assert (admitted.late, admitted.back) == ([], [olds[1]])
-    assert state.admit([olds[1]], 3, NOON_US).late == []
-    aged_us = NOON_US + state.fresh_us + SECOND_US
-    state.wait_us = aged_us
-    state.in_flight.clear()
-    assert state.admit([entry(event_id=uuid.uuid4()), young], 4, aged_us).late[-1] is young
+    assert state.admit([olds[1]], 3, POLICY, NOON_US).late == []
 
 
 def test_who_joins_is_refused_for_its_age_only_if_it_has_that_age() -> None:
