@@ -11,7 +11,7 @@ CODE := config engine api bench tests
 # No byte code of ours is needed, and an alias of the shell must not matter.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test bench bench-full bench-test stores-test check sim targets mutants demo rebuild locust locust-setup faults fuzz settings lock fmt clean setup
+.PHONY: help run test bench bench-full soak bench-test stores-test check sim targets mutants demo rebuild locust locust-setup faults fuzz settings lock fmt clean setup
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -67,6 +67,10 @@ bench: setup locust-setup ## the bench suite in its quick form, audited: JSON, t
 
 bench-full: setup locust-setup ## the same with five rounds of longer steps, every fault and a soak (an hour)
 	@$(BIN)/headrace-bench run --full
+
+# OPTIONS= are further ones of `headrace-bench soak`: its --help lists them.
+soak: setup ## full rate for MINUTES (20) on the defaults, audited: memory, rates and sizes as JSON and plot in build/soak
+	@$(BIN)/headrace-bench soak --minutes $(or $(MINUTES),20) $(OPTIONS)
 
 targets: setup ## the table of targets, each figure in paired, audited runs: an hour; ONLY= names experiments, ROWS= of the full table
 	@$(BIN)/headrace-bench targets $(if $(ONLY),--only "$(ONLY)") $(if $(ROWS),--rows $(ROWS))

@@ -23,12 +23,13 @@ from werkzeug.routing import BaseConverter, RequestRedirect
 
 from api.calls import Call, Handler, calls_of
 from api.campaigns import CampaignCalls, CampaignKeeper
+from api.codec import RETRY_AFTER_SECONDS
 from api.docs import docs_asset, docs_page
 from api.errors import Answer, BadRequest, problem
 from api.events import EVENT_NOTES, EventCalls, EventRecorder
 from api.headers import undone_headers
 from api.openapi import document
-from api.ops import RETRY_AFTER_SECONDS, OpsCalls
+from api.ops import OpsCalls
 from api.query import refuse_query, unknown_parameters
 from api.reports import ReportCalls, Reporter
 from config.settings import Settings
@@ -55,6 +56,10 @@ class ServedEngine(CampaignKeeper, EventRecorder, Reporter, Protocol):
 
     async def problems(self) -> list[str]:
         """Why events can't be taken now."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What is refused though events are taken."""
         ...
 
 
@@ -96,7 +101,7 @@ def create_app(engine: ServedEngine, ready: Callable[[], Awaitable[list[str]]] |
     )
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # 405, as at the intake
     app.url_map.converters["number"] = _Number
-    ops = OpsCalls(ready or engine.problems)
+    ops = OpsCalls(ready or engine.problems, engine.notes)
     calls = [
         row
         for group in (CampaignCalls(engine), EventCalls(engine, settings), ReportCalls(engine), ops)

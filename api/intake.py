@@ -21,6 +21,7 @@ from api.faults import in_one_line
 from api.headers import read_idempotency_key
 from api.intake_connection import Exchange
 from api.intake_reader import Request
+from api.readiness import readiness
 from api.slicing import Events, Reading, Turns, next_slice
 from config.settings import Settings
 from engine import Event, Invalid, Submission
@@ -34,7 +35,6 @@ _HEALTHY: Final = Answer(200, JSON_HEADERS, b'{"status":"ok"}')
 _OVERLOADED: Final = problem(
     503, "overloaded", "more events are waiting than may wait: none of these was taken", retry_after_seconds=1
 )
-_READY: Final = Answer(200, JSON_HEADERS, b'{"status":"ready"}')
 _log = logging.getLogger("headrace.intake")
 
 
@@ -62,6 +62,10 @@ class EventTaker(Protocol):
 
     async def problems(self) -> list[str]:
         """Why it can't take events now."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What it refuses though it can."""
         ...
 
 
@@ -162,8 +166,7 @@ class Intake(Connections):
         """One check for all who ask until it is done: a task for each would be thousands, out of one packet."""
         answer: Answer | None = None
         try:
-            problems = await self._engine.problems()
-            answer = _not_ready(problems) if problems else _READY
+            answer = readiness(await self._engine.problems(), self._engine.notes())
         except Exception as error:  # noqa: BLE001 - boundary: a fault of the check ends the connections that wait for it
             _log.error("the readiness check failed: %s", in_one_line(error))
         asked, self._readiness_asked = self._readiness_asked, []
@@ -174,10 +177,6 @@ class Intake(Connections):
                 exchange.finish(answer)
             if number % READINESS_ANSWERS_A_TURN == 0:
                 await trio.lowlevel.checkpoint()
-
-
-def _not_ready(problems: Sequence[str]) -> Answer:
-    return problem(503, "not_ready", "; ".join(problems), retry_after_seconds=1)
 
 
 def _wrong_method(allow: bytes) -> Answer:

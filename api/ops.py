@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import trio
@@ -19,23 +19,16 @@ from quart import request
 
 from api.calls import JSON, Gives, call
 from api.codec import JSON_HEADERS
-from api.errors import Answer, problem
+from api.errors import Answer
+from api.readiness import Ready, readiness
 
 __all__ = ["OpsCalls"]
-
-RETRY_AFTER_SECONDS: Final = 1
 
 
 class Healthy(msgspec.Struct):
     """The process serves."""
 
     status: Literal["ok"] = "ok"
-
-
-class Ready(msgspec.Struct):
-    """Events are taken."""
-
-    status: Literal["ready"] = "ready"
 
 
 _Metrics = Annotated[str, Meta(description="Prometheus's text format; OpenMetrics if it is asked for.")]
@@ -47,8 +40,9 @@ class OpsCalls:
 
     document: bytes = b"{}"
 
-    def __init__(self, ready: Callable[[], Awaitable[list[str]]]) -> None:
+    def __init__(self, ready: Callable[[], Awaitable[list[str]]], notes: Callable[[], list[str]]) -> None:
         self._ready = ready
+        self._notes = notes
 
     @call("GET", "/healthz", tag="operations", gives=Gives(200, "It serves.", {JSON: Healthy}), ignores=True)
     async def tell_health(self) -> Answer:
@@ -68,10 +62,7 @@ class OpsCalls:
     )
     async def tell_readiness(self) -> Answer:
         """Say whether events are taken, and what is in the way if they are not."""
-        problems = await self._ready()
-        if problems:
-            return problem(503, "not_ready", "; ".join(problems), retry_after_seconds=RETRY_AFTER_SECONDS)
-        return Answer(200, JSON_HEADERS, msgspec.json.encode(Ready()))
+        return readiness(await self._ready(), self._notes())
 
     @call(
         "GET",

@@ -1,4 +1,4 @@
-"""The command line: `headrace-bench run | targets | scenario | chaos | compare | micro | profile | page | docs`.
+"""The command line: `headrace-bench run | targets | scenario | chaos | compare | micro | profile | soak | page | docs`.
 
 Owns the arguments, the files and the exit status: 0 all well; 1 a run was void, or something is slower; 2 wrong usage,
 or something did not start; 130 interrupted, and then nothing that was started is left.
@@ -28,6 +28,8 @@ from bench.report import benchmarks_page
 from bench.results import FORMAT, LocustRun, Micro, Result, Run, read_result, write_result
 from bench.run import Experiment, Load
 from bench.scenario import scenarios
+from bench.serving import ServingFailed
+from bench.soak import command as soak
 from bench.stand import HEADRACE, StandFailed, open_stores_with
 from bench.suite import FOR_TARGETS, FULL, QUICK, Item, Swarming, item_of, items, target_items
 from bench.summary import run_told
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _console.print("interrupted; everything that was started has been ended")
         return INTERRUPTED_STATUS
-    except (StandFailed, LocustFailed, micro.MicroFailed, ValueError) as failed:
+    except (StandFailed, ServingFailed, LocustFailed, micro.MicroFailed, ValueError) as failed:
         _console.print(f"headrace-bench: {failed}", style="bold red", markup=False)
         return FAILED_STATUS
     return status
@@ -116,6 +118,11 @@ def _parser() -> argparse.ArgumentParser:
     profiling = commands.add_parser("profile", help="where each microsecond of an event goes, by stage and process")
     profile.add_arguments(profiling)
     profiling.set_defaults(run=lambda options: profile.run(options, _console))
+    soaking = commands.add_parser(
+        "soak", help="full rate for minutes on the defaults; leaves JSON and plot in build/soak"
+    )
+    soak.add_arguments(soaking)
+    soaking.set_defaults(run=lambda options: soak.run(options, _console))
     page = commands.add_parser("page", help="the page of a result, written beside it")
     page.add_argument("result", type=Path)
     page.set_defaults(run=lambda options: _show(read_result(options.result), options.result))

@@ -28,7 +28,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hot_share: float = 0.0
     in_turn: bool = False  # each campaign once before any comes again
     users: int = 0  # 0: every event has a user of its own
-    cap: int = 10
+    cap: int = 10  # 0: none
     room_events: int = 0  # impressions that a campaign's budget has room for; 0: more than can be sent
     clicks_share: float = 0.1
     repeats_share: float = 0.0
@@ -48,7 +48,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             unit_price_micros=Micros(1_000 * COST_MICROS),
             total_budget_micros=budget,
             daily_budget_micros=budget,
-            freq_cap_impressions_per_day=self.cap,
+            freq_cap_impressions_per_day=self.cap or None,
         )
 
     def draw_campaigns(self, rng: random.Random, count: int) -> list[int]:

@@ -1,6 +1,6 @@
 """The lean sender: as many requests as one core can send, and what became of each event.
 
-Owns sockets, the plan of sending, latencies and verdicts. A program of its own (`python -m bench.sender`), so that
+Owns the plan of sending, latencies and verdicts. A program of its own (`python -m bench.sender`), so that
 its CPU can be told from everybody else's: a `Job` comes on standard input, and to standard output go the time of its
 start (`START`, by the monotonic clock that all processes share) and at the end a `Sent`. Knows the system only as an
 HTTP address. It does what a load generator must, and nothing that costs: requests are encoded beforehand, one epoll
@@ -14,26 +14,22 @@ serves all connections, one request is under way on each.
 from __future__ import annotations
 
 import gc
-import select
-import socket
 import struct
 import sys
 import time
 from array import array
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
 from bench.bodies import OLD_STEM, STEM, Template, stem
+from bench.connections import Connection, Connections
 from bench.schedule import EvenSchedule, LogSchedule
 
-ANSWER_BYTES: Final = 1 << 18
 BLOCK: Final = 4_096  # requests whose stems share their time: a fraction of a second's
 BACKLOG_SECONDS_MAX: Final = 2.0  # an open loop gives up planned requests that would wait longer, and counts them
-GRACE_SECONDS: Final = 12.0  # for answers, after the last request: more than a system lets a request wait
-CONNECT_SECONDS: Final = 5.0
 BUSY_MAX: Final = 0.92  # of a core: above, the sender was the limit
 LATE_SECONDS_MAX: Final = 0.005  # at the median of an open loop: beyond, the sender could not keep its plan
 
@@ -44,7 +40,6 @@ _STATUS: Final = {"accepted": ACCEPTED, "duplicate": DUPLICATE, "rejected": REJE
 _FINAL: Final = {402, 404, 422, 429}
 _UNREAD: Final = {400, 413, 415}
 START: Final = struct.Struct("d")
-RECONNECT_SECONDS: Final = 0.05  # between attempts, while nobody listens
 
 
 class Job(msgspec.Struct):
@@ -98,78 +93,15 @@ class _BatchAnswer(msgspec.Struct):
     results: list[_Result]
 
 
-class Connection:
-    """One connection: what it sends, what has arrived of the answer."""
-
-    __slots__ = ("fd", "number", "planned", "received", "rest", "sent_at", "socket", "wanted")
-
-    def __init__(self, host: str, port: int) -> None:
-        self.socket = socket.create_connection((host, port), CONNECT_SECONDS)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.setblocking(False)
-        self.fd = self.socket.fileno()
-        self.number = -1  # the request that is under way
-        self.planned = self.sent_at = 0.0
-        self.rest = memoryview(b"")
-        self.received = b""
-        self.wanted = 0  # bytes of the whole answer, once its head is here
-
-    def send(self, request: bytes) -> bool:
-        """Begin; False when the socket is full and the rest waits."""
-        self.rest = memoryview(request)
-        return self.send_rest()
-
-    def send_rest(self) -> bool:
-        """Go on; True when all of it is out."""
-        while self.rest:
-            try:
-                self.rest = self.rest[self.socket.send(self.rest) :]
-            except BlockingIOError:
-                return False
-        return True
-
-    def receive(self) -> tuple[int, bytes] | None:
-        """Status and body of the answer, once it is whole. Raises `ConnectionError` at the system's end."""
-        try:
-            piece = self.socket.recv(ANSWER_BYTES)
-        except BlockingIOError:
-            return None
-        if not piece:
-            raise ConnectionResetError("closed by the system")
-        self.received = piece if not self.received else self.received + piece
-        if not self.wanted:
-            head = self.received.find(b"\r\n\r\n")
-            if head < 0:
-                return None
-            self.wanted = head + 4 + content_length(self.received[:head])
-        if len(self.received) < self.wanted:
-            return None
-        answer, self.received, self.wanted = self.received, b"", 0
-        return int(answer[9:12]), answer[answer.find(b"\r\n\r\n") + 4 :]
-
-
-def content_length(head: bytes) -> int:
-    """Of an answer's head. Raises `ConnectionError` when it has none: such answers are not made for many."""
-    lower = head.lower()
-    at = lower.find(b"\r\ncontent-length:")
-    if at < 0:
-        raise ConnectionResetError("an answer without Content-Length")
-    end = lower.find(b"\r\n", at + 2)
-    return int(lower[at + 17 : end if end > 0 else None])
-
-
-class Sender:
+class Sender(Connections):
     """One step of load."""
 
     def __init__(self, job: Job) -> None:
+        super().__init__(job.host, job.port, job.connections)
         self.job = job
         self.batch = len(job.templates[0].lines)
         self._all_refused = b'"retry":%d,' % self.batch
-        self.epoll = select.epoll()
-        self.connections: dict[int, Connection] = {}
-        self.idle: deque[Connection] = deque()
         self.start = 0.0
-        self.under_way = 0
         self.bases: list[int] = []
         self.templates = array("i")
         self.olds = array("q")
@@ -182,14 +114,12 @@ class Sender:
         self.sent_bytes = self.received_bytes = self.given_up = 0
         self.late = array("d")
         self._known: dict[int, int] = {}  # template -> a request of it that was answered 200
-        self._reconnect_at = 0.0
 
     # --- sending --------------------------------------------------------------------------------------------
 
     def run(self, begun: Callable[[float], None] = lambda _: None) -> Sent:
         """Send for the job's time, wait for the last answers, and tell. `begun` is told the time of the start."""
-        for _ in range(self.job.connections):
-            self._connect()
+        self.connect_all()
         cpu = time.process_time()
         self.start = time.monotonic()
         begun(self.start)
@@ -201,7 +131,7 @@ class Sender:
             self._run_closed()
         seconds = time.monotonic() - self.start
         cpu = time.process_time() - cpu
-        self._wait_for_the_rest()
+        self.wait_for_the_rest()
         return self._sent(seconds, cpu)
 
     def _run_closed(self) -> None:
@@ -209,10 +139,10 @@ class Sender:
         burst = self.job.burst_seconds
         while (now := time.monotonic()) < end:
             pausing = burst and int((now - self.start) / burst) % 2
-            self._reconnect()
+            self.reconnect()
             while self.idle and not pausing:
                 self._send(self.idle.popleft(), time.monotonic())
-            self._poll(min(0.05, end - now))
+            self.poll(min(0.05, end - now))
 
     def _run_open(self, schedule: EvenSchedule | LogSchedule) -> None:
         end = self.start + self.job.seconds
@@ -223,7 +153,7 @@ class Sender:
             if planned < hopeless:
                 self.given_up += hopeless - planned
                 planned = hopeless
-            self._reconnect()
+            self.reconnect()
             fresh = planned
             while planned < due and self.idle:
                 at = self.start + schedule.at(planned)
@@ -231,20 +161,7 @@ class Sender:
                     self.late.append(now - at)
                 self._send(self.idle.popleft(), at)
                 planned += 1
-            self._poll(max(0.0, min(0.05, self.start + schedule.at(planned) - time.monotonic())))
-
-    def _wait_for_the_rest(self) -> None:
-        end = time.monotonic() + GRACE_SECONDS
-        while self.under_way and time.monotonic() < end:
-            self._poll(0.05)
-        for connection in list(self.connections.values()):
-            self._lose(connection)
-
-    def _connect(self) -> None:
-        connection = Connection(self.job.host, self.job.port)
-        self.connections[connection.fd] = connection
-        self.epoll.register(connection.fd, select.EPOLLIN)
-        self.idle.append(connection)
+            self.poll(max(0.0, min(0.05, self.start + schedule.at(planned) - time.monotonic())))
 
     def _send(self, connection: Connection, planned: float) -> None:
         number = len(self.outcomes)
@@ -261,33 +178,13 @@ class Sender:
         self.templates.append(template)
         self.olds.append(old)
         self.outcomes.append(UNKNOWN)
-        connection.number, connection.planned, connection.sent_at = number, planned, time.monotonic()
-        self.under_way += 1
         self.sent_bytes += len(request)
-        try:
-            if not connection.send(request):
-                self.epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT)
-        except ConnectionError:
-            self._lose(connection)
+        self.send(connection, number, request, planned)
 
     # --- answers --------------------------------------------------------------------------------------------
 
-    def _poll(self, seconds: float) -> None:
-        for fd, what in self.epoll.poll(seconds):
-            connection = self.connections[fd]
-            try:
-                if what & select.EPOLLOUT and connection.send_rest():
-                    self.epoll.modify(fd, select.EPOLLIN)
-                if what & ~select.EPOLLOUT:
-                    answer = connection.receive()
-                    if answer is not None:
-                        self._answered(connection, *answer)
-            except ConnectionError:
-                self._lose(connection)
-
-    def _answered(self, connection: Connection, status: int, body: bytes) -> None:
-        number, connection.number = connection.number, -1
-        self.under_way -= 1
+    def answered(self, connection: Connection, number: int, status: int, body: bytes) -> None:
+        """Keep its verdicts."""
         self.received_bytes += len(body)
         if status == 200:
             refused = self._read(number, body)
@@ -301,7 +198,11 @@ class Sender:
             self.outcomes[number] = NONE if status in _UNREAD else UNKNOWN
             refused = self.batch
         self._record(connection, status, refused)
-        self.idle.append(connection)
+
+    def lost(self, connection: Connection, number: int) -> None:
+        """None of its events has a verdict."""
+        del number
+        self._record(connection, 0, self.batch)
 
     def _read(self, number: int, body: bytes) -> int:
         """Verdicts of a 200; how many events have none."""
@@ -324,26 +225,6 @@ class Sender:
         self.counts.update(told)
         self.counts[ACCEPTED] += self.batch - len(found)
         return told[RETRY]
-
-    def _lose(self, connection: Connection) -> None:
-        """No answer will come on it, and nothing is known of what was under way."""
-        if connection.number >= 0:
-            self.under_way -= 1
-            self._record(connection, 0, self.batch)
-        else:
-            self.idle.remove(connection)
-        del self.connections[connection.fd]
-        connection.socket.close()
-
-    def _reconnect(self) -> None:
-        """Make up for connections that were lost, as far as somebody listens."""
-        now = time.monotonic()
-        if len(self.connections) < self.job.connections and now >= self._reconnect_at:
-            try:
-                while len(self.connections) < self.job.connections:
-                    self._connect()
-            except OSError:
-                self._reconnect_at = now + RECONNECT_SECONDS
 
     def _record(self, connection: Connection, status: int, refused: int) -> None:
         now = time.monotonic()

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,11 +18,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import httpx
 
 from config.settings import Settings
-from engine.embedded import open_stores
+from engine.embedded import Stores, open_stores
 
 START_SECONDS_MAX: Final = 120.0  # what the embedded stores take at most
 STOP_SECONDS_MAX: Final = 60.0  # three times the drain
@@ -34,14 +36,32 @@ class ServingFailed(Exception):
 
 
 class Serving:
-    """A running engine: base URLs of both listeners, the environment that it was started with, and its log."""
+    """An engine: base URLs of both listeners, the environment that it was started with, and its log.
 
-    def __init__(self, process: subprocess.Popen[str], environment: Mapping[str, str], log: Path) -> None:
-        self.process = process
-        self.environment = environment
+    `keep`: what it leaves in its folder is kept.
+    """
+
+    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+        self.environment = dict(environment)
         self.log = log
-        self.api = self._address("api")
-        self.intake = self._address("intake")
+        self.process: subprocess.Popen[str]
+        self.api = self.intake = ""
+        self.keep = False
+
+    def launch(self) -> None:
+        """Start it, and return when it listens; a second time, on the same addresses. Raises `ServingFailed`."""
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "api", "serve"],
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,  # the terminal's Ctrl-C is for us, and we end it
+            )
+        self.api, self.intake = self._address("api"), self._address("intake")
+        for name, url in (("HEADRACE_API", self.api), ("HEADRACE_INTAKE", self.intake)):
+            self.environment[name] = urlsplit(url).netloc
 
     def wait_ready(self) -> None:
         """Return once `/readyz` says so. Raises `ServingFailed`."""
@@ -58,6 +78,19 @@ class Serving:
         status = self.process.wait(timeout=STOP_SECONDS_MAX)
         if status != 0:
             raise self._failed(f"ended with status {status}")
+
+    def end(self) -> None:
+        """No process is left: neither the engine nor, if it ended badly, its stores."""
+        if not hasattr(self, "process"):
+            return
+        end(self.process)
+        if self.process.returncode != 0 and (Path(self.environment["HEADRACE_DATA"]) / "stores").exists():
+            self.stores()  # found again, and stopped by the last one out
+
+    def stores(self) -> Stores:
+        """Where its embedded stores are."""
+        with open_stores(Settings(data=self.environment["HEADRACE_DATA"])) as stores:
+            return stores
 
     def _address(self, name: str) -> str:
         assert self.process.stdout is not None
@@ -85,24 +118,17 @@ def serving(**settings: str) -> Iterator[Serving]:
         "HEADRACE_INTAKE": "127.0.0.1:0",
         **settings,
     }
+    program = Serving(environment, folder / "log")
     try:
-        with (folder / "log").open("w") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "api", "serve"],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,  # the terminal's Ctrl-C is for us, and we end it
-            )
         try:
-            program = Serving(process, environment, folder / "log")
+            program.launch()
             program.wait_ready()
             yield program
         finally:
-            _end(process, folder / "data")
+            program.end()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not program.keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
@@ -112,14 +138,6 @@ def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
         for name, text in environment.items()
         if not name.startswith("HEADRACE_") and name not in ("DB_URL", "REDIS_URL")
     }
-
-
-def _end(process: subprocess.Popen[str], data: Path) -> None:
-    """No process is left: neither the engine nor, if it ended badly, its stores."""
-    end(process)
-    if process.returncode != 0 and (data / "stores").exists():
-        with open_stores(Settings(data=str(data))):
-            pass  # found again, and stopped by the last one out
 
 
 def end(process: subprocess.Popen[str]) -> None:
@@ -138,3 +156,15 @@ def end(process: subprocess.Popen[str]) -> None:
 def with_log(what: str, log: Path) -> str:
     """What went wrong with a program, and the end of its log."""
     return "\n".join([f"{what}; the end of its log:", *log.read_text(errors="replace").splitlines()[-LOG_LINES:]])
+
+
+def address_held(url: str) -> socket.socket:
+    """A socket that only keeps an address: it never listens, so connections are refused, and a new engine may bind it.
+
+    Without it the kernel may give the port to the next client that connects, be it to that very port.
+    """
+    parts = urlsplit(url)
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind((parts.hostname, parts.port))
+    return holder

@@ -29,7 +29,7 @@ import trio
 
 from bench.sampling import children, memory_mb, store_pids, tree
 from bench.scenario import Scenario
-from bench.serving import STOP_SECONDS_MAX, end, with_log, without_settings
+from bench.serving import STOP_SECONDS_MAX, address_held, end, with_log, without_settings
 from bench.wires import Wires, open_wires
 from config.settings import Settings
 from engine.embedded import Stores, open_stores
@@ -135,7 +135,7 @@ class Stand:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         end(self.process)
-        self.held += [_held(url) for url in (self.api, self.events) if url]
+        self.held += [address_held(url) for url in (self.api, self.events) if url]
 
     def relaunch(self) -> None:
         """Start it again on the same addresses, and don't wait."""
@@ -208,9 +208,9 @@ def _settle(stand: Stand, scenario: Scenario) -> None:
     if stand.system.is_engine:
         stand.api = addresses[0]
         stand.wait_ready()
-        _ask_for_first(stand.api, scenario)
+        create_first_campaign(stand.api, scenario)
         copy_campaigns(stand.stores.db_url, scenario.campaigns - 1)
-    stand.campaign_ids = _campaign_ids(stand.stores.db_url)
+    stand.campaign_ids = campaign_ids(stand.stores.db_url)
 
 
 def _create_campaigns(db_url: str, scenario: Scenario) -> None:
@@ -224,7 +224,7 @@ def _create_campaigns(db_url: str, scenario: Scenario) -> None:
     copy_campaigns(db_url, scenario.campaigns - 1)
 
 
-def _ask_for_first(api: str, scenario: Scenario) -> None:
+def create_first_campaign(api: str, scenario: Scenario) -> None:
     """The first campaign, as its owner would make it."""
     plan = scenario.plan()
     fields = {
@@ -257,7 +257,8 @@ def copy_campaigns(db_url: str, count: int) -> None:
         connection.execute("VACUUM ANALYZE campaigns, ledger")
 
 
-def _campaign_ids(db_url: str) -> list[int]:
+def campaign_ids(db_url: str) -> list[int]:
+    """All there are, in order."""
     with psycopg.connect(db_url) as connection:
         return [campaign_id for (campaign_id,) in connection.execute("SELECT id FROM campaigns ORDER BY id").fetchall()]
 
@@ -293,15 +294,3 @@ def _addresses(process: subprocess.Popen[str], system: System, log: Path) -> lis
             raise StandFailed(with_log(f"{system.name} did not start", log))
         found += re.findall(r"http://\S+", line)
     return found
-
-
-def _held(url: str) -> socket.socket:
-    """A socket that only keeps an address: it never listens, so connections are refused, and a new engine may bind it.
-
-    Without it the kernel may give the port to the next client that connects, be it to that very port.
-    """
-    parts = urlsplit(url)
-    holder = socket.socket()
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    holder.bind((parts.hostname, parts.port))
-    return holder

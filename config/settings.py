@@ -23,8 +23,8 @@ class SettingsError(ValueError):
     """A setting has a value that is not allowed; the message gives its name, the value and what is allowed."""
 
 
-def _number(default: float, why: str, low: float, high: float) -> Any:
-    return field(default=default, metadata={"why": why, "low": low, "high": high})
+def _number(default: float, why: str, low: float, high: float, *, or_zero: bool = False) -> Any:
+    return field(default=default, metadata={"why": why, "low": low, "high": high, "or_zero": or_zero})
 
 
 def _text(default: str, why: str) -> Any:
@@ -163,7 +163,12 @@ class Settings:
     )
     idle_timeout_seconds: float = _number(75.0, "An idle keep-alive connection is closed: nginx's default.", 1, 3_600)
     redis_memory_mb: int = _number(
-        1_024, "`maxmemory` of the embedded Redis: 5 million ids, each of its own user.", 64, 1 << 20
+        0,
+        "`maxmemory` of the embedded Redis, in MB. 0: a quarter of the machine's memory, or of what the cgroup allows "
+        "where that is less; at least 256. The log says how much it is, and what it holds.",
+        64,
+        1 << 20,
+        or_zero=True,
     )
     failpoint: str = _text("", "For fault tests: where this process kills or freezes itself (engine/failpoints.py).")
 
@@ -264,11 +269,14 @@ def settings_page() -> str:
 def _allowed(setting: Any) -> str:
     if "low" not in setting.metadata:
         return ""
-    return f"from {setting.metadata['low']} to {setting.metadata['high']}"
+    zero = "0, or " if setting.metadata["or_zero"] else ""
+    return f"{zero}from {setting.metadata['low']} to {setting.metadata['high']}"
 
 
 def _check_one(name: str, value: Any, setting: Any) -> None:
-    if "low" in setting.metadata and not setting.metadata["low"] <= value <= setting.metadata["high"]:
+    if "low" not in setting.metadata or (value == 0 and setting.metadata["or_zero"]):
+        return
+    if not setting.metadata["low"] <= value <= setting.metadata["high"]:
         raise SettingsError(f"{name} is {value}: it must be {_allowed(setting)}")
 
 

@@ -3,7 +3,7 @@
 Owns the facts about one campaign and the rules that they must meet. Pure: knows no store; engine/auditor.py
 gathers the facts.
 
-Three rules need a word:
+Four rules need a word:
 
 - **Budgets and cap** are what the plan says today, and the tables keep no history of plans. So a campaign whose plan
   was never changed (version 1) must keep them; spend above a budget that may have been lowered since is a *note*,
@@ -11,6 +11,8 @@ Three rules need a word:
 - **Redis** reserves before Postgres commits, and hears of a commit later. So `total` must be the ledger's `spent`
   plus the pending reservations that are not committed yet. A Redis that has no open state of this memory image and
   of the ledger's generation is rebuilt at the campaign's next use, and not compared.
+- **The dedup window** in Redis knows every committed id whose time is above its watermark: so a running engine, too, is
+  asked for each id on its own, after its row was read. What was forgotten meanwhile is at or below the watermark then.
 - **What halts a campaign** are its `books`: ledger, rollups and Redis's sums, which say something else than the events.
   Whoever goes on with them may spend what is not there, and a rebuild mends them. A limit that was passed and an id
   that is there twice are differences too, but they stand in the events themselves: no rebuild takes them back, so a
@@ -113,6 +115,18 @@ class RedisFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """Where the dedup window of an open campaign is, in the server's present memory image."""
+
+    generation: int
+    watermark_us: int
+
+    def forgets(self, id_time_us: int, generation: int) -> bool:
+        """Whether an id is lost that Redis does not know: its row was committed before the ledger had `generation`."""
+        return id_time_us > self.watermark_us and self.generation >= generation
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that is not as it must be; a `note` may have an innocent reason, which the audit can't see.
 
@@ -177,6 +191,14 @@ def compare_redis(
         reserved = sum(pending.amount_micros for pending in open_ones if pending.day == redis.day)
         sums["Redis today"] = (ledger.today_micros + reserved, redis.today_micros)
     return _unequal(campaign_id, sums)
+
+
+def compare_window(campaign_id: int, lost: int) -> list[Finding]:
+    """What is wrong with a campaign's dedup window, of which so many ids are lost."""
+    if not lost:
+        return []
+    found = f"{lost:,} that Redis does not know"
+    return [Finding(campaign_id, "dedup window", "every id above the watermark", found, books=True)]
 
 
 def _compare_ledger(facts: CampaignFacts, plan: PlanFacts, ledger: LedgerFacts) -> list[Finding]:

@@ -28,7 +28,7 @@ from typing import Final
 import msgspec
 
 from engine.lifecycle import LOADING, OPEN, STOPPED, TRANSITIONS, IllegalTransition, Signal
-from engine.memory import MemoryPolicy
+from engine.memory import Policy
 from engine.model import (
     BILLABLE,
     SECOND_US,
@@ -205,7 +205,7 @@ class CampaignState:
 
     # --- the way of an event --------------------------------------------------------------------------------
 
-    def admit(self, waiting: Iterable[Entry], tag: int, policy: MemoryPolicy, now_us: int) -> Admitted:
+    def admit(self, waiting: Iterable[Entry], tag: int, policy: Policy, now_us: int) -> Admitted:
         """Decide what to do with waiting entries: join, look up first, or reserve under this tag."""
         assert self.phase is OPEN
         assert self.plan is not None
@@ -264,7 +264,7 @@ class CampaignState:
         tag: int,
         unlooked_us: int,
         looked_bucket: int,
-        policy: MemoryPolicy,
+        policy: Policy,
         now_us: int,
     ) -> ReserveRequest:
         plan, today = self.plan, self.today

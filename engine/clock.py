@@ -45,8 +45,11 @@ class SteadyClock:
         """How far this clock is behind the machine's, by a reading of that; None: it was never found right so far."""
         return reading_us - self._offset_us if self._found_right else None
 
-    def follow(self, reading_us: int) -> None:
-        """Take over a reading that was found to be right, unless the machine's clock was set while it was compared."""
+    def follow(self, reading_us: int, *, found_right: bool = True) -> None:
+        """Take over a reading that was compared, unless the machine's clock was set meanwhile.
+
+        `found_right`: exactly enough that later readings are held to it.
+        """
         if abs(self.reading_us() - reading_us) < _STEP_US:
             self._offset_us = reading_us
-            self._found_right = True
+            self._found_right |= found_right

@@ -201,6 +201,7 @@ class Engine:
                 metrics.events_open.set(self._events_open)
                 metrics.flush_queue_events.set(self._registry.flusher.events_waiting)
                 metrics.actors.set(len(self._registry))
+                metrics.campaigns_closed.set(self._registry.campaigns_closed)
                 metrics.campaigns_halted.set(len(self._registry.halts))
                 metrics.outages.set(len(self._registry.outages))
         finally:
@@ -274,6 +275,10 @@ class Engine:
             problems.append(self.unsafe)
         await self._registry.probes.probe()
         return problems + self._registry.outages.problems()
+
+    def notes(self) -> list[str]:
+        """What is refused now though it is ready: some campaigns, or some of their users."""
+        return self._registry.notes()
 
 
 def _by_campaign(events: Sequence[Event | Invalid], start: int, submission: Submission) -> Iterable[Sequence[_Placed]]:

@@ -1,56 +1,90 @@
-"""Asks Postgres for events by id, many campaigns in one query, one query after the other.
+"""Asks Postgres for events by id, many campaigns in one query: a lane of its own, beside that of events.
 
-Owns the queue of look-ups. Knows nothing of why they are made. While a query is under way, the next gathers.
+Owns the queue of look-ups, and how long they take. A few queries are under way at once; meanwhile, the next gathers.
+Ids that Redis knows go first: they are few, and no new event of theirs will be reserved.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 import trio
 
 from engine import metrics
 from engine.errors import StoreUnavailable
-from engine.model import DAY_US
+from engine.model import DAY_US, SECOND_US
 from engine.ports import NO_TIME, Clock, EventStore, Wanted
 from engine.services import Absent, LookUp
 from engine.submission import Entry
 
+# Queries under way: Postgres works on one while the engine makes the next of it. More would take cores from flushes.
+LOOK_UPS_AT_ONCE: Final = 2
+
 
 class LookUps:
-    """`put` look-ups; `run` answers them. What does not fit in the queue is answered at once: nothing is known."""
+    """`put` look-ups; `run` answers them, one query after the other, in as many tasks as queries may be under way.
+
+    What does not fit in the queue is answered at once: nothing is known.
+    """
 
     def __init__(self, store: EventStore, clock: Clock, *, events_max: int, queue_events_max: int) -> None:
         self._store = store
         self._clock = clock
         self._events_max = events_max
         self._queue_events_max = queue_events_max
+        self._known: deque[LookUp] = deque()  # to Redis
         self._queue: deque[LookUp] = deque()
+        self._started: dict[object, float] = {}  # queries under way
+        self._slowest_seconds = 0.0
         self._work = trio.Event()
 
     def put(self, look_ups: Sequence[LookUp]) -> None:
         """Queue them; each is answered once, by `looked_up` or `look_up_failed` of its actor."""
-        if len(self._queue) + len(look_ups) > self._queue_events_max:
+        if len(self._known) + len(self._queue) + len(look_ups) > self._queue_events_max:
             # Requests end by their deadline, and others take their place; what they wait for here does not.
             for each in look_ups:
                 each.actor.look_up_failed(each)
             return
-        self._queue.extend(look_ups)
+        for each in look_ups:
+            (self._queue if each.absent is Absent.AGAIN else self._known).append(each)
         self._work.set()
+
+    def slowest_us(self) -> int:
+        """How long the slowest query took since this was asked last, with the age of those that are under way."""
+        now = trio.current_time()
+        slowest = max(self._slowest_seconds, *(now - started for started in self._started.values()), 0.0)
+        self._slowest_seconds = 0.0
+        return round(slowest * SECOND_US)
 
     async def run(self) -> None:
         """Query after query, for ever."""
         while True:
             await self._work.wait()
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._events_max))]
+            batch = self._taken()
             if not batch:
                 self._work = trio.Event()
                 continue
-            await self._answer(batch)
+            query = object()
+            self._started[query] = trio.current_time()
+            try:
+                await self._answer(batch)
+            finally:
+                seconds = trio.current_time() - self._started.pop(query)
+                self._slowest_seconds = max(self._slowest_seconds, seconds)
+                metrics.look_up_seconds.observe(seconds)
+            metrics.look_ups.inc(len(batch))
+
+    def _taken(self) -> list[LookUp]:
+        """What goes into one query."""
+        taken: list[LookUp] = []
+        for queue in (self._known, self._queue):
+            taken += [queue.popleft() for _ in range(min(len(queue), self._events_max - len(taken)))]
+        return taken
 
     async def _answer(self, batch: Sequence[LookUp]) -> None:
-        started, now_us = trio.current_time(), self._clock.now_us()
+        now_us = self._clock.now_us()
         for each in batch:
             each.actor.state.looking_up(each.entry)
         try:
@@ -69,8 +103,6 @@ class LookUps:
             for each in batch:
                 each.actor.look_up_failed(each)
             return
-        finally:
-            metrics.look_up_seconds.observe(trio.current_time() - started)
         # Newest first, because each goes back to the front of its mailbox: so they keep their order.
         for each in reversed(batch):
             each.actor.looked_up(each, found.get((each.entry.campaign_id, each.entry.event_id)))

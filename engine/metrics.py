@@ -51,6 +51,14 @@ campaigns_halted = Gauge(
 leftovers = Counter("headrace_leftovers_total", "Idle campaigns of which Redis gave memory back.", ["done"])
 # (A store that fails is the same for every process.)
 outages = Gauge("headrace_outages", "What fails now so that events are refused.", multiprocess_mode="livemax")
+# (One Redis, and one policy, for every process.)
+redis_used_bytes = Gauge("headrace_redis_used_bytes", "Memory that Redis uses.", multiprocess_mode="livemostrecent")
+dedup_bucket_seconds = Gauge(
+    "headrace_dedup_bucket_seconds",
+    "Age at which buckets of the dedup window close now.",
+    multiprocess_mode="livemostrecent",
+)
+look_ups = Counter("headrace_look_ups_total", "Events that were looked up in Postgres.")
 clock_offset_seconds = Gauge(
     "headrace_clock_offset_seconds", "Our clock less that of Postgres.", multiprocess_mode="livemostrecent"
 )

@@ -67,8 +67,8 @@ class Reserve(msgspec.Struct, frozen=True, gc=False):
 
     `unlooked_us` is the least id time among those events that were not looked up in Postgres: what is at or below the
     watermark must be. The others were looked up while `looked_bucket` was the current bucket, which it must be still.
-    `most_us` and `most_ahead_us` are the greatest id times of events that are not ahead, and of those that are. When the
-    events are decided, a bucket that is `bucket_us` old at `at_us` closes.
+    `most_us` and `most_ahead_us` are the greatest id times of events that are not ahead, and of those that are. Its
+    bucket closes with this call if it is `bucket_us` old at `at_us`.
     """
 
     campaign_id: CampaignId
@@ -222,6 +222,10 @@ class Ledger(Protocol):
 
     async def probe(self, campaign_id: CampaignId) -> NotRun | Unknown | None:
         """How a reserve for this campaign would fail now; None if Redis would decide it. Nothing is written."""
+        ...
+
+    async def memory(self) -> tuple[int, int] | None:
+        """Bytes that Redis uses, and may use (0: no limit); None: it can't be asked."""
         ...
 
     async def clock_offset_us(self) -> int | None:

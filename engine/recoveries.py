@@ -1,9 +1,9 @@
 """Recovers the campaigns of actors: all that wait together, one bulk after the other.
 
 Owns the queues, how many recoveries run at once, the pauses between attempts, and what the log says of it. Knows of a
-recovery only how each campaign ends, and nothing of its steps. Two bulks at a time: one of campaigns that are open again
-within a moment, and one of those that have many users to read. While a bulk is under way, the next gathers. Campaigns
-whose rows a flush holds are recovered alone.
+recovery only how each campaign ends, and nothing of its steps. Two bulks at a time: one of campaigns that are open
+again within a moment, and one of those that have many users to read. While a bulk is under way, the next gathers.
+Campaigns whose rows a flush holds are recovered alone.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ T = TypeVar("T")
 
 # How often one recovery starts over (a MISMATCH rebuilds the second time) before it reports that it failed.
 ROUNDS_MAX: Final = 4
-# Events that a recovery reads by the unique key, campaign by campaign, the smallest first: a second or two. What is more
-# is cheaper in one pass over the day's rows. They are read in portions: about half a second, after which those
+# Events that a recovery reads by the unique key, campaign by campaign, the smallest first: a second or two. What is
+# more is cheaper in one pass over the day's rows. They are read in portions: about half a second, after which those
 # campaigns go on.
 KEYED_EVENTS: Final = 200_000
 PORTION_EVENTS: Final = 50_000
@@ -97,8 +97,8 @@ class Case:
 
     `counts_users_from`: a cap is in force, and it is this spend day (None: no cap is). Users of an earlier one are not
     read: should anybody reserve for it yet, Redis has it rebuilt. `raised` is called with each generation that Postgres
-    has committed, before Redis is touched: from then on, batches of older generations are in or out for good. `ended` is
-    called once, as soon as it is known how it ends.
+    has committed, before Redis is touched: from then on, batches of older generations are in or out for good. `ended`
+    is called once, as soon as it is known how it ends.
     """
 
     campaign_id: CampaignId
@@ -216,7 +216,7 @@ class Recovery:
                     attempt.end(call.campaign_id, Followed(call.generation))
 
     async def _portions(self, attempt: _Attempt, rows: Sequence[LedgerRow]) -> Iterable[Sequence[LedgerRow]]:
-        """Who is read together, by the unique key, the small ones first. How large they are is a matter of time only."""
+        """Who is read together, by the unique key, the small ones first. Their sizes are a matter of time only."""
         events = await self.store.events_since({row.campaign_id: row.spend.day for row in rows})
         portions: list[list[LedgerRow]] = [[]]
         read = read_before = 0

@@ -18,12 +18,12 @@ from engine.actor import Actor
 from engine.campaign import CampaignState
 from engine.errors import StoreUnavailable
 from engine.flusher import Flusher
+from engine.forgetting import Forgetting
 from engine.halts import HALTED, Halts
 from engine.leftovers import SweptLedger
 from engine.lifecycle import Phase
-from engine.lookups import LookUps
+from engine.lookups import LOOK_UPS_AT_ONCE, LookUps
 from engine.mailbox import Mailbox
-from engine.memory import MemoryPolicy
 from engine.model import SECOND_US, Campaign, CampaignId, HeartbeatReply, Verdict
 from engine.outages import Outages
 from engine.ports import Clock, EventStore, NotRun
@@ -89,14 +89,15 @@ class Registry:
         self.outages = Outages(settings.outage_quiet_seconds)
         ledger = self._ledger = WatchedLedger(ledger, self.outages, lambda: self.sweep.hurry())
         store = self._store = WatchedStore(store, self.outages)
+        bucket_us = settings.dedup_bucket_seconds * SECOND_US
         self.probes = Probes(ledger, store, self.outages)
         self.sweep = Sweep(
             ledger,
             store,
             clock,
             number=engines.own,
-            idle_us=settings.dedup_bucket_seconds * SECOND_US,
-            memory_policy=self.memory_policy,
+            idle_us=bucket_us,
+            memory_policy=lambda: self.forgetting.policy,
             orphaned=engines.orphaned,
             take_up=self._take_up,
         )
@@ -113,6 +114,7 @@ class Registry:
         self._look_ups = LookUps(
             store, clock, events_max=settings.lookup_events_max, queue_events_max=settings.engine_events_max
         )
+        self.forgetting = Forgetting(ledger, self._look_ups.slowest_us, bucket_us)
         self._recoveries = Recoveries(
             Recovery(ledger, store, clock),
             nursery,
@@ -130,7 +132,7 @@ class Registry:
         self._faults: dict[CampaignId, deque[float]] = {}
         self._services = Services(
             next_tag=engines.next_tag,
-            memory_policy=self.memory_policy,
+            memory_policy=lambda: self.forgetting.policy,
             run_soon=self._rounds.run_soon,
             flush=self.flusher.put,
             look_up=self._look_ups.put,
@@ -148,7 +150,9 @@ class Registry:
         """Start the loops in the nursery."""
         self._nursery.start_soon(self._rounds.run)
         self._nursery.start_soon(self._rounds.resolve)
-        self._nursery.start_soon(self._look_ups.run)
+        for _ in range(LOOK_UPS_AT_ONCE):
+            self._nursery.start_soon(self._look_ups.run)
+        self._nursery.start_soon(self.forgetting.run)
         self._nursery.start_soon(self._load_loop)
         self._nursery.start_soon(self._recoveries.run)
         self._nursery.start_soon(self._recoveries.run_large)
@@ -158,9 +162,16 @@ class Registry:
         for _ in range(self._settings.flush_connections):
             self._nursery.start_soon(self.flusher.run)
 
-    def memory_policy(self) -> MemoryPolicy:
-        """How Redis's memory is used, as it was found last."""
-        return MemoryPolicy(self._settings.dedup_bucket_seconds * SECOND_US, new_users=True)
+    @property
+    def campaigns_closed(self) -> int:
+        """How many campaigns wait for their recovery."""
+        return len(self._recoveries)
+
+    def notes(self) -> list[str]:
+        """What is refused though the engine is ready, a sentence each."""
+        closed = self.campaigns_closed
+        notes = [f"campaigns that are closed until they are recovered: {closed}"] if closed else []
+        return notes + self.forgetting.notes()
 
     def start_soon(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run it in the engine's nursery."""

@@ -132,8 +132,10 @@ def judge_clock(
     metrics.clock_offset_seconds.set(postgres_us / SECOND_US)
     behind_us = clock.behind_us(reading_us)
     even_us = None if behind_us is None else postgres_us - behind_us
-    if engine.clocks.check(Compared(postgres_us, redis_us, even_us)) and reply.round_trip_us <= _PRECISE_US:
-        clock.follow(reading_us)
+    precise = reply.round_trip_us <= _PRECISE_US
+    # (Until a clock was found right, ours is the machine's as it was at the start, which may have been set since.)
+    if engine.clocks.check(Compared(postgres_us, redis_us, even_us)) and (precise or behind_us is None):
+        clock.follow(reading_us, found_right=precise)
 
 
 async def _redis_clock(ledger: Ledger) -> int | None:

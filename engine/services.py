@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.campaign import Reservation
-from engine.memory import MemoryPolicy
+from engine.memory import Policy
 from engine.submission import Entry
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Services:
     """What an actor can set in motion. None of these waits."""
 
     next_tag: Callable[[], int]
-    memory_policy: Callable[[], MemoryPolicy]
+    memory_policy: Callable[[], Policy]
     run_soon: Callable[[Actor], None]
     flush: Callable[[Actor, Reservation], None]
     look_up: Callable[[Sequence[LookUp]], None]

@@ -33,8 +33,9 @@ class LoadUsers:
 class Ready:
     """Open the campaign again, if its sums are the ledger's.
 
-    What only an empty state takes: the watermark (`latest_us`, the highest id time of what is committed), when its first
-    bucket begins, and whether the users of the ledger's day were loaded. If not, they are when a cap asks for them.
+    What only an empty state takes: the watermark (`latest_us`, the highest id time of what is committed), when its
+    first bucket begins, and whether the users of the ledger's day were loaded. If not, they are when a cap asks for
+    them.
     """
 
     campaign_id: CampaignId

@@ -28,7 +28,7 @@ from engine.leftovers import (
     decide_untrusted,
     is_due,
 )
-from engine.memory import MemoryPolicy
+from engine.memory import Policy
 from engine.model import CampaignId
 from engine.pacing import spend_day
 from engine.ports import Clock, Done, EventStore, NotRun
@@ -61,7 +61,7 @@ class Sweep:
         *,
         number: int,
         idle_us: int,
-        memory_policy: Callable[[], MemoryPolicy],
+        memory_policy: Callable[[], Policy],
         orphaned: Callable[[int], bool],
         take_up: Callable[[CampaignId], None],
     ) -> None:

@@ -107,6 +107,10 @@ class WatchedLedger:
         """How a reserve would fail now."""
         return self._judge_one(await self._ledger.probe(campaign_id))
 
+    async def memory(self) -> tuple[int, int] | None:
+        """What Redis uses and may use. No event waits for the answer, so its lack is no outage."""
+        return await self._ledger.memory()
+
     async def clock_offset_us(self) -> int | None:
         """How far this machine's clock is ahead of Redis's."""
         return await self._ledger.clock_offset_us()

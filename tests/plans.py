@@ -6,7 +6,7 @@ from typing import Any
 
 from engine.arrival import ArrivalLimits, arrive
 from engine.derived_ids import DerivedIds
-from engine.memory import MemoryPolicy
+from engine.memory import Policy
 from engine.model import (
     Campaign,
     CampaignId,
@@ -22,7 +22,7 @@ from engine.submission import Entry, Submission
 
 NOON_US = 1_767_268_800_000_000  # 2026-01-01T12:00:00Z
 LIMITS = ArrivalLimits(string_bytes_max=128, past_us=172_800_000_000, ahead_us=300_000_000)
-POLICY = MemoryPolicy(bucket_us=480_000_000, new_users=True)  # there is plenty
+POLICY = Policy(bucket_us=480_000_000, new_users=True)  # there is plenty
 
 
 def plan(**fields: Any) -> Campaign:

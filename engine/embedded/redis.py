@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 import shutil
 import signal
@@ -12,11 +13,14 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from engine.embedded.daemon import Stopping, start_daemon, stop_daemon
+from engine.embedded.daemon import Stopping, is_alive, start_daemon, stop_daemon
 from engine.embedded.home import Home, as_user, configuration, within_reach
+from engine.embedded.machine_memory import REDIS_MB_MIN, machine_memory
 from engine.errors import EngineError
 
 SOCKET: Final = "redis.sock"
+
+_log = logging.getLogger(__name__)
 
 
 def stop(home: Home) -> None:
@@ -25,8 +29,16 @@ def stop(home: Home) -> None:
 
 
 def start(home: Home, memory_mb: int, stopping: Stopping = lambda: False) -> str:
-    """Start it with that much memory, or find it again; its URL. Raises `EngineError`."""
+    """Start it with that much memory (0: the machine's share), or find it again; its URL. Raises `EngineError`."""
     path = home.run / SOCKET
+    if not memory_mb:
+        memory = machine_memory()
+        memory_mb = memory.redis_mb()
+        if not is_alive(home, "redis"):
+            _log.info(
+                "the embedded Redis gets %s MB: a quarter of the %s, and at least %d MB (HEADRACE_REDIS_MEMORY_MB)",
+                f"{memory_mb:,}", memory, REDIS_MB_MIN,
+            )  # fmt: skip
     lines = [
         "port 0",
         f'unixsocket "{_escaped(path)}"',

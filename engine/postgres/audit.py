@@ -7,7 +7,7 @@ snapshot: a flush writes events, ledger and rollups in one transaction, so a run
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import asyncpg
@@ -15,6 +15,7 @@ import trio_asyncio  # type: ignore[import-untyped]
 
 from engine.audit import CampaignFacts, HourCounts, HourDifference, LedgerFacts, PlanFacts, RedisFacts
 from engine.errors import StoreUnavailable
+from engine.model import DAY_US
 from engine.postgres.database import LONG_READER, Connection, Database
 
 # Passes over all events: an hour is some hundred million of them.
@@ -95,6 +96,24 @@ _COMMITTED: Final = """
                             AND e.event_id = w.event_id AND e.batch = w.batch LIMIT 1) AS e
 """
 
+# An event's id time is its `occurred_at` where its sender told one, else that in its UUIDv7 (RFC 9562, section 5.7); an
+# id that tells none is below every watermark. `day` is the date of that time.
+_IDS_ABOVE: Final = """
+    SELECT campaign_id, event_id, id_time, gen
+      FROM (SELECT e.campaign_id, e.event_id, l.gen, w.watermark,
+                   CASE WHEN e.occurred_at <> e.received_at
+                        THEN (extract(epoch FROM e.occurred_at) * 1000000)::bigint
+                        WHEN e.event_id::text ~ '^.{14}7.{4}[89ab]'
+                        THEN ('x' || substr(replace(e.event_id::text, '-', ''), 1, 12))::bit(48)::bigint * 1000
+                   END AS id_time
+              FROM unnest($1::bigint[], $2::bigint[]) AS w (campaign_id, watermark)
+              JOIN ledger AS l USING (campaign_id)
+              JOIN events AS e USING (campaign_id)
+             WHERE e.day >= $3::date) AS timed
+     WHERE id_time > watermark
+"""
+_PIECE: Final = 5_000
+
 ReadRedis = Callable[[Sequence[int]], Awaitable[Mapping[int, RedisFacts]]]
 
 
@@ -137,6 +156,19 @@ async def read_both(
         }
 
     return await database.transaction(read)
+
+
+async def ids_above(
+    database: Database, watermarks: Mapping[int, int]
+) -> AsyncGenerator[Sequence[tuple[int, bytes, int, int]], None]:
+    """Committed events above their campaign's watermark: campaign, id, id time, the ledger's generation.
+
+    All of one snapshot, in pieces of at most 5,000 rows. Raises `StoreUnavailable`. Use `aclosing`.
+    """
+    wanted = list(watermarks), list(watermarks.values()), min(watermarks.values()) // DAY_US
+    async with database.cursor(_IDS_ABOVE, *wanted, timeout_seconds=PASS_SECONDS_MAX) as fetch:
+        while rows := await fetch(_PIECE):
+            yield [(row["campaign_id"], row["event_id"], row["id_time"], row["gen"]) for row in rows]
 
 
 async def _read_all(connection: Connection) -> list[CampaignFacts]:

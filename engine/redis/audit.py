@@ -15,14 +15,15 @@ import redis
 import trio
 
 from config.settings import Settings
-from engine.audit import Pending, RedisFacts
+from engine.audit import Pending, RedisFacts, Window
 from engine.errors import StoreUnavailable
 from engine.model import CampaignId
-from engine.redis.calls import keys_of, unpack_tag
+from engine.redis.calls import FORMAT, keys_of, unpack_tag
 
+_BUCKETS: Final = 4  # of a dedup window
 _FIELDS: Final = ("gen", "run", "open", "day", "total", "today")
-# day, turn, amount, ids in one string, users. Ids are no text, so they are left as they came.
-_RECORD: Final = msgspec.msgpack.Decoder(tuple[int, int, int, msgspec.Raw, msgspec.Raw])
+# day, two buckets, amount, ids in one string, users. Ids are no text, so they are left as they came.
+_RECORD: Final = msgspec.msgpack.Decoder(tuple[int, int, int, int, msgspec.Raw, msgspec.Raw])
 
 
 class RedisReader:
@@ -44,9 +45,36 @@ class RedisReader:
                 pipe.hmget(state, _FIELDS)
                 pipe.hgetall(pending)
             server, replication, *values = pipe.execute()
-        image = f"{server['run_id']} {replication['master_replid']}".encode()
+        image = _image(server, replication)
         states = zip(campaign_ids, values[::2], values[1::2], strict=True)
         return {campaign: _facts(state, pending) for campaign, state, pending in states if state[1:3] == [image, b"1"]}
+
+    async def unknown(self, ids: Mapping[int, Sequence[bytes]]) -> dict[int, tuple[Window, list[bytes]]]:
+        """The window of each campaign that is open in the present memory image, and those of the ids it doesn't know.
+
+        Raises `StoreUnavailable`.
+        """
+        return await trio.to_thread.run_sync(self._unknown, ids)
+
+    def _unknown(self, ids: Mapping[int, Sequence[bytes]]) -> dict[int, tuple[Window, list[bytes]]]:
+        with mapped_errors(), self._client.pipeline(transaction=True) as pipe:
+            pipe.info("server")
+            pipe.info("replication")
+            for campaign, wanted in ids.items():
+                state, _, _, *buckets = keys_of(CampaignId(campaign))
+                pipe.hmget(state, ("gen", "run", "open", "w"))
+                for bucket in buckets if wanted else ():
+                    pipe.hmget(bucket, wanted)
+            server, replication, *values = pipe.execute()
+        image, replies = _image(server, replication), iter(values)
+        found: dict[int, tuple[Window, list[bytes]]] = {}
+        for campaign, wanted in ids.items():
+            generation, run, is_open, watermark_us = next(replies)
+            tags = [next(replies) for _ in range(_BUCKETS)] if wanted else []
+            if (run, is_open) == (image, b"1"):
+                unknown = [each for each, *known in zip(wanted, *tags, strict=True) if not any(known)]
+                found[campaign] = Window(int(generation), int(watermark_us)), unknown
+        return found
 
 
 @contextmanager
@@ -65,6 +93,11 @@ def mapped_errors() -> Iterator[None]:
         raise StoreUnavailable(f"Redis: {str(error) or type(error).__name__}", certain=True) from error
 
 
+def _image(server: Mapping[str, object], replication: Mapping[str, object]) -> bytes:
+    """What a state of the present memory image says of itself: functions.lua, `run`."""
+    return f"{server['run_id']} {replication['master_replid']} {FORMAT}".encode()
+
+
 def _facts(state: Sequence[bytes], pending: Mapping[bytes, bytes]) -> RedisFacts:
     gen, _, _, day, total, today = state
     return RedisFacts(int(gen), int(day), int(total), int(today), tuple(map(_pending, pending.items())))
@@ -72,5 +105,5 @@ def _facts(state: Sequence[bytes], pending: Mapping[bytes, bytes]) -> RedisFacts
 
 def _pending(record: tuple[bytes, bytes]) -> Pending:
     tag, packed = record
-    day, _, amount, ids, _ = _RECORD.decode(packed)
+    day, _, _, amount, ids, _ = _RECORD.decode(packed)
     return Pending(unpack_tag(tag), bytes(ids)[-16:], day, amount)

@@ -45,6 +45,7 @@ from engine.steps import Emptied, Kept, LoadUsers, Mismatch, Pending, Ready
 Command = tuple[bytes | str | int, ...]
 
 LIBRARY: Final = b"headrace4"  # of functions.lua: a number more with every change of what a function takes or answers
+FORMAT: Final = 4  # of what the keys hold
 OPEN: Final = b"1"
 CLOSED: Final = b"0"
 _encode: Final = msgspec.msgpack.Encoder().encode

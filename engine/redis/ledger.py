@@ -7,6 +7,7 @@ certain an answer is.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -23,7 +24,7 @@ from config.settings import Settings, SettingsError
 from engine.clock import machine_us
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
 from engine.leftovers import Advance, Drop, GiveBackReply, Survey
-from engine.memory import BUCKET_MIN_US
+from engine.memory import BUCKET_MIN_US, capacity, megabytes
 from engine.model import CampaignId
 from engine.ports import (
     BeginReply,
@@ -47,6 +48,8 @@ VERSION_MIN: Final = (7, 0)
 _INFO: Final = ("server", "memory", "replication", "stats", "cluster")
 # Keys that one SCAN looks at: five a campaign. Redis does nothing else for 0.1 ms, and 1.5 ms for the looks at them.
 _SCANNED: Final = 500
+
+_log = logging.getLogger(__name__)
 
 
 class RedisLedger:
@@ -149,6 +152,11 @@ class RedisLedger:
         seconds, micros = told
         return (sent_us + self._now_us()) // 2 - (int(seconds) * 1_000_000 + int(micros))
 
+    async def memory(self) -> tuple[int, int] | None:
+        """Bytes that Redis uses, and may use (0: no limit); None when it can't be asked."""
+        reply = await self._send_one((b"INFO", b"memory"))
+        return _memory_of(_fields(reply)) if isinstance(reply, bytes) else None
+
     async def unsafe(self) -> str | None:
         """Why this Redis, as it is set up now, could forget a budget."""
         try:
@@ -160,8 +168,13 @@ class RedisLedger:
         return None
 
     async def _prepare(self) -> None:
-        """Check what the engine relies on, and load the library. Raises `ConfigurationUnsafe`, `StoreUnavailable`."""
-        check_configuration(await self._info())
+        """Check what the engine relies on, log what Redis holds, load the library.
+
+        Raises `ConfigurationUnsafe`, `StoreUnavailable`.
+        """
+        info = await self._info()
+        check_configuration(info)
+        _log_memory(*_memory_of(info))
         if await self._has_library():
             return
         loaded = await self._send_one((b"FUNCTION", b"LOAD", b"REPLACE", self._library))
@@ -180,8 +193,7 @@ class RedisLedger:
 
     async def _info(self) -> dict[str, str]:
         # (INFO tells the eviction policy, too; CONFIG would, but a managed Redis may forbid it.)
-        told = await self._told((b"INFO", *_INFO))
-        return dict(line.split(":", 1) for line in told.decode().splitlines() if ":" in line)
+        return _fields(await self._told((b"INFO", *_INFO)))
 
     async def _told(self, command: Command) -> bytes:
         return _of_success(await self._send_one(command))
@@ -225,10 +237,32 @@ class RedisLedger:
             connection.close()
 
 
+def _fields(info: bytes) -> dict[str, str]:
+    """The fields of a reply to INFO."""
+    return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+
+
+def _memory_of(info: Mapping[str, str]) -> tuple[int, int]:
+    """Bytes that Redis uses, and may use. One that hides its limit counts as one without."""
+    return int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
+
+
 def _forget(refused: Reserve) -> Advance:
     """What gives back memory of the campaign whose call Redis had no memory for."""
     bucket_us = min(refused.bucket_us, BUCKET_MIN_US)
     return Advance(refused.campaign_id, refused.generation, refused.day, refused.at_us, bucket_us)
+
+
+def _log_memory(used_bytes: int, max_bytes: int) -> None:
+    used = megabytes(used_bytes)
+    if max_bytes:
+        _log.info("Redis may use %s, and uses %s: it holds %s", megabytes(max_bytes), used, capacity(max_bytes))
+    else:
+        _log.warning(
+            "Redis (REDIS_URL) uses %s, and no maxmemory limits it: ids are forgotten by age alone, and it may grow "
+            "until the machine is full; set its maxmemory",
+            used,
+        )
 
 
 def _of_success(reply: Any) -> bytes:

@@ -15,6 +15,7 @@ from engine.leftovers import SweptLedger
 from engine.model import CampaignId, CampaignSpend, EventId, Micros
 from engine.ports import (
     BILLABLE,
+    FREE,
     NO_CAP,
     NO_TIME,
     NONE_LOOKED_UP,
@@ -228,6 +229,26 @@ async def letters(ledger: Ledger, call: Reserve) -> bytes:
     reply = await ask(ledger, call)
     assert isinstance(reply, Reserved), reply
     return reply.letters
+
+
+async def fill(ledger: Ledger, campaign_id: CampaignId, generation: int, day: int, at_us: int, chunks: int) -> bool:
+    """Let an open campaign hold so many thousand ids that are committed, as of that time; whether there was room."""
+    tag, room = 0, True
+    for _ in range(chunks):
+        call = reserve(
+            1_000,
+            campaign_id=campaign_id,
+            generation=generation,
+            day=day,
+            at_us=at_us,
+            time_us=at_us,
+            kinds=bytes([FREE]) * 1_000,
+            committed=[tag],
+        )
+        room = room and isinstance(await ask(ledger, call), Reserved)
+        tag = call.tag
+    await ask(ledger, Resolve(campaign_id, generation, tag, commit=True))
+    return room
 
 
 def commit(call: Reserve) -> Resolve:

@@ -23,6 +23,7 @@ class ScriptedRedis:
         self.path = path
         self.url = f"unix://{path}"
         self.info = {"redis_version": "8.2.0", "role": "master", "maxmemory_policy": "noeviction"}
+        self.info_away = False  # hang up when INFO is asked
         self.loading: bytes | None = None  # what FUNCTION LOAD is answered instead of OK
         self.answers: deque[bytes | None] = deque()
         self.trickles = False  # say each answer byte by byte
@@ -64,6 +65,8 @@ class ScriptedRedis:
         self.heard.append(command[1] if name == b"FCALL" else name)
         if name == b"FCALL":
             return self.answers.popleft() if self.answers else SILENCE
+        if name == b"INFO" and self.info_away:
+            return HANG_UP
         if name == b"INFO":
             text = "".join(f"{field}:{value}\r\n" for field, value in self.info.items())
             return f"${len(text)}\r\n{text}\r\n".encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 
 import pytest
@@ -133,6 +134,49 @@ async def test_a_redis_that_becomes_unsafe_is_noticed(redis_url: str) -> None:
             finally:
                 client.config_set("maxmemory-policy", "noeviction")
         assert await ledger.unsafe() is None
+
+
+async def test_what_a_redis_holds_is_told_at_the_start(
+    scripted: ScriptedRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In one line, whoever set its limit."""
+    caplog.set_level(logging.INFO)
+    scripted.info |= {"used_memory": str(2 << 20), "maxmemory": str(256 << 20)}
+    await opening(scripted.url)
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert "Redis may use 256 MB, and uses 2 MB: it holds about 1,900,000 ids at once" in caplog.text
+
+
+async def test_a_redis_without_a_limit_is_warned_of(scripted: ScriptedRedis, caplog: pytest.LogCaptureFixture) -> None:
+    """It may grow until the machine is full."""
+    scripted.info |= {"used_memory": str(2 << 20), "maxmemory": "0"}
+    await opening(scripted.url)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no maxmemory limits it: ids are forgotten by age alone" in caplog.text
+
+
+@pytest.mark.stores
+async def test_a_ledger_tells_what_redis_uses_and_may_use(redis_url: str) -> None:
+    """In bytes; a limit that is changed while we run is seen."""
+    async with open_ledger(redis_url, Settings()) as ledger:
+        with redis.Redis.from_url(redis_url) as client:
+            before = str(client.config_get("maxmemory")["maxmemory"])
+            client.config_set("maxmemory", "77mb")
+            try:
+                told = await ledger.memory()
+            finally:
+                client.config_set("maxmemory", before)
+            uses = int(client.info("memory")["used_memory"])
+    assert told is not None
+    assert told[1] == 77 << 20
+    assert uses / 2 < told[0] < uses * 2
+
+
+async def test_a_redis_that_cannot_be_asked_for_its_memory_tells_none(scripted: ScriptedRedis) -> None:
+    """What was known before holds meanwhile."""
+    async with open_ledger(scripted.url, Settings(ledger_timeout_seconds=0.5)) as ledger:
+        scripted.info_away = True
+        assert await ledger.memory() is None
 
 
 @pytest.mark.parametrize("hours", [1, -1])

@@ -325,7 +325,7 @@ async def test_any_task_may_ask(database_url: str) -> None:
     """Calls come from nurseries that are older than the store, are cancelled, and go on."""
     async with (
         trio.open_nursery() as older,
-        open_store(database_url, Settings(query_connections=2, recoveries_max=2)) as store,
+        open_store(database_url, Settings(query_connections=3, recoveries_max=3)) as store,
     ):
         campaign = await new_campaign(store)
         answers: list[object] = []

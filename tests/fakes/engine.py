@@ -80,6 +80,10 @@ class FakeEngine:
         """What it was told to say."""
         return self.not_ready
 
+    def notes(self) -> list[str]:
+        """Nothing is refused."""
+        return []
+
     async def record(self, events: Sequence[Event | Invalid], *, idempotency_key: str | None = None) -> Submission:
         """Give each event the verdict of its user."""
         return self.submit(events, lambda _: None, idempotency_key=idempotency_key)

@@ -146,6 +146,7 @@ class FakeLedger:
         self.unsafe_because: str | None = None
         self.behind_us = 0  # its clock's distance from the machine's
         self.full = False
+        self.used_and_max_bytes = (0, 0)
         self.round_trips = 0
         self._trouble: deque[tuple[Trouble, int]] = deque()
         self._late: list[Callable[[], object]] = []
@@ -224,6 +225,11 @@ class FakeLedger:
         if self.away:
             return NotRun("the fake is away")
         return NotRun("OOM", full=True) if self.full else None
+
+    async def memory(self) -> tuple[int, int] | None:
+        """What the test says of it."""
+        await trio.lowlevel.checkpoint()
+        return None if self.away else self.used_and_max_bytes
 
     async def clock_offset_us(self) -> int | None:
         """How far our clock is ahead."""

@@ -11,10 +11,11 @@ from typing import Any
 import trio
 
 from config.settings import Settings
-from engine.model import DAY_US, SECOND_US, CampaignId, CampaignSpend, EventId, Micros
+from engine.model import DAY_US, SECOND_US, CampaignId, CampaignSpend, Micros
 from engine.ports import Done
 from engine.redis.ledger import RedisLedger, open_ledger
-from engine.steps import Begin, Emptied, LoadIds, Ready
+from engine.steps import Begin, Emptied, Ready
+from tests.contract.reservations import fill
 from tests.faults.load import ANSWER_SECONDS, client_of
 from tests.faults.servers import RedisServer
 from tests.faults.waiting import WAIT_SECONDS, until, until_told, within
@@ -184,15 +185,11 @@ async def _end_campaign(world: World, ledger: RedisLedger) -> bool:
     made = await world.second.call("POST", "/campaigns/", json=ENDED)
     campaign = CampaignId(made.json()["id"])
     used_us = int(time.time() - 86_400) * SECOND_US
-    turn = used_us // (Settings().dedup_turn_seconds * SECOND_US)
+    day = used_us // DAY_US
     assert await ledger.begin([Begin(campaign, 0)]) == [Emptied()]
-    room = True
-    for _ in range(ENDED_CHUNKS):
-        ids = [EventId(world.source.randbytes(16)) for _ in range(1_000)]
-        room = room and await ledger.load([LoadIds(campaign, 0, turn, ids)]) == [Done()]
-    nothing = CampaignSpend(Micros(0), used_us // DAY_US, Micros(0))
-    assert await ledger.ready([Ready(campaign, 0, nothing, turn, 1)]) == [Done()]
-    return room
+    nothing = CampaignSpend(Micros(0), day, Micros(0))
+    assert await ledger.ready([Ready(campaign, 0, nothing, 1, 0, used_us, users_loaded=True)]) == [Done()]
+    return await fill(ledger, campaign, 0, day, used_us, ENDED_CHUNKS)
 
 
 async def disk_full(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -17,17 +18,15 @@ from config.settings import Settings
 from engine.auditor import audit
 from engine.errors import StoreUnavailable
 from engine.model import DAY_US, CampaignId
-from engine.ports import BILLABLE, COUNTS_FOR_CAP, Committed, Done, Reserve, Reserved, Resolve
+from engine.ports import BILLABLE, COUNTS_FOR_CAP, NO_TIME, Committed, Done, Reserved, Resolve
 from engine.postgres.database import LOCK_WAIT_SECONDS
 from engine.postgres.store import PostgresStore, open_store
 from engine.redis.ledger import RedisLedger, open_ledger
 from engine.steps import Emptied
 from tests.contract.flushes import COST, Line, bunch, click, impression, ledger_of, new_campaign, raise_generation
-from tests.contract.reservations import ask_all, begin, ready
+from tests.contract.reservations import ask_all, begin, ready, reserve
 
 pytestmark = pytest.mark.stores
-
-LARGE = 1_000_000_000
 
 
 @dataclass
@@ -45,18 +44,26 @@ class World:
         campaign = await new_campaign(self.store, **fields)
         row = await raise_generation(self.store, campaign)
         assert isinstance(await begin(self.ledger, campaign, row.generation), Emptied)
-        assert isinstance(await ready(self.ledger, campaign, row.generation, row.spend, 0, 1), Done)
+        assert isinstance(await ready(self.ledger, campaign, row.generation, row.spend, 1), Done)
         return campaign
 
     async def reserve(self, campaign: CampaignId, rows: list[Line]) -> int:
         """Reserve these events; the tag."""
         tag = next(self.tags)
-        reserve = Reserve(
-            campaign, 1, tag, 1, rows[0].day, 0, 0, LARGE, LARGE, LARGE, 1_000_000, COST,
-            bytes(BILLABLE | COUNTS_FOR_CAP if row.cost_micros else 0 for row in rows),
-            b"".join(row.event_id for row in rows), [row.user.decode() for row in rows],
-        )  # fmt: skip
-        (reply,) = await ask_all(self.ledger, [reserve])
+        id_times = [row.id_time_us for row in rows]
+        call = reserve(
+            campaign_id=campaign,
+            tag=tag,
+            day=rows[0].day,
+            at_us=now(),
+            unlooked_us=min(time_us for time_us in id_times if time_us != NO_TIME),  # (the others: as if looked up)
+            most_us=max(id_times),
+            cap=1_000_000,
+            kinds=bytes(BILLABLE | COUNTS_FOR_CAP if row.cost_micros else 0 for row in rows),
+            ids=b"".join(row.event_id for row in rows),
+            users=[row.user.decode() for row in rows],
+        )
+        (reply,) = await ask_all(self.ledger, [call])
         assert isinstance(reply, Reserved)
         assert reply.letters == b"A" * len(rows)
         return tag
@@ -111,6 +118,23 @@ async def test_what_engines_wrote_is_sound(world: World) -> None:
     await world.deliver(second, [impression(now(), occurred_us=now() - DAY_US // 8), *lines()])
     result = await audit(world.db_url, world.redis_url, Settings())
     assert (result.campaigns, result.events, result.rebuilt_later, result.findings) == (3, 10, 0, [])
+
+
+async def test_an_id_above_the_watermark_that_redis_does_not_know_is_found(world: World) -> None:
+    """Its repeat would be taken for a new event. Ids that tell no time, and those below, are looked up in any case."""
+    campaign, sound = [await world.campaign() for _ in range(2)]
+    rows, late = lines(), impression(now(), occurred_us=now() - DAY_US, id_time_us=now() - DAY_US)
+    untimed = impression(now(), event_id=uuid.uuid4().bytes, id_time_us=NO_TIME)
+    for each in (campaign, sound):
+        await world.deliver(each, [*rows, late, untimed])
+    client = redis.Redis.from_url(world.redis_url)
+    for gone in (rows[0], late, untimed):
+        assert client.hdel(f"{{{campaign}}}:i0", gone.event_id)
+    client.hset(f"{{{campaign}}}:s", "w", now() - DAY_US // 2)
+    result = await audit(world.db_url, world.redis_url, Settings(), halt=False)
+    assert [(each.campaign_id, each.check, each.found) for each in result.differences] == [
+        (campaign, "dedup window", "1 that Redis does not know")
+    ]
 
 
 async def test_reservations_in_flight_are_sound(world: World) -> None:

@@ -16,7 +16,7 @@ from bench.results import Audit
 from bench.sender import ALL, NONE, UNKNOWN, Sent
 from config.settings import Settings
 from engine.model import DAY_US, EventType
-from engine.ports import Committed
+from engine.ports import NO_TIME, Committed
 from engine.postgres.store import open_store
 from tests.contract.flushes import COST, bunch, new_campaign
 from tests.contract.flushes import Line as Row
@@ -61,7 +61,7 @@ def row(number: int, at: int) -> Row:
     own = stem(BASE, number).decode()
     event_id = uuid.UUID(f"{own}-{at:012x}").bytes
     user = USERS[at].replace("#", own).encode()
-    return Row(event_id, user, None, EventType.IMPRESSION, COST, NOW_US, NOW_US, NOW_US // DAY_US)
+    return Row(event_id, user, None, EventType.IMPRESSION, COST, NOW_US, NOW_US, NOW_US // DAY_US, NO_TIME)
 
 
 async def audited(database_url: str, told: Sent = SOUND, tamper: str = "") -> Audit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from config.settings import Settings
 from engine.embedded import Stores, open_stores
 from engine.embedded.daemon import _listener, lock_file, locked
 from engine.embedded.home import SOCKET_NAME
+from engine.embedded.machine_memory import machine_memory
 from engine.errors import EngineError
 
 pytestmark = pytest.mark.stores
@@ -183,10 +185,30 @@ def test_both_are_safe(settings: Settings) -> None:
         with redis.Redis.from_url(stores.redis_url) as client:
             assert client.config_get("maxmemory-policy", "maxmemory", "save", "hash-max-listpack-entries") == {
                 "maxmemory-policy": "noeviction",
-                "maxmemory": str(settings.redis_memory_mb << 20),
+                "maxmemory": str(machine_memory().redis_mb() << 20),
                 "save": "",
                 "hash-max-listpack-entries": "16",
             }
+
+
+def test_redis_gets_the_memory_that_a_setting_names(data_folder: Path) -> None:
+    """To the byte."""
+    with (
+        open_stores(Settings(data=str(data_folder), redis_memory_mb=77)) as stores,
+        redis.Redis.from_url(stores.redis_url) as client,
+    ):
+        assert client.config_get("maxmemory") == {"maxmemory": str(77 << 20)}
+
+
+def test_how_much_memory_redis_gets_of_itself_is_told_once(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not by the next engine, which finds it running."""
+    caplog.set_level(logging.INFO)
+    with open_stores(settings), open_stores(settings):
+        told = [message for message in caplog.messages if "embedded Redis gets" in message]
+    assert len(told) == 1
+    assert f"gets {machine_memory().redis_mb():,} MB: a quarter of the " in told[0]
 
 
 def test_after_a_machine_crash(settings: Settings) -> None:

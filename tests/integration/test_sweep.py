@@ -12,12 +12,12 @@ from config.settings import Settings
 from engine import Event
 from engine.engine import Engine
 from engine.leftovers import SweptLedger
-from engine.model import DAY_US, CampaignId, CampaignSpend, EventId, Micros
+from engine.model import DAY_US, CampaignId, CampaignSpend, Micros
 from engine.ports import Done
 from engine.redis.ledger import open_ledger
 from engine.runtime import open_engine
-from engine.steps import Begin, Emptied, LoadIds, LoadUsers, Ready
-from tests.contract.reservations import new_ids
+from engine.steps import Begin, Emptied, LoadUsers, Ready
+from tests.contract.reservations import fill
 
 pytestmark = pytest.mark.stores
 
@@ -30,20 +30,17 @@ FIELDS = {
 }  # fmt: skip
 
 
-async def end_campaign(ledger: SweptLedger, campaign: CampaignId, *, days_ago: int, turn_seconds: int) -> None:
-    """Let Redis hold a campaign that was last used ten turns, or so many days, ago."""
+async def end_campaign(ledger: SweptLedger, campaign: CampaignId, *, days_ago: int, bucket_seconds: int) -> None:
+    """Let Redis hold a campaign that was last used ten buckets, or so many days, ago."""
     now = time.time() - days_ago * 86_400
-    turn = int(now / turn_seconds) - 10
+    day, used_us = int(now * 1_000_000) // DAY_US, int((now - 10 * bucket_seconds) * 1_000_000)
     assert await ledger.begin([Begin(campaign, 0)]) == [Emptied()]
     for chunk in range(CHUNKS):
-        ids = new_ids(CHUNK)
-        loads: list[LoadUsers | LoadIds] = [
-            LoadIds(campaign, 0, turn, [EventId(ids[at : at + 16]) for at in range(0, len(ids), 16)]),
-            LoadUsers(campaign, 0, [(f"user {chunk} {number}", 1) for number in range(CHUNK)]),
-        ]
-        assert await ledger.load(loads) == [Done(), Done()]
-    day = int(now * 1_000_000) // DAY_US
-    assert await ledger.ready([Ready(campaign, 0, CampaignSpend(Micros(0), day, Micros(0)), turn, 1)]) == [Done()]
+        users = [(f"user {chunk} {number}", 1) for number in range(CHUNK)]
+        assert await ledger.load([LoadUsers(campaign, 0, users)]) == [Done()]
+    nothing = CampaignSpend(Micros(0), day, Micros(0))
+    assert await ledger.ready([Ready(campaign, 0, nothing, 1, 0, used_us, users_loaded=True)]) == [Done()]
+    assert await fill(ledger, campaign, 0, day, used_us, CHUNKS)
 
 
 async def accepted(engine: Engine, campaign: int) -> bool:
@@ -66,7 +63,7 @@ async def test_a_redis_that_ended_campaigns_have_filled_takes_a_new_campaign(
             *ended, new = campaigns
             empty = int(client.info("memory")["used_memory"])
             for campaign in ended:
-                await end_campaign(ledger, campaign, days_ago=days_ago, turn_seconds=settings.dedup_turn_seconds)
+                await end_campaign(ledger, campaign, days_ago=days_ago, bucket_seconds=settings.dedup_bucket_seconds)
             full = int(client.info("memory")["used_memory"])
             client.config_set("maxmemory", (empty + full) // 2)
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -78,6 +78,7 @@ class Checker(logging.Handler):
         self.tags: set[int] = set()  # committed
         self.paid: dict[CampaignId, Paid] = {}
         self.rows: dict[tuple[CampaignId, bytes], RowSeen] = {}
+        self.id_times: defaultdict[CampaignId, dict[bytes, int]] = defaultdict(dict)  # of the rows
         self.accepted: set[tuple[CampaignId, bytes]] = set()  # ids that somebody was told so of
         self.requests: dict[int, tuple[Entry, Submission]] = {}  # by the identity of an entry, which stays alive so
         self.moment = 0
@@ -175,16 +176,25 @@ class Checker(logging.Handler):
                 )
 
     def agree_in_detail(self, campaign_id: CampaignId) -> None:
-        """Users and ids, too."""
+        """Users and ids, too: no committed id is above the watermark that is not known."""
         line = self.store.ledger[campaign_id]
         for server in self.servers():
             book = server.books.get(campaign_id)
             if book is not None and book.open and book.image == server.image and book.generation == line.gen:
                 self._check_users(campaign_id, book)
-                for tag_of in book.buckets:
+                for tag_of in book.window.ids + book.ahead.ids:
                     for event_id, tag in tag_of.items():
                         if tag not in book.pending and (campaign_id, event_id) not in self.rows:
                             self.violated(f"c{campaign_id}: Redis calls {event_id.hex()} committed, and it is no row")
+                self._check_watermark(campaign_id, book)
+
+    def _check_watermark(self, campaign_id: CampaignId, book: Book) -> None:
+        for event_id, id_time_us in self.id_times[campaign_id].items():
+            if id_time_us > book.watermark_us and book.tag_of(event_id) is None:
+                self.violated(
+                    f"c{campaign_id}: {event_id.hex()} is committed, its id time {id_time_us} is above the watermark "
+                    f"{book.watermark_us}, and Redis does not know it"
+                )
 
     def _check_users(self, campaign_id: CampaignId, book: Book) -> None:
         assert book.sums is not None
@@ -233,6 +243,7 @@ class Checker(logging.Handler):
             assert isinstance(row, Entry)
             self._check_not_refused(name, row)
             self.rows[campaign_id, row.event_id] = RowSeen(self.moment, row.user.decode(), row.event_type, row)
+            self.id_times[campaign_id][row.event_id] = row.id_time_us
             if row.cost_micros != (self._price(plan) if row.event_type is PAYS[plan.pricing_model] else 0):
                 self.violated(f"{name}: {row.event_id.hex()} costs {row.cost_micros}")
             paid.total += row.cost_micros
@@ -253,6 +264,8 @@ class Checker(logging.Handler):
 
     def _check_sums(self, campaign_id: CampaignId, *, free: bool) -> None:
         line, paid, plan = self.store.ledger[campaign_id], self.paid[campaign_id], self.store.campaigns[campaign_id]
+        if line.latest_us < max(self.id_times[campaign_id].values()):
+            self.violated(f"c{campaign_id}: the ledger does not know the latest id time")
         if line.spent != paid.total or line.today != paid.by_day[line.day] or line.day < max(paid.by_day):
             self.violated(
                 f"c{campaign_id}: the ledger says {line.spent} and {line.today} on {line.day}, the rows {paid}"

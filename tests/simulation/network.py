@@ -17,8 +17,8 @@ import trio
 from trio import sleep
 
 from engine.errors import StoreBusy, StoreUnavailable
-from engine.leftovers import Drop, GiveBackReply, MoveOn, Survey
-from engine.model import Campaign, CampaignId, CampaignSpend, EventId, HeartbeatReply, NewCampaign, Report, StoredEvent
+from engine.leftovers import Advance, Drop, GiveBackReply, Survey
+from engine.model import Campaign, CampaignId, CampaignSpend, HeartbeatReply, NewCampaign, Report, StoredEvent
 from engine.ports import (
     Batch,
     BeginReply,
@@ -36,10 +36,10 @@ from engine.ports import (
     Unknown,
     Wanted,
 )
-from engine.recovery import PORTION_EVENTS
-from engine.steps import Begin, LoadIds, LoadUsers, Ready
+from engine.recovery import KEYED_EVENTS
+from engine.steps import Begin, LoadUsers, Ready
 from tests.fakes.ledger import FakeLedger
-from tests.simulation.world import POSTGRES, REDIS, World
+from tests.simulation.world import MAX_BYTES, POSTGRES, REDIS, World
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -237,7 +237,7 @@ class LedgerLink:
         """Settle reservations of closed campaigns."""
         return await self._pipeline("settle", calls, lambda part: self._wire.server().settle(part))
 
-    async def load(self, calls: Sequence[LoadUsers | LoadIds]) -> list[LoadReply]:
+    async def load(self, calls: Sequence[LoadUsers]) -> list[LoadReply]:
         """Chunks of a rebuild."""
         return await self._pipeline("load", calls, lambda part: self._wire.server().load(part))
 
@@ -296,13 +296,18 @@ class LedgerLink:
         reply = await self._answer(f"survey {cursor}", lambda: self._wire.server().survey(cursor))
         return NotRun(reply.detail) if isinstance(reply, Unknown) else reply
 
-    async def give_back(self, calls: Sequence[MoveOn | Drop]) -> list[GiveBackReply]:
+    async def give_back(self, calls: Sequence[Advance | Drop]) -> list[GiveBackReply]:
         """Free what idle campaigns hold."""
         return await self._pipeline("give back", calls, lambda part: self._wire.server().give_back(part))
 
     async def probe(self, campaign_id: CampaignId) -> NotRun | Unknown | None:
         """What a reserve would hear."""
         return await self._answer("probe", lambda: self._wire.server().probe(campaign_id))
+
+    async def memory(self) -> tuple[int, int] | None:
+        """As the seed wishes: it says when buckets close, and who is counted."""
+        await trio.lowlevel.checkpoint()
+        return self._wire.world.used_bytes(), MAX_BYTES
 
     async def clock_offset_us(self) -> int | None:
         """Its clock is not what the simulation is about, either."""
@@ -382,24 +387,17 @@ class StoreLink:
         return await self._ask(f"halt c{campaign_id}", lambda: self._store.halt(campaign_id, reason))
 
     async def events_since(self, days: Mapping[CampaignId, int]) -> dict[CampaignId, int]:
-        """How many; now and then, of one, so many that it is rebuilt alone."""
+        """How many; now and then, of one, so many that it is read in a pass over the day."""
         events = await self._ask(f"events {dict(days)}", lambda: self._store.events_since(days))
         if self._wire.world.source.random() < 0.2:
-            events[self._wire.world.source.choice(sorted(events))] = PORTION_EVENTS + 1
+            events[self._wire.world.source.choice(sorted(events))] = KEYED_EVENTS + 1
         return events
 
     def users_on(
-        self, days: Mapping[CampaignId, int]
+        self, days: Mapping[CampaignId, int], *, whole: bool
     ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[str, int]]], None]:
         """Impressions a user."""
-        return self._stream(f"users {dict(days)}", lambda: self._store.users_on(days))
-
-    def ids_received(
-        self, campaign_ids: Sequence[CampaignId], since_us: int
-    ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[EventId, int]]], None]:
-        """Ids and receive times."""
-        what = f"ids {list(campaign_ids)} {since_us}"
-        return self._stream(what, lambda: self._store.ids_received(campaign_ids, since_us))
+        return self._stream(f"users {dict(days)}", lambda: self._store.users_on(days, whole=whole))
 
     async def _stream(
         self, what: str, read: Callable[[], AsyncGenerator[Mapping[CampaignId, Sequence[T]], None]]
@@ -559,17 +557,16 @@ def _call_shown(call: object) -> str:
         case Reserve():
             ids = " ".join(call.ids[at : at + 3].hex() for at in range(0, len(call.ids), 16))
             terms = f"g{call.generation} #{call.tag:x} v{call.plan_version} d{call.day}"
+            terms += f" unlooked {call.unlooked_us} looked {call.looked_bucket}"
             return f"reserve c{call.campaign_id} {terms} [{ids}]"
         case LoadUsers():
             return f"c{call.campaign_id} g{call.generation} {list(call.users)}"
-        case LoadIds():
-            return f"c{call.campaign_id} g{call.generation} t{call.turn} {[each.hex()[:6] for each in call.ids]}"
         case Ready():
-            return f"c{call.campaign_id} g{call.generation} {call.spend.spent_micros}"
+            return f"c{call.campaign_id} g{call.generation} {call.spend.spent_micros} w{call.latest_us}"
         case Begin():
             return f"c{call.campaign_id} g{call.generation}"
-        case MoveOn():
-            return f"move on {call.held} d{call.day} t{call.turn}"
+        case Advance():
+            return f"advance c{call.campaign_id} g{call.generation} d{call.day}"
         case Drop():
             return f"drop {call.held}"
     raise AssertionError(f"no call of the ledger: {call}")
@@ -580,7 +577,8 @@ def _shown(reply: object) -> str:
     if isinstance(reply, list):
         return ", ".join(map(_shown, reply))
     if isinstance(reply, Reserved):
-        return f"{reply.letters.decode()} {reply.total_micros} {reply.today_micros}"
+        window = f"b{reply.bucket} w{reply.watermark_us}"
+        return f"{reply.letters.decode()} {reply.total_micros} {reply.today_micros} {window}"
     if isinstance(reply, dict):
         return f"{len(reply)} found"
     if isinstance(reply, tuple):

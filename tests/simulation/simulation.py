@@ -226,7 +226,7 @@ class Simulation:
         return True
 
     def _oversleep(self) -> bool:
-        """A commit hangs for longer than the dedup window, its engine frozen or not; others hear its events again."""
+        """A commit hangs, its engine frozen or not, while buckets close; others hear its events again."""
         world, source = self.world, self.world.source
         process = source.choice(self.processes)
         if source.random() < 0.7:
@@ -245,7 +245,7 @@ class Simulation:
             if not process.frozen and source.random() < 0.6:
                 process.freeze()
                 self._later(process.thaw, (1, 8, 60))
-            world.outlast_window()
+            world.outlast_bucket()
             again = self.clients.with_young(request) if source.random() < 0.7 else request
             others = [each for each in self.processes if each is not process]
             for each in others:
@@ -257,6 +257,11 @@ class Simulation:
                     self._later(each.thaw, (1, 8))
             await sleep(source.random() * source.choice((0.01, 0.1, 1)))
             world.unstick()
+            for _ in range(source.choice((0, 2, 3))):  # what has committed by now is forgotten
+                await sleep(source.random() * source.choice((0.1, 1)))
+                world.outlast_bucket()
+                for each in others:
+                    self.clients.send(each, self.clients.with_young(request))
 
         world.nursery.start_soon(outlast)
         return True

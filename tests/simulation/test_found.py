@@ -20,7 +20,7 @@ from tests.simulation.clients import Sent
 from tests.simulation.cluster import Process
 from tests.simulation.run import play
 from tests.simulation.simulation import Simulation
-from tests.simulation.world import DAY_SECONDS, POSTGRES, Weather
+from tests.simulation.world import DAY_SECONDS, POSTGRES, REDIS, Weather
 
 SEEDS = 5
 
@@ -98,6 +98,14 @@ async def a_void_finds_another_redis(simulation: Simulation) -> None:
     await sleep(5)
 
 
+async def forget(simulation: Simulation, process: Process, campaign_id: CampaignId, number: int) -> None:
+    """Close two buckets, so that all that was known before is forgotten."""
+    world = simulation.world
+    for at in range(2):
+        world.leapt_us += world.settings.dedup_bucket_seconds * SECOND_US
+        await simulation.clients.answer_of(process, shown(campaign_id, number + at, world.now_us()))
+
+
 async def a_look_up_grows_old(simulation: Simulation) -> None:
     """A machine sleeps with an event that it has looked up; others commit it on the next day, and Redis forgets it."""
     world = simulation.world
@@ -109,27 +117,14 @@ async def a_look_up_grows_old(simulation: Simulation) -> None:
     await sleep(0.1)
     world.leapt_us += DAY_SECONDS * SECOND_US
     await simulation.clients.answer_of(simulation.processes[1], shown(campaign_id, 2))
-    world.leapt_us += 3 * world.settings.dedup_turn_seconds * SECOND_US
+    await sleep(1)  # Redis has heard of the commit
+    await forget(simulation, simulation.processes[1], campaign_id, 3)
     process.thaw()
     await sleep(5)
 
 
-async def two_clocks_disagree(simulation: Simulation) -> None:
-    """The engine that moves the window on is ahead, and the one that hears the retry behind: it looks it up."""
-    world, settings = simulation.world, simulation.world.settings
-    off_us = (int(settings.clock_refuse_seconds) - 3) * SECOND_US
-    campaign_id, ahead = await serve(simulation, off_us, -off_us, total_budget="0.001")
-    turn_us = settings.dedup_turn_seconds * SECOND_US
-    world.leapt_us += turn_us - SECOND_US - ahead.machine_us() % turn_us  # a second before its turn ends
-    first = shown(campaign_id, 1, ahead.machine_us() + settings.occurred_ahead_seconds * SECOND_US - 1)
-    await simulation.clients.answer_of(ahead, first)
-    world.leapt_us += turn_us + 2 * SECOND_US
-    await simulation.clients.answer_of(ahead, shown(campaign_id, 2))
-    await simulation.clients.answer_of(simulation.processes[1], first)
-
-
 async def a_look_up_outlives_a_recovery(simulation: Simulation) -> None:
-    """A flush hangs for longer than the window; its retry is looked up, and then a recovery lets the flush through."""
+    """A flush hangs; its retry is looked up, and then a recovery lets the flush through: Redis begins anew."""
     world = simulation.world
     campaign_id, process = await serve(simulation, 0, 0)
     other = simulation.processes[1]
@@ -140,7 +135,8 @@ async def a_look_up_outlives_a_recovery(simulation: Simulation) -> None:
         send(simulation, process, shown(campaign_id, 3))
         await sleep(0.5)
         process.freeze()
-        world.leapt_us += 3 * world.settings.dedup_turn_seconds * SECOND_US
+        world.leapt_us += 3 * SECOND_US
+        world.restart_redis(emptied=True)
         send(simulation, other, shown(campaign_id, 3) + shown(campaign_id, 4, world.now_us()))
         await sleep(0.5 + 0.1 * world.source.random())
     await sleep(5)
@@ -148,7 +144,7 @@ async def a_look_up_outlives_a_recovery(simulation: Simulation) -> None:
     await sleep(5)
 
 
-async def a_commit_outlasts_the_window(simulation: Simulation) -> None:
+async def a_look_up_outlives_its_bucket(simulation: Simulation) -> None:
     """The same without a recovery: the retry's engine freezes between its look-up and its reserve."""
     world = simulation.world
     campaign_id, process = await serve(simulation, 0, 0)
@@ -159,13 +155,62 @@ async def a_commit_outlasts_the_window(simulation: Simulation) -> None:
     with world.store.commits_hang():
         send(simulation, process, shown(campaign_id, 3))
         await sleep(0.5)
-        world.leapt_us += 3 * world.settings.dedup_turn_seconds * SECOND_US
+        world.leapt_us += 3 * SECOND_US
         send(simulation, other, shown(campaign_id, 3))
         await sleep(0.0005 * world.source.random())  # its look-up is on the way
         other.freeze()
         await sleep(0.5)
     await sleep(1)  # Redis has heard of the commit
+    await forget(simulation, process, campaign_id, 4)
     other.thaw()
+    await sleep(5)
+
+
+async def an_advance_is_one_too_many(simulation: Simulation) -> None:
+    """The same, where the commit is of the bucket before the look-up's: the very next advance forgets it."""
+    world = simulation.world
+    campaign_id, process = await serve(simulation, 0, 0, 0)
+    other, third = simulation.processes[1:]
+    for number, each in enumerate((process, other, third), 1):
+        await simulation.clients.answer_of(each, shown(campaign_id, number))
+    world.leapt_us += DAY_US - SECOND_US - world.now_us() % DAY_US
+    with world.store.commits_hang():
+        send(simulation, process, shown(campaign_id, 4))
+        await sleep(0.5)
+        world.leapt_us += (3 + world.settings.dedup_bucket_seconds) * SECOND_US
+        send(simulation, third, shown(campaign_id, 5, world.now_us()))  # closes its bucket
+        await sleep(0.5)
+        send(simulation, other, shown(campaign_id, 6, world.now_us()))  # tells its engine of that
+        await sleep(0.1)
+        send(simulation, other, shown(campaign_id, 4))
+        await sleep(0.0005 * world.source.random())
+        other.freeze()
+        await sleep(0.5)
+    await sleep(1)
+    world.leapt_us += world.settings.dedup_bucket_seconds * SECOND_US
+    await simulation.clients.answer_of(third, shown(campaign_id, 7, world.now_us()))
+    other.thaw()
+    await sleep(5)
+
+
+async def a_repeat_was_committed_tomorrow(simulation: Simulation) -> None:
+    """An event that tells no time waits over midnight; another try of it, received on the next day, is committed."""
+    world = simulation.world
+    campaign_id, process = await serve(simulation, 0, 0)
+    other = simulation.processes[1]
+    await simulation.clients.answer_of(process, shown(campaign_id, 1))
+    await simulation.clients.answer_of(other, shown(campaign_id, 2))
+    world.leapt_us += DAY_US - SECOND_US - world.now_us() % DAY_US
+    process.wire.cut.add(REDIS)
+    send(simulation, process, shown(campaign_id, 3))
+    await sleep(0.1)
+    process.freeze()
+    world.leapt_us += 3 * SECOND_US
+    await simulation.clients.answer_of(other, shown(campaign_id, 3))
+    await sleep(1)
+    await forget(simulation, other, campaign_id, 4)
+    process.wire.cut.clear()
+    process.thaw()
     await sleep(5)
 
 
@@ -174,9 +219,10 @@ FOUND = [
     a_reply_is_thrown_away,
     a_void_finds_another_redis,
     a_look_up_grows_old,
-    two_clocks_disagree,
+    an_advance_is_one_too_many,
     a_look_up_outlives_a_recovery,
-    a_commit_outlasts_the_window,
+    a_look_up_outlives_its_bucket,
+    a_repeat_was_committed_tomorrow,
 ]
 
 

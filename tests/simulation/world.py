@@ -32,6 +32,7 @@ ZONES: Final = ("UTC", "America/New_York", "Asia/Kolkata", "Pacific/Kiritimati")
 DATES: Final = ((2026, 1, 15), (2028, 2, 29), (2026, 3, 8), (2026, 11, 1))
 DAY_SECONDS: Final = 86_400
 TRACE_LINES: Final = 400
+MAX_BYTES: Final = 1_000  # of Redis
 REDIS, POSTGRES = "redis", "postgres"
 
 
@@ -67,10 +68,10 @@ class World:
         self.lines: deque[str] = deque(maxlen=TRACE_LINES)
         self._digest = hashlib.blake2b()
         self._say = say
-        turn, ahead, clock = source.choice(((90, 20, 20), (150, 0, 30), (480, 300, 30)))
+        bucket, ahead, clock = source.choice(((1, 300, 30), (3, 20, 20), (90, 20, 20), (150, 0, 30), (480, 300, 30)))
         small = source.random() < 0.3
         self.settings = Settings(
-            dedup_turn_seconds=turn,
+            dedup_bucket_seconds=bucket,
             occurred_past_seconds=source.choice((172_800, 172_800, 120)),  # some retries come when they are too old
             occurred_ahead_seconds=ahead,
             clock_refuse_seconds=clock,
@@ -83,6 +84,7 @@ class World:
         )
         self.store = FakeStore(self.now_us)
         self.store.hold = self._hold
+        self._used_bytes = source.choice(((0,), (0,), (580,), (700,), (0, 580, 700, 900)))
         self._images = 1
         self.redis = FakeLedger()
         self.others: list[FakeLedger] = []  # servers that believe they lead, too
@@ -117,18 +119,17 @@ class World:
         """Let hours pass in no time, for everybody: as if the machines had slept."""
         now_us = self.now_us()
         if to_midnight_of is None:
-            turn = self.settings.dedup_turn_seconds
-            leap_us = self.source.choice((30, turn // 2, turn, turn + 20, 2 * turn, 7_200)) * SECOND_US
+            bucket = self.settings.dedup_bucket_seconds
+            leap_us = self.source.choice((30, bucket // 2, bucket, bucket + 20, 2 * bucket, 7_200)) * SECOND_US
         else:
             local = datetime.fromtimestamp(now_us // SECOND_US, ZoneInfo(to_midnight_of))
             midnight = datetime(local.year, local.month, local.day, tzinfo=local.tzinfo) + timedelta(days=1)
             leap_us = max(0, us_from_datetime(midnight.astimezone(UTC)) - now_us - 2 * SECOND_US)
         self._leap_by(leap_us)
 
-    def outlast_window(self) -> None:
-        """Let all that Redis knows of ids grow too old, in no time."""
-        turn = self.settings.dedup_turn_seconds
-        self._leap_by(self.source.choice((2 * turn, 2 * turn + 60, 3 * turn)) * SECOND_US)
+    def outlast_bucket(self) -> None:
+        """Let the current bucket of every campaign grow so old, in no time, that its next call closes it."""
+        self._leap_by(self.settings.dedup_bucket_seconds * SECOND_US)
 
     def _leap_by(self, leap_us: int) -> None:
         if self.leapt_us + leap_us < 2 * DAY_US:
@@ -147,6 +148,10 @@ class World:
     def digest(self) -> str:
         """A hash of the whole trace."""
         return self._digest.hexdigest()[:16]
+
+    def used_bytes(self) -> int:
+        """What Redis uses: in some worlds so much that buckets close soon, or that new users are refused."""
+        return 0 if self.calm else self.source.choice(self._used_bytes)
 
     # --- Redis ----------------------------------------------------------------------------------------------
 

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 import pytest
 
 from bench.bodies import Template, make_templates
+from bench.connections import content_length
 from bench.scenario import Scenario
-from bench.sender import ALL, NONE, UNKNOWN, Job, Sender, Sent, content_length
+from bench.sender import ALL, NONE, UNKNOWN, Job, Sender, Sent
 
 
 @contextmanager

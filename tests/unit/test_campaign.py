@@ -10,7 +10,7 @@ from msgspec import structs
 
 from engine.campaign import ATTEMPTS_MAX, Admitted, Applied, CampaignState, Reservation
 from engine.lifecycle import TRANSITIONS, IllegalTransition, Phase, Signal
-from engine.memory import MemoryPolicy
+from engine.memory import Policy
 from engine.model import (
     DAY_US,
     SECOND_US,
@@ -335,7 +335,7 @@ def test_a_call_without_id_times_tells_none() -> None:
 
 def test_a_call_names_how_memory_is_used() -> None:
     """When a bucket closes, and whether there is room for the counts of new users."""
-    admitted = opened().admit([entry()], 1, MemoryPolicy(5 * SECOND_US, new_users=False), NOON_US)
+    admitted = opened().admit([entry()], 1, Policy(5 * SECOND_US, new_users=False), NOON_US)
     assert admitted.request is not None
     call = admitted.request.call
     assert (call.at_us, call.bucket_us, call.new_users) == (NOON_US, 5 * SECOND_US, False)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from engine import clock
 from engine.clock import SteadyClock
+from engine.clock_check import ClockCheck
+from engine.model import HeartbeatReply
+from engine.runtime import judge_clock
 
 HOUR_US = 3_600_000_000
 
@@ -38,3 +44,20 @@ def test_a_clock_that_is_set_while_it_is_compared_is_not_followed(monkeypatch: p
     monkeypatch.setattr("engine.clock.machine_us", lambda: machine_us() + HOUR_US)
     steady.follow(reading_us + HOUR_US // 3)
     assert 0 <= steady.now_us() - before < HOUR_US // 4
+
+
+def test_an_engine_that_started_by_a_wrong_clock_goes_by_the_right_one_as_soon_as_it_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also by an answer that was slow: it serves from then on. What such an answer says binds no later one."""
+    machine_us = clock.machine_us
+    monkeypatch.setattr("engine.clock.machine_us", lambda: machine_us() + 24 * HOUR_US)
+    steady = SteadyClock()
+    monkeypatch.undo()
+    engine: Any = SimpleNamespace(clocks=ClockCheck(2.0, 30.0))
+    for _ in range(2):
+        slow = HeartbeatReply(0, frozenset(), 1, round_trip_us=9_000_000)
+        judge_clock(engine, steady, steady.reading_us(), slow, None)
+        assert engine.clocks.wrong is None
+        assert abs(steady.now_us() - clock.machine_us()) < 1_000_000
+        assert steady.behind_us(0) is None

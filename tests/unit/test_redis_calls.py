@@ -117,7 +117,11 @@ def test_the_calls_of_a_recovery_are_sent_in_order() -> None:
     called = [
         (calls.begin_command(SEVEN, 3), b"begin", (3,)),
         (calls.load_command(LoadUsers(SEVEN, 3, [("ada", 2), ("Zoë", 1)])), b"load", (3, users)),
-        (calls.ready_command(Ready(SEVEN, 3, spend, 4, 5, 6, users_loaded=True)), b"ready", (3, 60, 20_000, 50, 4, 5, 6, 1)),
+        (
+            calls.ready_command(Ready(SEVEN, 3, spend, 4, 5, 6, users_loaded=True)),
+            b"ready",
+            (3, 60, 20_000, 50, 4, 5, 6, 1),
+        ),
         (calls.advance_command(Advance(SEVEN, 3, 20_000, 5, 6)), b"advance", (3, 20_000, 5, 6)),
     ]
     for command, function, arguments in called:

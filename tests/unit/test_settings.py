@@ -40,11 +40,7 @@ def test_values_are_read_with_their_types() -> None:
             {"HEADRACE_FLUSH_EVENTS_MAX": "500"},
             ["HEADRACE_RESERVE_EVENTS_MAX is 1000", "HEADRACE_FLUSH_EVENTS_MAX is 500"],
         ),
-        ({"HEADRACE_DEDUP_TURN_SECONDS": "310"}, ["HEADRACE_DEDUP_TURN_SECONDS", "310", "30 s"]),
-        (
-            {"HEADRACE_REQUEST_DEADLINE_SECONDS": "141"},
-            ["HEADRACE_REQUEST_DEADLINE_SECONDS is 141", "HEADRACE_DEDUP_TURN_SECONDS is 480"],
-        ),
+        ({"HEADRACE_REDIS_MEMORY_MB": "63"}, ["HEADRACE_REDIS_MEMORY_MB", "63", "0, or from 64 to 1048576"]),
         ({"HEADRACE_FLUSH_TIMEOUT_SECONDS": "nan"}, ["HEADRACE_FLUSH_TIMEOUT_SECONDS", "nan", "from 0.1 to 300"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -55,6 +51,12 @@ def test_a_wrong_value_is_refused_with_what_is_allowed(environment: dict[str, st
         load_settings(environment)
     for text in told:
         assert text in str(refused.value)
+
+
+def test_the_memory_of_redis_may_be_left_to_the_machine() -> None:
+    """0 is below what is allowed, and means that."""
+    assert load_settings({"HEADRACE_REDIS_MEMORY_MB": "0"}).redis_memory_mb == Settings().redis_memory_mb == 0
+    assert load_settings({"HEADRACE_REDIS_MEMORY_MB": "64"}).redis_memory_mb == 64
 
 
 def test_a_password_is_never_shown() -> None:

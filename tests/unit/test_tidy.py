@@ -52,11 +52,12 @@ def named(*names: str) -> list[Path]:
     return [Path(name) for name in names]
 
 
+PURE = ("campaign", "lifecycle", "pacing", "arrival", "plans", "submission", "memory")
 RULES = [
     ("only the model's own libraries", named("engine/model.py"), THIRD_PARTY - STDLIB_AND_MSGSPEC),
     (
         "decisions are pure",
-        named(*(f"engine/{name}.py" for name in ("campaign", "lifecycle", "pacing", "arrival", "plans", "submission"))),
+        named(*(f"engine/{name}.py" for name in PURE)),
         THIRD_PARTY - STDLIB_AND_MSGSPEC | {"time", "socket", "engine.redis", "engine.postgres"},
     ),
     (
