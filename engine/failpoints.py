@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LEDGER: Final = (
-    "begin", "clock_offset_us", "give_back", "load", "pending_tags", "probe", "ready", "round", "settle", "survey",
-    "unsafe",
+    "begin", "clock_offset_us", "give_back", "load", "memory", "pending_tags", "probe", "ready", "round", "settle",
+    "survey", "unsafe",
 )  # fmt: skip
 _STORE: Final = (
     "campaign", "create_campaign", "end_dead_sessions", "events_since", "flush", "halt", "heartbeat", "ids_received",
