@@ -27,6 +27,7 @@ from engine.model import (
 from engine.ports import Batch, Committed, FlushReply, LedgerRow, NotRun, Unknown, Wanted
 from engine.postgres import campaigns, engines, halt, recovery, reports
 from engine.postgres.database import Database, normal_url, on_loop, open_connection, open_database
+from engine.postgres.days import Accepted
 from engine.postgres.flush import FlushPool, open_flush_pool
 from engine.postgres.listen import Listener, listen
 from engine.postgres.migrate import migrate
@@ -56,6 +57,7 @@ class PostgresStore:
         self._callers = trio.Semaphore(max(1, settings.query_connections // 2))
         self._db_url = db_url
         self._settings = settings
+        self._accepted = Accepted.of(settings)
         self._loop = loop
         self._flushes = flushes
         self._signature = signature
@@ -103,13 +105,13 @@ class PostgresStore:
 
     async def events_since(self, days: Mapping[CampaignId, int]) -> dict[CampaignId, int]:
         """About how many events each has since that spend day began."""
-        return await recovery.events_since(self.database, days)
+        return await recovery.events_since(self.database, self._accepted, days)
 
     def users_on(
         self, days: Mapping[CampaignId, int], *, whole: bool
     ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[str, int]]], None]:
         """Impressions a user, each campaign on its spend day, in pieces of at most 10,000 users."""
-        return recovery.users_on(self.database, days, self._settings.query_timeout_seconds)
+        return recovery.users_on(self.database, self._accepted, days, self._settings.query_timeout_seconds, whole=whole)
 
     # --- CampaignStore ---
 
@@ -150,7 +152,7 @@ class PostgresStore:
     async def report(self, campaign_id: CampaignId, start_us: int | None, end_us: int | None) -> Report | None:
         """Counts and spend of events that occurred from start up to end, exact; None bounds are open."""
         async with self._calling() as database:
-            return await reports.read_report(database, campaign_id, start_us, end_us)
+            return await reports.read_report(database, self._accepted, campaign_id, start_us, end_us)
 
     # --- Roster ---
 
