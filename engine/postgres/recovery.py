@@ -13,11 +13,12 @@ from typing import Final
 
 import asyncpg
 
+from engine.days import Accepted
 from engine.model import DAY_US, CampaignId, EventId, EventType, Micros, StoredEvent
 from engine.ports import LedgerRow, Wanted
 from engine.postgres.campaigns import ledger_row
 from engine.postgres.database import Connection, Database
-from engine.postgres.days import Accepted, day_sql, days_sql
+from engine.postgres.days import day_sql, days_sql
 
 CHUNK: Final = 1_000  # the ledger's load takes so many at once
 _FETCHED: Final = 10  # chunks a round trip: 0.3 MB, and 3 ms of Python
