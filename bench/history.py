@@ -144,11 +144,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Laid:
-    """What came of it."""
+    """What came of it. The tags of its rows are `first_tag` and as many after it as an engine has."""
 
     rows: int
     days: int
     seconds: float
+    first_tag: int
 
 
 def span_of(text: str, now: datetime) -> Span:
@@ -252,7 +253,7 @@ def lay_history(db_url: str, history: History, campaign_ids: Sequence[int] = ())
         connection.execute(_LEDGER.format(latest=latest))
         connection.execute("VACUUM (ANALYZE) events, ledger, rollup")
         connection.execute("CHECKPOINT")
-    return Laid(history.rows, len(days), round(time.monotonic() - started, 1))
+    return Laid(history.rows, len(days), round(time.monotonic() - started, 1), values["tag"])
 
 
 def make_past_partitions(db_url: str, days_back: int) -> None:

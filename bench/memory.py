@@ -31,11 +31,24 @@ from api.codec import JSON, read_events
 from config.settings import Settings
 from engine.embedded import Stores, open_stores
 from engine.engine import Engine
-from engine.model import CampaignId, CampaignSpend, EventId, Micros, new_event_id
-from engine.ports import COUNTS_FOR_CAP, FREE, NO_CAP, Done, Reserve, Reserved, ReserveReply, Resolve, ResolveReply
+from engine.model import CampaignId, CampaignSpend, Micros, new_event_id
+from engine.ports import (
+    COUNTS_FOR_CAP,
+    FREE,
+    NO_CAP,
+    NO_TIME,
+    NONE_LOOKED_UP,
+    Done,
+    Reserve,
+    Reserved,
+    ReserveReply,
+    Resolve,
+    ResolveReply,
+)
+from engine.postgres import flush
 from engine.redis.ledger import RedisLedger, open_ledger
 from engine.runtime import open_engine
-from engine.steps import Begin, LoadIds, Ready
+from engine.steps import Begin, Ready
 from engine.submission import Submission
 
 CAMPAIGNS: Final = 10
@@ -45,6 +58,8 @@ LEDGER_SIZES: Final = (10_000, 100_000, 1_000_000, 1_100_000)  # the last one: j
 IDLE_CAMPAIGNS: Final = 2_000
 CHUNK: Final = 1_000
 CAMPAIGN: Final = CampaignId(1)
+NOW_US: Final = time.time_ns() // 1_000  # for all calls: no bucket closes while they are weighed
+BUCKET_US: Final = 480_000_000
 
 
 # --- The engine's process -----------------------------------------------------------------------------------
@@ -64,6 +79,7 @@ def hold_events(stores: Stores, settings: Settings, batch: int, *, traced: bool)
 
 
 async def _hold_events(stores: Stores, settings: Settings, batch: int, traced: bool) -> Held:
+    flush.LOCK_SECONDS = settings.flush_timeout_seconds  # type: ignore[attr-defined]  # as long as we hold the row
     answered: list[Submission] = []
     async with open_engine(settings, db_url=stores.db_url, redis_url=stores.redis_url) as engine:
         campaigns = [await _campaign(engine, number) for number in range(CAMPAIGNS)]
@@ -146,7 +162,8 @@ class Scales:
         """A campaign without anything."""
         await self.ledger.begin([Begin(campaign_id, 1)])
         nothing = CampaignSpend(Micros(0), 1, Micros(0))
-        assert await self.ledger.ready([Ready(campaign_id, 1, nothing, 0, 1)]) == [Done()]
+        ready = Ready(campaign_id, 1, nothing, 1, 0, NOW_US, users_loaded=True)
+        assert await self.ledger.ready([ready]) == [Done()]
 
     def used(self) -> int:
         """Bytes of all that Redis holds, less what comes and goes: Lua's garbage and the buffers of clients."""
@@ -159,7 +176,12 @@ class Scales:
         kinds = bytes([COUNTS_FOR_CAP if capped else FREE]) * events
         users = [str(uuid.uuid4()) for _ in range(events)] if capped else [""] * events
         cap = 1 if capped else NO_CAP
-        call = Reserve(campaign_id, 1, tag, 1, 1, 0, 0, 0, 0, 0, cap, 0, kinds, ids, users)
+        call = Reserve(
+            campaign_id=campaign_id, generation=1, tag=tag, plan_version=1, day=1, at_us=NOW_US, bucket_us=BUCKET_US,
+            unlooked_us=NOW_US, looked_bucket=NONE_LOOKED_UP, most_us=NOW_US, most_ahead_us=NO_TIME,
+            total_budget_micros=0, daily_budget_micros=0, allowance_micros=0, cap=cap, cost_micros=0, new_users=True,
+            kinds=kinds, ids=ids, users=users,
+        )  # fmt: skip
         reply = await self._answer(call)
         assert isinstance(reply, Reserved), reply
         assert reply.letters == b"A" * events
@@ -174,7 +196,7 @@ class Scales:
         return replies[0]
 
     async def ids(self, size: int) -> float:
-        """Bytes of an id in the window, of an event without a cap."""
+        """Bytes of an id in the dedup window, of an event without a cap."""
         return await self._events(size, capped=False)
 
     async def users(self, size: int, an_id: float) -> float:
@@ -186,16 +208,6 @@ class Scales:
         for tag in range(size // CHUNK):
             await self.reserve(tag, CHUNK, capped=capped)
             await self.commit(tag)
-        return (self.used() - before) / size
-
-    async def rebuilt_ids(self, size: int) -> float:
-        """Bytes of an id that a rebuild loaded."""
-        self.client.flushall()
-        await self.ledger.begin([Begin(CAMPAIGN, 1)])
-        before = self.used()
-        for _ in range(size // CHUNK):
-            chunk = [EventId(_new_id()) for _ in range(CHUNK)]
-            assert await self.ledger.load([LoadIds(CAMPAIGN, 1, 0, chunk)]) == [Done()]
         return (self.used() - before) / size
 
     async def pending(self, events: int) -> float:
@@ -230,9 +242,7 @@ async def weigh_redis(stores: Stores, settings: Settings, console: Console) -> N
             table = _table("bytes in Redis, of", *(f"{size:,}" for size in LEDGER_SIZES))
             an_id = [await scales.ids(size) for size in LEDGER_SIZES]
             users = [await scales.users(size, each) for size, each in zip(LEDGER_SIZES, an_id, strict=True)]
-            rebuilt = [await scales.rebuilt_ids(size) for size in LEDGER_SIZES]
             _row(table, "an id", an_id)
-            _row(table, "an id, loaded by a rebuild", rebuilt)
             _row(table, "a user (36 bytes of name)", users)
             console.print(table)
             table = _table("bytes in Redis, with events", "0", "1", "10", "1,000")

@@ -35,6 +35,7 @@ SINGLES: Final = 1_000
 TRIPS: Final = 3  # to Redis in one sample
 COST_MICROS: Final = 1_000
 AMPLE_MICROS: Final = 10**14
+BUCKET_US: Final = 480_000_000  # age at which a bucket of the dedup window closes
 
 
 @dataclass(slots=True)
@@ -162,18 +163,19 @@ async def _admit(bench: Bench) -> AsyncIterator[Ask]:
     """Both decisions and the verdicts: admit, apply, settle."""
     from engine.campaign import CampaignState
     from engine.lifecycle import Signal
+    from engine.memory import Policy
     from engine.ports import Reserved
 
-    now_us, plan = time.time_ns() // 1_000, _campaign()
-    state = CampaignState(plan.id, turn_seconds=3_600, fresh_seconds=86_400, slack_seconds=60, wait_seconds=3_600.0)
+    now_us, plan, policy = time.time_ns() // 1_000, _campaign(), Policy(BUCKET_US, new_users=True)
+    state = CampaignState(plan.id, wait_seconds=3_600.0)
     state.adopt_plan(plan, now_us)
     state.signal(Signal.PLAN)
 
     def work(entries: list[Any]) -> None:
         now_us = time.time_ns() // 1_000
-        request = state.admit(entries, next(bench.tags), now_us).request
+        request = state.admit(entries, next(bench.tags), policy, now_us).request
         assert request is not None
-        reservation = state.apply(request, Reserved(b"A" * len(entries), 0, 0), now_us).reservation
+        reservation = state.apply(request, Reserved(b"A" * len(entries), 0, 0, 0, 0), now_us).reservation
         assert reservation is not None
         state.settle_committed(reservation)
 
@@ -222,6 +224,7 @@ async def _lua(bench: Bench, measured: str) -> AsyncIterator[Ask]:
     from engine.model import CampaignId, CampaignSpend, Micros
     from engine.ports import Resolve
     from engine.redis.calls import begin_command, ready_command, round_command
+    from engine.steps import Ready
 
     with redis.Redis.from_url(bench.redis_url, protocol=2) as client:
         client.flushall()
@@ -231,7 +234,8 @@ async def _lua(bench: Bench, measured: str) -> AsyncIterator[Ask]:
         for campaign_id in campaign_ids:
             client.execute_command(*begin_command(campaign_id, 0))
             spend = CampaignSpend(Micros(0), day, Micros(0))
-            client.execute_command(*ready_command(campaign_id, 0, spend, day, 1))
+            ready = Ready(campaign_id, 0, spend, 1, 0, time.time_ns() // 1_000, users_loaded=True)
+            client.execute_command(*ready_command(ready))
         connection: Any = client.connection_pool.get_connection()  # redis-py leaves its methods untyped
 
         def cpu() -> float:
@@ -262,13 +266,14 @@ async def _lua(bench: Bench, measured: str) -> AsyncIterator[Ask]:
 
 
 def _reserve(bench: Bench, campaign_id: Any, day: int) -> Any:
-    from engine.ports import BILLABLE, COUNTS_FOR_CAP, Reserve
+    from engine.ports import BILLABLE, COUNTS_FOR_CAP, NO_TIME, NONE_LOOKED_UP, Reserve
 
-    count = EVENTS // CAMPAIGNS
+    count, now_us = EVENTS // CAMPAIGNS, time.time_ns() // 1_000
     return Reserve(
-        campaign_id=campaign_id, generation=0, tag=next(bench.tags), plan_version=1, day=day, turn=day,
-        turn_latest=day, total_budget_micros=AMPLE_MICROS, daily_budget_micros=AMPLE_MICROS,
-        allowance_micros=AMPLE_MICROS, cap=10, cost_micros=COST_MICROS,
+        campaign_id=campaign_id, generation=0, tag=next(bench.tags), plan_version=1, day=day, at_us=now_us,
+        bucket_us=BUCKET_US, unlooked_us=now_us, looked_bucket=NONE_LOOKED_UP, most_us=now_us, most_ahead_us=NO_TIME,
+        total_budget_micros=AMPLE_MICROS, daily_budget_micros=AMPLE_MICROS, allowance_micros=AMPLE_MICROS, cap=10,
+        cost_micros=COST_MICROS, new_users=True,
         kinds=bytes([BILLABLE | COUNTS_FOR_CAP]) * count, ids=bench.rng.randbytes(16 * count),
         users=[f"user-{bench.rng.getrandbits(48):012x}" for _ in range(count)],
     )  # fmt: skip

@@ -37,10 +37,11 @@ from api.intake import serve_intake
 from bench.peers.wire import SETTINGS, announce, database_url, entries_of, listen, redis_url, serve, submission_of
 from engine import Entry, Event, Invalid, Submission
 from engine.clock import machine_us
-from engine.model import DAY_US, CampaignId, CampaignSpend, Micros, new_event_id
-from engine.ports import BILLABLE, COUNTS_FOR_CAP, NO_CAP, Reserve, Resolve
+from engine.model import DAY_US, SECOND_US, CampaignId, CampaignSpend, Micros, new_event_id
+from engine.ports import BILLABLE, COUNTS_FOR_CAP, NO_CAP, NO_TIME, NONE_LOOKED_UP, Reserve, Resolve
 from engine.postgres.copy import COLUMNS, pack_rows
 from engine.redis.calls import Command, begin_command, ready_command, round_command
+from engine.steps import Ready
 
 CAMPAIGNS: Final = 100
 COPY_ROWS: Final = 10_000  # a chunk: the engine's largest flush
@@ -49,6 +50,7 @@ LUA_EVENTS: Final = 1_000  # a round: a batch of the usual size
 LUA_ROUNDS: Final = 100  # packed ahead of a stretch that is measured
 _CAMPAIGN_IDS: Final = [CampaignId(number) for number in range(1, CAMPAIGNS + 1)]
 AMPLE_MICROS: Final = 10**15  # a budget that never bites
+BUCKET_US: Final = SETTINGS.dedup_bucket_seconds * SECOND_US
 
 
 # --- Stretches of work that was prepared before the clock runs ----------------------------------------------
@@ -129,8 +131,9 @@ class LuaRounds:
         kind = BILLABLE | (COUNTS_FOR_CAP if self.cap >= 0 else 0)
         return Reserve(
             campaign_id=campaign_id, generation=0, tag=next(self.tags), plan_version=1,
-            day=now_us // DAY_US, turn=now_us // DAY_US, turn_latest=now_us // DAY_US, total_budget_micros=AMPLE_MICROS,
-            daily_budget_micros=AMPLE_MICROS, allowance_micros=AMPLE_MICROS, cap=self.cap, cost_micros=1_000,
+            day=now_us // DAY_US, at_us=now_us, bucket_us=BUCKET_US, unlooked_us=now_us, looked_bucket=NONE_LOOKED_UP,
+            most_us=now_us, most_ahead_us=NO_TIME, total_budget_micros=AMPLE_MICROS, daily_budget_micros=AMPLE_MICROS,
+            allowance_micros=AMPLE_MICROS, cap=self.cap, cost_micros=1_000, new_users=True,
             kinds=bytes([kind]) * count, ids=b"".join(new_event_id(now_us, os.urandom(10)) for _ in range(count)),
             users=[f"user-{next(self.users):012d}" for _ in range(count)],
         )  # fmt: skip
@@ -144,7 +147,8 @@ def lua(seconds: float, cap: int) -> None:
         spend = CampaignSpend(Micros(0), machine_us() // DAY_US, Micros(0))
         for campaign_id in _CAMPAIGN_IDS:
             client.execute_command(*begin_command(campaign_id, 0))
-            client.execute_command(*ready_command(campaign_id, 0, spend, spend.day, 1))
+            ready = Ready(campaign_id, 0, spend, 1, 0, machine_us(), users_loaded=True)
+            client.execute_command(*ready_command(ready))
         connection: Any = client.connection_pool.get_connection()  # redis-py leaves its methods untyped
         rounds = LuaRounds(cap)
 
@@ -208,6 +212,10 @@ class Nobody:
         return False
 
     async def problems(self) -> list[str]:
+        """None."""
+        return []
+
+    def notes(self) -> list[str]:
         """None."""
         return []
 
