@@ -1,57 +1,21 @@
-"""Which identity days rows may have, and how a query names them.
+"""Days as constants of SQL: a query names them in its text.
 
-Owns what follows from the settings: the time that an event tells of itself lies within the accepted past and ahead of
-its receipt, so its identity day does, too, and a spend day is a date somewhere on earth. Pure; knows no table.
-
-A query names days in its text. Then only their partitions are planned, opened and locked, however many there are, and
-Postgres finds them itself: a day without a partition of its own is read where its rows are, in the default one. (A day
-that is a parameter leaves every partition in the plan: 365 of them cost a single look-up 2 ms instead of 0.2.) A day's
-texts are few, so a connection has them prepared.
+Then only their partitions are planned, opened and locked, however many there are, and Postgres finds them itself: a day
+without a partition of its own is read where its rows are, in the default one. A day that is a parameter leaves every
+partition in the plan: with 365 of them a single look-up cost 2 ms instead of 0.2. The texts are few (days come and go
+at midnight), so each connection has them prepared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, NamedTuple
-
-from config.settings import Settings
-from engine.model import DAY_US, SECOND_US
-
-_HOUR_US: Final = 3_600 * SECOND_US
-# A date begins 14 hours before it does in UTC at the earliest, and ends 12 hours after it at the latest.
-_EAST_US: Final = 14 * _HOUR_US
-_WEST_US: Final = 12 * _HOUR_US
-# A reservation comes later than the receipt by a request's deadline at most, and the spend day moves on by the clock of
-# another engine: 5 minutes and twice 10 are the most that settings allow.
-_SLACK_US: Final = _HOUR_US
-
-
-class Accepted(NamedTuple):
-    """How far before its receipt, and after it, an event's own time may be."""
-
-    past_us: int
-    ahead_us: int
-
-    @classmethod
-    def of(cls, settings: Settings) -> Accepted:
-        """As the settings have it."""
-        return cls(settings.occurred_past_seconds * SECOND_US, settings.occurred_ahead_seconds * SECOND_US)
-
-    def days_of_receipt(self, start_us: int, end_us: int) -> range:
-        """Identity days of what was received from start up to end (not included)."""
-        return range((start_us - self.past_us) // DAY_US, (end_us - 1 + self.ahead_us) // DAY_US + 1)
-
-    def days_of_spend_day(self, day: int) -> range:
-        """Identity days of what was reserved on that day, in whatever zone."""
-        start_us, end_us = day * DAY_US - _EAST_US - _SLACK_US, (day + 1) * DAY_US + _WEST_US + _SLACK_US
-        return self.days_of_receipt(start_us, end_us)
 
 
 def day_sql(day: int) -> str:
-    """A day as a constant of SQL."""
+    """A day (since 1970) as a date."""
     return f"(date '1970-01-01' + {day})"
 
 
 def days_sql(days: Iterable[int]) -> str:
-    """Days (at least one) as a list for IN."""
+    """Days (at least one) as a list for IN, each once and in order: the same days are the same text."""
     return f"({', '.join(map(day_sql, sorted(set(days))))})"

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from engine.days import Accepted
 from engine.model import CampaignId, Micros, Report
 from engine.postgres.copy import HOUR_US
 from engine.postgres.database import Database
-from engine.postgres.days import Accepted, days_sql
+from engine.postgres.days import days_sql
 
 # Outside of every instant an event can have: an open bound.
 ALWAYS_US: Final = 0

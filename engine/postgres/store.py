@@ -14,6 +14,7 @@ import trio_asyncio  # type: ignore[import-untyped]
 
 from config.settings import Settings
 from engine.clock import machine_us
+from engine.days import Accepted
 from engine.errors import EngineError, StoreUnavailable
 from engine.model import (
     Campaign,
@@ -27,7 +28,6 @@ from engine.model import (
 from engine.ports import Batch, Committed, FlushReply, LedgerRow, NotRun, Unknown, Wanted
 from engine.postgres import campaigns, engines, halt, recovery, reports
 from engine.postgres.database import Database, normal_url, on_loop, open_connection, open_database
-from engine.postgres.days import Accepted
 from engine.postgres.flush import FlushPool, open_flush_pool
 from engine.postgres.listen import Listener, listen
 from engine.postgres.migrate import migrate

@@ -9,8 +9,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from config.settings import Settings
+from engine.days import Accepted
 from engine.model import DAY_US, SECOND_US
-from engine.postgres.days import Accepted, days_sql
+from engine.postgres.days import days_sql
 from tests.plans import NOON_US
 
 ZONES = ["Etc/GMT+12", "America/New_York", "UTC", "Asia/Kolkata", "Pacific/Kiritimati"]
