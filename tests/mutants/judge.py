@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Edit, Mutant
 
 TABLES = "engine/postgres/migrations/0001_tables.sql"
-GUARD = "engine/postgres/migrations/0002_guard.sql"
+GUARD = "engine/postgres/migrations/0005_watermark.sql"
 OUTCOME = "engine/postgres/outcome.py"
 FLUSH = "engine/postgres/flush.py"
 COPY = "engine/postgres/copy.py"
