@@ -185,8 +185,8 @@ MUTANTS = [
             Edit(LOOKUPS, "        for each in batch:\n            each.actor.state.looking_up(each.entry)\n", ""),
             Edit(
                 LOOKUPS,
-                "        for each in reversed(batch):\n",
-                "        for each in reversed(batch):\n            each.actor.state.looking_up(each.entry)\n",
+                "        for each in batch:\n            answers[",
+                "        for each in batch:\n            each.actor.state.looking_up(each.entry)\n            answers[",
             ),
         ],
         [f"{WINDOW}::test_a_look_up_does_not_outlive_the_generation_under_which_it_began"],
