@@ -28,7 +28,7 @@ from psycopg import sql
 
 from engine.model import BILLABLE, EventType, Micros, PricingModel, cost_per_event
 from engine.postgres.partitions import partition_name
-from engine.registry import TAG_BITS
+from engine.processes import TAG_BITS
 
 CONNECTIONS: Final = 2  # a third one makes it no faster on two cores
 CHUNK: Final = 500_000  # rows of a transaction: a second or two

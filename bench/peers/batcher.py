@@ -43,7 +43,6 @@ from bench.peers.wire import (
     settle_all,
 )
 from engine import Campaign, Entry, Verdict
-from engine.campaign import Reservation
 from engine.clock import machine_us
 from engine.model import BILLABLE, DAY_US, CampaignId, EventType, StoredEvent
 from engine.ports import (
@@ -63,6 +62,7 @@ from engine.postgres.campaigns import read_plans
 from engine.postgres.copy import COLUMNS, guard_call, pack_rows, sum_rows
 from engine.postgres.database import Database, teach_forms
 from engine.redis.calls import Command, begin_command, read_begin, read_reply, ready_command, round_command
+from engine.reservations import Reservation
 from engine.steps import Emptied, Ready
 from engine.verdicts import INACTIVE, UNAVAILABLE, UNKNOWN_CAMPAIGN
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.mutants.engine import ACTOR, ARRIVAL, CAMPAIGN, DECISIONS, LOOKUPS, one
+from tests.mutants.engine import ACTOR, ARRIVAL, CAMPAIGN, DECISIONS, LOOKUPS, RESERVATIONS, one
 from tests.mutants.mutant import Edit, Mutant
 
 WINDOW: Final = "tests/unit/test_window.py"
@@ -101,7 +101,7 @@ MUTANTS = [
     one(
         "a-call-says-its-greatest-id-time-that-is-ahead",
         "The same, of those that lie apart.",
-        CAMPAIGN,
+        RESERVATIONS,
         "            most_ahead_us = max(most_ahead_us, entry.id_time_us)\n",
         "            most_ahead_us = entry.id_time_us\n",
         f"{DECISIONS}::test_a_call_tells_the_greatest_id_time_of_those_that_are_ahead_and_of_the_others",
@@ -109,7 +109,7 @@ MUTANTS = [
     one(
         "a-call-says-what-is-ahead",
         "Ids of a clock that is ahead lie apart.",
-        CAMPAIGN,
+        RESERVATIONS,
         "            kinds[place] |= AHEAD\n",
         "            pass\n",
         f"{DECISIONS}::test_a_call_tells_the_greatest_id_time_of_those_that_are_ahead_and_of_the_others",
@@ -117,7 +117,7 @@ MUTANTS = [
     one(
         "two-seconds-are-no-wrong-clock",
         "Buckets of their own are for those that would be felt.",
-        CAMPAIGN,
+        RESERVATIONS,
         "        if entry.id_time_us > entry.received_us + AHEAD_US:\n",
         "        if entry.id_time_us > entry.received_us:\n",
         f"{DECISIONS}::test_a_call_tells_the_greatest_id_time_of_those_that_are_ahead_and_of_the_others",

@@ -21,8 +21,9 @@ from engine.memory import BUCKET_MIN_US, OBSERVED_SECONDS
 from engine.model import DAY_US, SECOND_US, CampaignId, Event, Reason, Status, StoredEvent, instant_text, new_event_id
 from engine.patience import FULL_MAX
 from engine.ports import Batch, Behind, Done, FlushReply, Reserve, ReserveReply, Resolve, ResolveReply, Wanted
+from engine.processes import Engines
 from engine.recovery import Recovery
-from engine.registry import Engines, Registry
+from engine.registry import Registry
 from tests.fakes.ledger import Book, FakeLedger, Trouble
 from tests.fakes.store import FakeStore
 from tests.plans import NOON_US, entry
