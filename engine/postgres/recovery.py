@@ -23,8 +23,9 @@ from engine.postgres.days import day_sql, days_sql
 CHUNK: Final = 1_000  # the ledger's load takes so many at once
 _FETCHED: Final = 10  # chunks a round trip: 0.3 MB, and 3 ms of Python
 
-# A rebuild may read all rows of a day: ten times the time of any other query.
-_STREAM_PATIENCE: Final = 10
+# Until the first users come, all rows of a day are read and sorted: a thousand million of them in half an hour. (Giving
+# up earlier would keep campaigns closed for ever: the next attempt takes as long.)
+_USERS_SECONDS_MAX: Final = 1_800.0
 
 # LIMIT makes each wanted id a probe of its own (never a join over whole partitions) of one partition's unique key. In
 # order of the key, because neighbours share its pages: a fifth of the time.
@@ -168,7 +169,7 @@ async def events_since(database: Database, accepted: Accepted, days: Mapping[Cam
 
 
 async def users_on(
-    database: Database, accepted: Accepted, days: Mapping[CampaignId, int], timeout_seconds: float, *, whole: bool
+    database: Database, accepted: Accepted, days: Mapping[CampaignId, int], *, whole: bool
 ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[str, int]]], None]:
     """Impressions a user, each campaign on its spend day, in pieces of at most 10,000 users.
 
@@ -187,7 +188,7 @@ async def users_on(
         query,
         list(days),
         list(days.values()),
-        timeout_seconds=_STREAM_PATIENCE * timeout_seconds,
+        timeout_seconds=_USERS_SECONDS_MAX,
         planner=_WHOLE if whole else _BY_KEY,
     ) as fetch:
         while chunks := await fetch(_FETCHED):

@@ -111,7 +111,7 @@ class PostgresStore:
         self, days: Mapping[CampaignId, int], *, whole: bool
     ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[str, int]]], None]:
         """Impressions a user, each campaign on its spend day, in pieces of at most 10,000 users."""
-        return recovery.users_on(self.database, self._accepted, days, self._settings.query_timeout_seconds, whole=whole)
+        return recovery.users_on(self.database, self._accepted, days, whole=whole)
 
     # --- CampaignStore ---
 
