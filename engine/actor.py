@@ -328,23 +328,28 @@ class Actor:
 
     # --- look-ups and recovery ------------------------------------------------------------------------------
 
-    def looked_up(self, look_up: LookUp, stored: StoredEvent | None) -> None:
-        """Postgres has this event, or has it not."""
+    def looked_up(self, answers: Sequence[tuple[LookUp, StoredEvent | None]]) -> None:
+        """Postgres has these events, or has them not (None)."""
         with self.boundary:
-            state, entry = self.state, look_up.entry
-            if state.in_flight.get(entry.event_id) is not entry:
-                return  # the actor was stopped meanwhile
-            if stored is not None:
-                state.settle_found(entry, stored, look_up.tag)
-            elif look_up.absent is Absent.AGAIN:
-                self.mailbox.put_back([entry])
-                self.services.run_soon(self)
-            elif look_up.absent is Absent.IN_FLIGHT:
-                state.settle(entry, IN_FLIGHT)
-            else:
-                # No healthy race ends here: architecture.md, "What halts a campaign". It answers this entry, too.
-                what = f"event {uuid.UUID(bytes=entry.event_id)} committed"
-                self.services.differs(self, f"Redis calls {what}, Postgres does not have it")
+            state = self.state
+            again: list[Entry] = []
+            for look_up, stored in answers:
+                entry = look_up.entry
+                if state.in_flight.get(entry.event_id) is not entry:
+                    continue  # the actor was stopped meanwhile
+                if stored is not None:
+                    state.settle_found(entry, stored, look_up.tag)
+                elif look_up.absent is Absent.AGAIN:
+                    again.append(entry)
+                elif look_up.absent is Absent.IN_FLIGHT:
+                    state.settle(entry, IN_FLIGHT)
+                else:
+                    # No healthy race ends here: architecture.md, "What halts a campaign". It answers the others, too.
+                    what = f"event {uuid.UUID(bytes=entry.event_id)} committed"
+                    self.services.differs(self, f"Redis calls {what}, Postgres does not have it")
+            # (If it was halted for one of them, it has answered all, and has no mail.)
+            self.mailbox.put_back([entry for entry in again if state.in_flight.get(entry.event_id) is entry])
+            self.services.run_soon(self)
 
     def look_up_failed(self, look_up: LookUp) -> None:
         """Postgres could not be asked: nothing is known, a retry is safe."""

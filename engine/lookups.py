@@ -6,15 +6,16 @@ Ids that Redis knows go first: they are few, and no new event of theirs will be 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Final
 
 import trio
 
 from engine import metrics
+from engine.actor import Actor
 from engine.errors import StoreUnavailable
-from engine.model import DAY_US, SECOND_US
+from engine.model import DAY_US, SECOND_US, StoredEvent
 from engine.ports import NO_TIME, Clock, EventStore, Wanted
 from engine.services import Absent, LookUp
 from engine.submission import Entry
@@ -103,9 +104,11 @@ class LookUps:
             for each in batch:
                 each.actor.look_up_failed(each)
             return
-        # Newest first, because each goes back to the front of its mailbox: so they keep their order.
-        for each in reversed(batch):
-            each.actor.looked_up(each, found.get((each.entry.campaign_id, each.entry.event_id)))
+        answers: defaultdict[Actor, list[tuple[LookUp, StoredEvent | None]]] = defaultdict(list)
+        for each in batch:
+            answers[each.actor].append((each, found.get((each.entry.campaign_id, each.entry.event_id))))
+        for actor, of_actor in answers.items():
+            actor.looked_up(of_actor)
 
 
 def days_of(entry: Entry, now_us: int) -> Sequence[int]:

@@ -381,6 +381,15 @@ async def test_the_watermark_is_the_highest_id_time_that_was_forgotten(ledger: L
     assert await window(ledger) == (3, AT_US + 9)
 
 
+async def test_free_events_raise_the_watermark_as_others_do(ledger: Ledger) -> None:
+    """They are committed, too, and no sum tells of them."""
+    free = reserve(kinds=bytes([FREE]), time_us=AT_US + 3)
+    await ask_all(ledger, [reserve(tag=1), commit(reserve(tag=1)), free, commit(free)])
+    await advance(ledger)
+    await advance(ledger)
+    assert await window(ledger) == (2, AT_US + 3)
+
+
 async def test_ids_that_were_refused_or_tell_no_time_move_no_watermark(ledger: Ledger) -> None:
     """Such ids are looked up in any case, and what was refused was not committed."""
     await ask(ledger, reserve(time_us=AT_US, total_budget_micros=0))

@@ -105,6 +105,17 @@ async def test_the_library_of_another_version_works_beside_ours(rig: RedisRig) -
 
 
 @pytest.mark.stores
+async def test_a_state_of_another_format_is_lost(rig: RedisRig) -> None:
+    """A version before this one wrote it, without a watermark: it is rebuilt, not kept."""
+    client: Any = rig.client  # redis-py leaves this method untyped
+    state = f"{{{CAMPAIGN}}}:s"
+    run_id, replication = client.hget(state, "run").decode().split()[:2]
+    rig.client.hset(state, "run", f"{run_id} {replication}")
+    assert await ask(rig.ledger, reserve()) == Lost()
+    assert await begin(rig.ledger, CAMPAIGN, 2) == Emptied()
+
+
+@pytest.mark.stores
 async def test_a_connection_that_redis_closed_is_replaced(rig: RedisRig) -> None:
     """A restart of Redis between two rounds costs no answer."""
     rig.client.client_kill_filter(_type="normal", skipme=True)

@@ -362,9 +362,11 @@ async def test_the_ledger_knows_the_highest_id_time_that_was_committed(store: St
         rows = [impression(at_us, id_time_us=id_time_us) for id_time_us in id_times]
         assert await store.flush([bunch(campaign, rows)]) == Committed()
         assert (await ledger_of(store, campaign)).latest_us == at_us + 7
+    both = [bunch(campaign, [impression(at_us, id_time_us=at_us + later)], tag=later) for later in (9, 8)]
+    assert await store.flush(both) == Committed()
     refused = await store.flush([bunch(campaign, [impression(at_us, id_time_us=at_us + 99)], generation=7)])
     assert isinstance(refused, Refused)
-    assert (await raise_generation(store, campaign)).latest_us == at_us + 7
+    assert (await raise_generation(store, campaign)).latest_us == at_us + 9
 
 
 @pytest.mark.parametrize("whole", [False, True])

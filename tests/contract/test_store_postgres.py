@@ -195,14 +195,16 @@ async def test_raising_a_generation_waits_for_the_flush_that_holds_the_row(
     async def wait_for_it() -> None:
         raised.append(await raise_generation(store, campaign))
 
+    latest_us = now()
     with psycopg.connect(database_url) as flush:
-        flush.execute(guard_call(sum_rows([bunch(campaign, [impression(now())])])))
+        flush.execute(guard_call(sum_rows([bunch(campaign, [impression(latest_us)])])))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait_for_it)
             await until(database_url, FLUSH_WAITS.replace("headrace flush", "headrace query"))
             assert not raised
             flush.commit()
-    assert (raised[0].generation, raised[0].spend.spent_micros) == (1, COST)
+    row = raised[0]
+    assert (row.generation, row.spend.spent_micros, row.latest_us) == (1, COST, latest_us)
 
 
 async def test_rows_that_a_flush_holds_are_left_as_they_are(store: PostgresStore, database_url: str) -> None:
@@ -379,6 +381,44 @@ async def test_migrations_run_once_however_many_start(database_url: str) -> None
     await start()
     steps = read_migrations()
     assert ask(database_url, "SELECT version, name FROM schema_migrations ORDER BY 1") == [step[:2] for step in steps]
+
+
+def older_database(url: str, version: int) -> None:
+    """A database as a version before this one has left it: a campaign that has committed, and one that has not."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE TABLE schema_migrations"
+            " (version int PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        for step in read_migrations()[:version]:
+            connection.execute(step.sql.encode())
+            connection.execute("INSERT INTO schema_migrations (version, name) VALUES (%s, %s)", step[:2])
+        connection.execute(
+            "WITH campaign AS (INSERT INTO campaigns (name, pricing_model, unit_price_micros, total_budget_micros,"
+            " daily_budget_micros, active, pacing, timezone)"
+            " SELECT 'spring', 'cpm', 1, 9, 9, true, 'asap', 'UTC' FROM generate_series(1, 2) RETURNING id)"
+            " INSERT INTO ledger (campaign_id, spent, total_budget, day, today, daily_budget)"
+            " SELECT id, 0, 9, CASE WHEN id = 1 THEN current_date ELSE '1970-01-01' END, 0, 9 FROM campaign"
+        )
+
+
+async def test_what_was_committed_before_the_watermark_is_below_it(database_url: str) -> None:
+    """Nobody knows its id times, but no setting lets one be more than an hour ahead of its receipt."""
+    older_database(database_url, 4)
+    async with open_store(database_url, Settings()):
+        pass
+    (used,), (new,) = ask(database_url, "SELECT latest FROM ledger ORDER BY campaign_id")
+    assert 0 <= now() + 3_600_000_000 - used < 60_000_000
+    assert new == 0
+
+
+async def test_an_engine_of_the_version_before_commits_nothing(database_url: str) -> None:
+    """It calls a judge that is no more; by that one it would commit without raising `latest`."""
+    older_database(database_url, 4)
+    batch = "SELECT headrace_guard('{1}', '{0}', '{20000}', '{0}', '{}', '{}', '{}', '{}', '{}', '{}')"
+    async with open_store(database_url, Settings()):
+        with pytest.raises(psycopg.errors.UndefinedFunction):
+            ask(database_url, batch)
 
 
 async def test_a_newer_database_is_refused(database_url: str) -> None:

@@ -54,6 +54,19 @@ async def test_books_are_rebuilt_from_the_events(world: World, statement: str) -
     assert (await ledger_of(world.store, campaign)).generation == recovered.generation
 
 
+async def test_rebuilt_books_begin_above_every_id_time(world: World) -> None:
+    """Whatever the row said of it: no committed id is above the watermark of the state that Redis gets from it."""
+    campaign = await world.campaign()
+    ahead = impression(now(), id_time_us=now() + 300_000_000)
+    await world.deliver(campaign, [ahead])
+    world.tamper("UPDATE ledger SET latest = 0, spent = spent + 1")
+    await recover(world.db_url, world.redis_url, [campaign], Settings())
+    row = await ledger_of(world.store, campaign)
+    with redis.Redis.from_url(world.redis_url) as client:
+        watermark_us = int(client.hget(f"{{{campaign}}}:s", "w") or 0)
+    assert watermark_us == row.latest_us > ahead.id_time_us
+
+
 async def test_a_machine_whose_clock_is_wrong_rebuilds_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The dedup window goes by it: young ids would be forgotten, or the campaign closed. The error says what to do."""
     campaign = await world.campaign()

@@ -1,6 +1,7 @@
 """The faults that the simulation has found, put back. On trial is the script that finds each again, and no other test.
 
-Four of these lines stand in `engine.py`, too, where all tests may notice.
+Most of these lines stand in other tables, too, where all tests may notice. Those of the library stand here once more as
+the fake has them, because the simulation runs on that.
 """
 
 from __future__ import annotations
@@ -8,17 +9,24 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from tests.mutants import engine
+from tests.mutants import engine, lookups
 from tests.mutants.mutant import Edit, Mutant
 
 TEST: Final = "tests/simulation/test_found.py::test_what_was_found_once_is_not_found_again"
 ENGINE: Final = "engine/engine.py"
+FAKE: Final = "tests/fakes/ledger.py"
+LOOKED: Final = "call.looked_bucket not in (NONE_LOOKED_UP, book.window.number)"
 
 
 def again(name: str, script: str) -> Mutant:
-    """A mutant of the engine's table, which only its script may notice."""
-    mutant = next(each for each in engine.MUTANTS if each.name == name)
+    """A mutant of another table, which only its script may notice."""
+    mutant = next(each for each in engine.MUTANTS + lookups.MUTANTS if each.name == name)
     return replace(mutant, name=f"found-{name}", tests=[f"{TEST}[{script}]"], own=True)
+
+
+def fake(name: str, protects: str, old: str, new: str, script: str) -> Mutant:
+    """One edit of the fake Redis."""
+    return Mutant(f"found-{name}", protects, [Edit(FAKE, old, new)], [f"{TEST}[{script}]"], own=True)
 
 
 MUTANTS = [
@@ -35,5 +43,28 @@ MUTANTS = [
     again("a-reply-counts-with-its-generation", "a_reply_is_thrown_away"),
     again("a-void-that-finds-another-redis", "a_void_finds_another_redis"),
     again("nobody-is-reserved-too-late", "a_look_up_grows_old"),
-    again("clocks-may-disagree", "two_clocks_disagree"),
+    again("a-look-up-counts-under-its-generation", "a_look_up_outlives_a_recovery"),
+    again("a-call-says-under-which-bucket-it-was-looked-up", "a_look_up_outlives_its_bucket"),
+    again("looked-up-on-the-day-after", "a_repeat_was_committed_tomorrow"),
+    fake(
+        "a-look-up-counts-for-its-bucket",
+        "What was committed after a look-up, and forgotten since, is not reserved again.",
+        f" or {LOOKED}:",
+        ":",
+        "a_look_up_outlives_its_bucket",
+    ),
+    fake(
+        "a-look-up-counts-for-no-later-bucket",
+        "The same, where the engine knew of no other.",
+        LOOKED,
+        "call.looked_bucket > book.window.number",
+        "a_look_up_outlives_its_bucket",
+    ),
+    fake(
+        "a-look-up-counts-not-even-for-the-next-bucket",
+        "What was pending in the older bucket may be committed, and forgotten by the very next advance.",
+        LOOKED,
+        "call.looked_bucket not in (NONE_LOOKED_UP, book.window.number, book.window.number - 1)",
+        "an_advance_is_one_too_many",
+    ),
 ]

@@ -1,45 +1,183 @@
-"""Mutants of what makes a retry a retry: what a look-up proves and for how long, and ids that a key gives."""
+"""Mutants of what makes a retry a retry: what is looked up, what that proves and for how long, and ids of a key."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
 from tests.mutants.engine import ACTOR, ARRIVAL, CAMPAIGN, DECISIONS, LOOKUPS, one
-from tests.mutants.found import TEST
 from tests.mutants.mutant import Edit, Mutant
 
 WINDOW: Final = "tests/unit/test_window.py"
 TOO_OLD: Final = "tests/unit/test_too_old.py"
 
 
-def found_by(mutant: Mutant, script: str) -> Mutant:
-    """The same mutant, which only this script may notice."""
-    return replace(mutant, name=f"found-{mutant.name}", tests=[f"{TEST}[{script}]"], own=True)
-
-
-OUTLIVED: Final = one(
+GENERATION: Final = one(
     "a-look-up-counts-under-its-generation",
     "A recovery lets a flush through that an earlier look-up did not see: nothing is counted twice for that.",
     CAMPAIGN,
-    "elif entry.looked_up_under != generation:",
-    "elif entry.looked_up_under == NOT_LOOKED_UP:",
-    f"{WINDOW}::test_a_look_up_does_not_outlive_the_generation_under_which_it_began",
+    "                elif entry.looked_up_under == under:\n",
+    "                elif entry.looked_up_under[1] == self.bucket:\n",
+    f"{DECISIONS}::test_a_look_up_counts_under_the_generation_that_was_known_when_it_began",
 )
-OUTLASTED: Final = one(
-    "a-late-commit-ends-look-ups",
-    "Redis may forget an id right after a late commit: nobody relies on a look-up from before it.",
-    ACTOR,
-    "if state.outlasted(reservation, now_us):",
-    "if False:",
-    f"{WINDOW}::test_a_commit_that_outlasts_the_window_ends_look_ups_that_missed_it",
+BUCKET: Final = one(
+    "a-look-up-counts-under-its-bucket",
+    "What was committed after a look-up, and forgotten since, is not reserved again.",
+    CAMPAIGN,
+    "                elif entry.looked_up_under == under:\n",
+    "                elif entry.looked_up_under[0] == self.generation:\n",
+    f"{DECISIONS}::test_a_look_up_counts_under_the_bucket_that_was_known_when_it_began",
 )
+SAID: Final = one(
+    "a-call-says-under-which-bucket-it-was-looked-up",
+    "Redis is told, because the bucket may have closed since its last reply.",
+    CAMPAIGN,
+    "                    looked_bucket = self.bucket\n",
+    "                    looked_bucket = NONE_LOOKED_UP\n",
+    f"{DECISIONS}::test_a_call_says_what_was_looked_up_and_what_was_not",
+)
+LATER_DAY: Final = one(
+    "looked-up-on-the-day-after",
+    "Another try, received on the other side of midnight, may have been committed already.",
+    LOOKUPS,
+    "now_us // DAY_US + 2)",
+    "now_us // DAY_US + 1)",
+    f"{WINDOW}::test_a_repeat_is_found_though_a_clock_that_is_ahead_has_received_it_on_the_next_day",
+)
+DAYS: Final = f"{WINDOW}::test_an_id_without_a_time_is_looked_up_from_two_days_before_its_receipt_to_the_day_after_now"
 
 MUTANTS = [
-    OUTLIVED,
-    OUTLASTED,
-    found_by(OUTLIVED, "a_look_up_outlives_a_recovery"),
-    found_by(OUTLASTED, "a_commit_outlasts_the_window"),
+    GENERATION,
+    BUCKET,
+    SAID,
+    LATER_DAY,
+    one(
+        "looked-up-on-the-day-that-it-is-now",
+        "An event may wait beyond midnight, while another try of it is received and committed.",
+        LOOKUPS,
+        "now_us // DAY_US + 2)",
+        "entry.received_us // DAY_US + 2)",
+        DAYS,
+    ),
+    one(
+        "looked-up-on-two-days-before",
+        "A retry within 48 hours of an event that tells no time finds its row.",
+        LOOKUPS,
+        "range(entry.received_us // DAY_US - 2, ",
+        "range(entry.received_us // DAY_US - 1, ",
+        DAYS,
+    ),
+    one(
+        "looked-up-on-the-days-before-its-receipt",
+        "The same, however long it has waited since.",
+        LOOKUPS,
+        "range(entry.received_us // DAY_US - 2, ",
+        "range(now_us // DAY_US - 2, ",
+        DAYS,
+    ),
+    one(
+        "looked-up-on-its-own-day",
+        "An event that tells its time is nowhere else.",
+        LOOKUPS,
+        "        return [entry.day]\n",
+        "        return [now_us // DAY_US]\n",
+        f"{WINDOW}::test_an_event_that_tells_a_time_is_looked_up_on_its_day",
+    ),
+    one(
+        "a-call-says-what-was-not-looked-up",
+        "Redis may have forgotten more since its last reply: it compares the least id time.",
+        CAMPAIGN,
+        "                    if entry.id_time_us < unlooked_us:\n",
+        "                    if unlooked_us == ALL_LOOKED_UP:\n",
+        f"{DECISIONS}::test_a_call_says_what_was_looked_up_and_what_was_not",
+    ),
+    one(
+        "a-call-says-its-greatest-id-time",
+        "What is forgotten raises the watermark by the greatest of all.",
+        CAMPAIGN,
+        "        most_us = max([entry.id_time_us for entry in entries])\n",
+        "        most_us = entries[0].id_time_us\n",
+        f"{DECISIONS}::test_a_call_tells_the_greatest_id_time_of_those_that_are_ahead_and_of_the_others",
+    ),
+    one(
+        "a-call-says-its-greatest-id-time-that-is-ahead",
+        "The same, of those that lie apart.",
+        CAMPAIGN,
+        "            most_ahead_us = max(most_ahead_us, entry.id_time_us)\n",
+        "            most_ahead_us = entry.id_time_us\n",
+        f"{DECISIONS}::test_a_call_tells_the_greatest_id_time_of_those_that_are_ahead_and_of_the_others",
+    ),
+    one(
+        "a-call-says-what-is-ahead",
+        "Ids of a clock that is ahead lie apart.",
+        CAMPAIGN,
+        "            kinds[place] |= AHEAD\n",
+        "            pass\n",
+        f"{DECISIONS}::test_a_call_tells_the_greatest_id_time_of_those_that_are_ahead_and_of_the_others",
+    ),
+    one(
+        "two-seconds-are-no-wrong-clock",
+        "Buckets of their own are for those that would be felt.",
+        CAMPAIGN,
+        "        if entry.id_time_us > entry.received_us + AHEAD_US:\n",
+        "        if entry.id_time_us > entry.received_us:\n",
+        f"{DECISIONS}::test_a_call_tells_the_greatest_id_time_of_those_that_are_ahead_and_of_the_others",
+    ),
+    one(
+        "the-server-s-own-id-is-new-once",
+        "A call that had no answer may have reserved, and committed, what the server has made the id of.",
+        CAMPAIGN,
+        "                elif not entry.made_here or entry.attempts:\n",
+        "                elif not entry.made_here:\n",
+        f"{DECISIONS}::test_an_id_made_by_the_server_is_looked_up_like_any_other_once_a_call_may_have_reserved_it",
+    ),
+    one(
+        "the-server-s-own-id-is-new",
+        "An id that nobody else can have sent costs no look-up.",
+        CAMPAIGN,
+        "                elif not entry.made_here or entry.attempts:\n",
+        "                elif True:\n",
+        f"{WINDOW}::test_an_id_made_by_the_server_is_not_looked_up",
+    ),
+    one(
+        "behind-is-no-attempt",
+        "However often a bucket closes, an event is not refused for that.",
+        ACTOR,
+        "        if isinstance(reply, Behind):\n            state.not_tried(request.entries)\n",
+        "",
+        f"{WINDOW}::test_what_was_looked_up_is_looked_up_again_after_an_advance",
+    ),
+    one(
+        "who-lets-others-go-first-has-not-tried",
+        "An id of the server's is as new as before, when another sort of event went with that call.",
+        CAMPAIGN,
+        "            for entry in back:\n                entry.attempts -= 1\n",
+        "",
+        f"{TOO_OLD}::test_who_lets_the_other_sort_go_first_is_not_looked_up_again",
+    ),
+    one(
+        "every-reply-tells-the-window",
+        "What has to be looked up is looked up at once, not asked of Redis first.",
+        CAMPAIGN,
+        "        self.see_window(call.generation, reply.bucket, reply.watermark_us)\n",
+        "",
+        f"{WINDOW}::test_redis_says_once_what_has_to_be_looked_up",
+    ),
+    one(
+        "the-window-is-known-under-one-generation",
+        "A rebuilt state has other buckets under the same numbers, and another watermark.",
+        CAMPAIGN,
+        "            self.bucket, self.watermark_us = NO_BUCKET, NOTHING_FORGOTTEN\n",
+        "            pass\n",
+        f"{DECISIONS}::test_what_redis_told_of_the_dedup_window_holds_under_its_generation_only",
+    ),
+    one(
+        "the-window-is-told-under-its-generation",
+        "A reply of an older generation tells nothing of the state that has taken its place.",
+        CAMPAIGN,
+        "        if generation == self.generation:\n            self.bucket",
+        "        if True:\n            self.bucket",
+        f"{DECISIONS}::test_what_redis_told_of_the_dedup_window_holds_under_its_generation_only",
+    ),
     Mutant(
         "a-look-up-counts-from-its-query",
         "A generation that is learnt while a query is under way makes its answer no younger.",
@@ -47,19 +185,19 @@ MUTANTS = [
             Edit(LOOKUPS, "        for each in batch:\n            each.actor.state.looking_up(each.entry)\n", ""),
             Edit(
                 LOOKUPS,
-                "        for each in reversed(batch):\n",
-                "        for each in reversed(batch):\n            each.actor.state.looking_up(each.entry)\n",
+                "        for each in batch:\n            answers[",
+                "        for each in batch:\n            each.actor.state.looking_up(each.entry)\n            answers[",
             ),
         ],
         [f"{WINDOW}::test_a_look_up_does_not_outlive_the_generation_under_which_it_began"],
     ),
     one(
         "look-ups-are-made-again-for-as-long-as-a-sender-waits",
-        "Recovery after recovery keeps no entry for ever.",
+        "Advance after advance keeps no entry for ever.",
         CAMPAIGN,
         "            elif entry.attempts >= ATTEMPTS_MAX or entry.received_us < waits_us:\n                self.settle",
         "            elif entry.attempts >= ATTEMPTS_MAX or (\n"
-        "                entry.received_us < waits_us and entry.looked_up_under == generation\n"
+        "                entry.received_us < waits_us and entry.looked_up_under == under\n"
         "            ):\n                self.settle",
         f"{DECISIONS}::test_an_entry_is_looked_up_again_only_as_long_as_its_sender_may_wait",
     ),
@@ -67,8 +205,8 @@ MUTANTS = [
         "too-old-is-looked-up",
         "The retry of an accepted event is not refused because it has grown too old meanwhile.",
         ARRIVAL,
-        "if occurred_us < now_us - limits.past_us - REPEATED_US:",
-        "if True:",
+        "        if time_us < now_us - limits.past_us - REPEATED_US:\n",
+        "        if True:\n",
         f"{TOO_OLD}::test_a_repeat_that_has_grown_too_old_is_a_duplicate",
     ),
     one(
@@ -81,11 +219,11 @@ MUTANTS = [
     ),
     one(
         "too-old-is-never-young",
-        "A short limit of age accepts nothing beyond it.",
+        "A limit of age that lies above the watermark accepts nothing beyond it.",
         CAMPAIGN,
-        "elif entry.refusal is None and entry.told_us is not None",
-        "elif entry.told_us is not None",
-        f"{TOO_OLD}::test_what_is_too_old_is_looked_up_even_where_it_is_young",
+        "(fresh if entry.refusal is None else too_old).append(entry)",
+        "fresh.append(entry)",
+        f"{TOO_OLD}::test_what_is_too_old_is_refused_though_redis_knows_that_it_is_new",
     ),
     one(
         "too-old-goes-by-turns",
@@ -102,14 +240,6 @@ MUTANTS = [
         " and (entry.refusal is None) is (first.refusal is None):",
         ":",
         f"{TOO_OLD}::test_who_joins_is_refused_for_its_age_only_if_it_has_that_age",
-    ),
-    one(
-        "the-window-is-longer-than-requests-wait",
-        "Redis knows what a look-up did not see until nobody reserves by that look-up any more.",
-        "config/settings.py",
-        "        if 3 * self.request_deadline_seconds + self.clock_slack_seconds > self.dedup_turn_seconds:\n",
-        "        if False:\n",
-        f"{WINDOW}::test_no_deadline_that_is_allowed_is_too_long_for_the_window",
     ),
     one(
         "a-place-is-one-of-its-campaign",

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from tests.mutants.engine import ACTOR, CAMPAIGN, DECISIONS, RECOVERY, REGISTRY, one
-from tests.mutants.ledger import lua
+from tests.mutants.engine import CAMPAIGN, DECISIONS, REGISTRY, one
 
 WINDOW = "tests/unit/test_window.py"
 BOUNDS = "tests/unit/test_bounds.py"
 
 MUTANTS = [
-    one(
-        "late-for-its-turn",
-        "A call relies on Redis knowing what it did not look up: not longer than the window lasts.",
-        CAMPAIGN,
-        "(now_us + self.slack_us) // self.turn_us,  # turn_latest",
-        "(now_us + self.slack_us) // self.turn_us + 1,",
-        f"{DECISIONS}::test_a_call_holds_for_a_turn_that_another_clock_may_have_reached",
-    ),
     one(
         "limits-in-their-places",
         "A budget is no allowance.",
@@ -26,47 +17,8 @@ MUTANTS = [
         f"{DECISIONS}::test_a_call_names_every_limit_of_the_plan",
     ),
     one(
-        "a-reply-met-late-is-undone",
-        "What was decided long before it is flushed is not flushed.",
-        ACTOR,
-        "elif isinstance(reply, Reserved) and now_us - request.decided_us <= state.wait_us:",
-        "elif isinstance(reply, Reserved):",
-        f"{WINDOW}::test_a_reply_that_is_met_after_a_long_sleep_is_undone",
-    ),
-    one(
-        "a-wrong-turn-is-recovered",
-        "A turn that no clock has reached does not close a campaign for ever.",
-        "engine/patience.py",
-        "if self._late_turns == LATE_TURNS_MAX:",
-        "if False:",
-        f"{WINDOW}::test_a_turn_that_no_clock_has_reached_is_put_right",
-    ),
-    lua(
-        "a-wrong-turn-is-not-kept",
-        "A recovery does not keep a turn that no clock has reached.",
-        "        if s.bkt > bkt + 1 then return {'MISMATCH'} end\n",
-        "",
-        "test_ready_refuses_a_turn_that_no_clock_has_reached",
-    ),
-    one(
-        "ids-under-their-own-turn",
-        "An id stays in the window as long as the engine that received it expects.",
-        RECOVERY,
-        "generation, min(latest, max(oldest, turn)), chunk",
-        "generation, min(oldest + 1, max(oldest, turn)), chunk",
-        f"{WINDOW}::test_ids_from_a_clock_ahead_stay_as_long_as_it_expects",
-    ),
-    one(
-        "a-rebuild-stays-in-time",
-        "An event that a wrong clock received does not close its campaign until then.",
-        RECOVERY,
-        "generation, min(latest, max(oldest, turn)), chunk",
-        "generation, max(oldest, turn), chunk",
-        f"{WINDOW}::test_an_event_that_a_wrong_clock_received_does_not_close_its_campaign",
-    ),
-    one(
         "recover-compares-clocks",
-        "The window is not rebuilt by a clock that is wrong.",
+        "A dedup window does not begin by a clock that is wrong.",
         "engine/recoverer.py",
         "            await _compare_clocks(store, settings)\n",
         "",

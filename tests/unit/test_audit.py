@@ -20,8 +20,10 @@ from engine.audit import (
     Pending,
     PlanFacts,
     RedisFacts,
+    Window,
     compare,
     compare_redis,
+    compare_window,
     is_held,
 )
 
@@ -163,6 +165,23 @@ def test_what_redis_does_not_hold_is_no_difference() -> None:
     other = replace(HELD, generation=3, total_micros=1)
     assert redis_findings(None) == redis_findings(other) == []
     assert [is_held(LEDGER, redis) for redis in (None, other, HELD)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("id_time_us", "generation", "lost"),
+    [(101, 4, True), (100, 4, False), (99, 4, False), (101, 3, True), (101, 5, False)],
+)
+def test_an_id_is_lost_above_the_watermark_only(id_time_us: int, generation: int, lost: bool) -> None:
+    """What is not above it is looked up; a row of a later generation is one that Redis is to follow yet."""
+    assert Window(generation=4, watermark_us=100).forgets(id_time_us, generation) is lost
+
+
+def test_lost_ids_are_a_difference_that_a_rebuild_mends() -> None:
+    """It begins above all that is committed."""
+    (finding,) = compare_window(7, 1_000)
+    assert (finding.campaign_id, finding.check, finding.books, finding.note) == (7, "dedup window", True, False)
+    assert "1,000" in finding.found
+    assert compare_window(7, 0) == []
 
 
 def test_the_closing_line() -> None:

@@ -74,6 +74,13 @@ def test_a_bucket_is_several_times_as_old_as_the_slowest_lookup() -> None:
     assert observed(MemoryPolicy(SECOND_US), 0.1, slowest_lookup_us=3 * SECOND_US).bucket_us == 12 * SECOND_US
 
 
+def test_a_lookup_that_gets_slow_counts_at_once() -> None:
+    """Where memory alone would let the age rise slowly: those in between would all be in vain."""
+    policy = MemoryPolicy(FULL_US)
+    assert observed(policy, 0.9).bucket_us == LEAST_US
+    assert observed(policy, 0.9, slowest_lookup_us=3 * SECOND_US).bucket_us == 12 * SECOND_US
+
+
 def test_a_slow_lookup_is_remembered_for_a_minute() -> None:
     """The next one may be as slow."""
     policy = MemoryPolicy(FULL_US)

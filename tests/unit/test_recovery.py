@@ -355,6 +355,21 @@ async def test_a_row_that_a_flush_holds_is_waited_for_alone(world: World) -> Non
     assert sums.total == 1_000
 
 
+async def test_what_a_flush_that_is_waited_for_has_committed_counts_for_the_cap(world: World) -> None:
+    """Its users are read after the raise, which has waited for it; the ids of it are at the watermark."""
+    (campaign,) = await world.used(1)
+    late, release = impression(NOW_US + 5, user=b"late"), trio.Event()
+    world.store.hold = release.wait
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.store.flush, [bunch(campaign, [late], day=TODAY)])
+        await trio.sleep(1)
+        nursery.start_soon(lambda: world.asked.recover([campaign], Reads.ALL))
+        await trio.sleep(1)
+        release.set()
+    assert await world.behind(campaign, late)
+    assert await world.letters(campaign, [impression(NOW_US + 6, user=b"late")], cap=1) == b"C"
+
+
 async def test_a_chunk_is_what_a_load_may_carry(world: World) -> None:
     """Users of a large campaign come in many."""
     (campaign,) = await world.campaigns(1)

@@ -801,6 +801,21 @@ async def test_what_a_full_redis_refused_is_tried_again_once_ids_are_forgotten(
     assert await world.reasons(*before) == ["duplicate"] * 5
 
 
+async def test_an_id_made_by_the_server_is_new_still_after_a_full_redis(
+    autojump_clock: MockClock, world: World, asked: Asked
+) -> None:
+    """The call that was refused certainly did nothing: nobody can have sent that id since."""
+    campaign = await world.campaign()
+    await world.send(*[at(world, campaign) for _ in range(5)])
+    await trio.sleep(1)
+    await close_bucket(world, campaign)
+    await trio.sleep(5)
+    world.ledger.__class__ = SmallLedger
+    world.ledger.ids_max = 5  # type: ignore[attr-defined]
+    assert await world.reasons(shown(campaign, occurred_at=instant_text(world.now_us() - HOUR_US))) == ["accepted"]
+    assert asked.ids == []
+
+
 async def test_what_was_looked_up_is_looked_up_again_after_a_full_redis_has_forgotten(
     autojump_clock: MockClock, world: World, asked: Asked
 ) -> None:
