@@ -123,14 +123,16 @@ def _outcome(seed: int, steps: int, ran: Simulation | None, broken: list[str]) -
 def _logged_to(checker: Checker) -> Iterator[None]:
     """The engine's errors are the checker's, and nobody else's."""
     log = logging.getLogger("engine")
-    kept, log.propagate = (log.level, log.propagate), False
+    level, propagate = log.level, log.propagate
+    log.propagate = False
     log.addHandler(checker)
     log.setLevel(logging.ERROR)
     try:
         yield
     finally:
         log.removeHandler(checker)
-        log.level, log.propagate = kept
+        log.setLevel(level)  # (which also makes its children forget what was not told meanwhile)
+        log.propagate = propagate
 
 
 class TooSlow(BaseException):
