@@ -6,6 +6,7 @@ Postgres for events names their days, so that it costs what those days cost, wha
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Final, NamedTuple
 
 from config.settings import Settings
@@ -39,3 +40,11 @@ class Accepted(NamedTuple):
         """Identity days of what was reserved on that day, in whatever zone."""
         start_us, end_us = day * DAY_US - _EAST_US - _SLACK_US, (day + 1) * DAY_US + _WEST_US + _SLACK_US
         return self.days_of_receipt(start_us, end_us)
+
+
+_LIMITS: Final = {each.name: each.metadata["high"] for each in fields(Settings) if "high" in each.metadata}
+# What any engine may have accepted, whatever its settings are or were: where an event that is missed is counted twice,
+# or not counted for a cap.
+EVER_ACCEPTED: Final = Accepted(
+    _LIMITS["occurred_past_seconds"] * SECOND_US, _LIMITS["occurred_ahead_seconds"] * SECOND_US
+)

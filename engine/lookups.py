@@ -14,14 +14,16 @@ import trio
 
 from engine import metrics
 from engine.actor import Actor
+from engine.days import EVER_ACCEPTED
 from engine.errors import StoreUnavailable
 from engine.model import DAY_US, SECOND_US, StoredEvent
 from engine.ports import NO_TIME, Clock, EventStore, Wanted
 from engine.services import Absent, LookUp
 from engine.submission import Entry
 
-# Queries under way: Postgres works on one while the engine makes the next of it. More would take cores from flushes.
-LOOK_UPS_AT_ONCE: Final = 2
+# Queries under way: half of the connections. While one waits for the disk or for the engine, Postgres works on others:
+# 15 us an id, where one at a time takes 26 (104 million rows, 365 partitions, four days an id).
+LOOK_UPS_AT_ONCE: Final = 4
 
 
 class LookUps:
@@ -92,14 +94,16 @@ class LookUps:
             found = await self._store.look_up(
                 [Wanted(each.entry.campaign_id, each.entry.event_id, days_of(each.entry, now_us)) for each in batch]
             )
-            # Redis may know an id from another identity day: an event whose time was changed by its sender.
-            elsewhere = [
-                Wanted(each.entry.campaign_id, each.entry.event_id, None)
-                for each in batch
-                if each.absent is not Absent.AGAIN and (each.entry.campaign_id, each.entry.event_id) not in found
-            ]
-            if elsewhere:
-                found = {**found, **await self._store.look_up(elsewhere)}
+            # Redis may know an id from another identity day: an event whose time was changed by its sender. Days that
+            # are left out make a contradiction of it, so in the end all are asked, which costs a hundred times as much.
+            for days in (EVER_ACCEPTED.days_of_receipt(now_us, now_us + 1), None):
+                elsewhere = [
+                    Wanted(each.entry.campaign_id, each.entry.event_id, days)
+                    for each in batch
+                    if each.absent is not Absent.AGAIN and (each.entry.campaign_id, each.entry.event_id) not in found
+                ]
+                if elsewhere:
+                    found = {**found, **await self._store.look_up(elsewhere)}
         except StoreUnavailable:
             for each in batch:
                 each.actor.look_up_failed(each)

@@ -343,7 +343,7 @@ class EventStore(Protocol):
         ...
 
     async def events_since(self, days: Mapping[CampaignId, int]) -> dict[CampaignId, int]:
-        """About how many events each has since that spend day began: good enough to tell the large from the small."""
+        """About how many events each has since the first day that one of its spend day may have."""
         ...
 
     def users_on(
@@ -352,8 +352,8 @@ class EventStore(Protocol):
         """Impressions a user, each campaign on its spend day, in pieces of at most 10,000 users.
 
         `whole` reads the rows of those days once, for all campaigns: for many events. Otherwise it reads campaign by
-        campaign, by the unique key. A campaign may be in many pieces, a user of it in one. It holds a connection: use
-        `aclosing`.
+        campaign, by the unique key. A campaign may be in many pieces, one behind the other, a user of it in one. It
+        holds a connection: use `aclosing`.
         """
         ...
 

@@ -98,7 +98,7 @@ _USERS_WHOLE: Final = """
                         ON w.campaign_id = e.campaign_id AND w.day = e.spend_day
                      WHERE e.day IN {days} AND e.spend_day BETWEEN {first} AND {last} AND e.event_type = 0
                      GROUP BY e.campaign_id, e.user_id COLLATE "C") AS counted) AS chunked
-     GROUP BY campaign_id, chunk
+     GROUP BY campaign_id, chunk ORDER BY campaign_id
 """
 # Sorted, then grouped: ten million users need 32 MB and half a gigabyte of temporary files, and come in order of
 # campaign. Grouping them by hash takes twice the time, whatever the memory.

@@ -14,7 +14,7 @@ import trio_asyncio  # type: ignore[import-untyped]
 
 from config.settings import Settings
 from engine.clock import machine_us
-from engine.days import Accepted
+from engine.days import EVER_ACCEPTED, Accepted
 from engine.errors import EngineError, StoreUnavailable
 from engine.model import (
     Campaign,
@@ -105,13 +105,13 @@ class PostgresStore:
 
     async def events_since(self, days: Mapping[CampaignId, int]) -> dict[CampaignId, int]:
         """About how many events each has since that spend day began."""
-        return await recovery.events_since(self.database, self._accepted, days)
+        return await recovery.events_since(self.database, EVER_ACCEPTED, days)
 
     def users_on(
         self, days: Mapping[CampaignId, int], *, whole: bool
     ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[str, int]]], None]:
         """Impressions a user, each campaign on its spend day, in pieces of at most 10,000 users."""
-        return recovery.users_on(self.database, self._accepted, days, whole=whole)
+        return recovery.users_on(self.database, EVER_ACCEPTED, days, whole=whole)
 
     # --- CampaignStore ---
 

@@ -202,7 +202,8 @@ def read_reply(reply: Any) -> Any:
 def read_begin(reply: Any) -> BeginReply:
     """The reply of `begin`."""
     if isinstance(reply, list) and reply[0] == b"KEPT":
-        return Kept([Pending(unpack_tag(reply[at]), EventId(reply[at + 1])) for at in range(1, len(reply), 2)])
+        triples = zip(reply[1::3], reply[2::3], reply[3::3], strict=True)
+        return Kept([Pending(unpack_tag(tag), EventId(first_id), day) for tag, day, first_id in triples])
     answer: BeginReply = read_reply(reply)
     return answer
 

@@ -363,7 +363,7 @@ end
 
 -- begin: close the campaign under a new generation, and keep its state only if it can be trusted.
 -- ARGV  1 gen
--- Reply KEPT tag first-id tag first-id ... | EMPTY (rebuild it) | STALE g (unless gen is above the stored one)
+-- Reply KEPT tag day first-id tag day first-id ... | EMPTY (rebuild it) | STALE g (unless gen is above the stored one)
 local function begin(keys, argv)
     local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open')
     local gen, stored = tonumber(argv[1]), tonumber(s[1] or -1)
@@ -371,8 +371,10 @@ local function begin(keys, argv)
     if gen == stored + 1 and s[2] == this_image() and s[3] == '1' then
         local reply, pending = {'KEPT'}, redis.call('HGETALL', keys[2])
         for i = 1, #pending, 2 do
+            local record = cmsgpack.unpack(pending[i + 1])
             reply[#reply + 1] = pending[i]
-            reply[#reply + 1] = string.sub(cmsgpack.unpack(pending[i + 1])[5], 1, 16)
+            reply[#reply + 1] = record[1]
+            reply[#reply + 1] = string.sub(record[5], 1, 16)
         end
         redis.call('HSET', keys[1], 'gen', argv[1], 'open', '0')
         return reply

@@ -121,17 +121,17 @@ async def test_a_look_up_of_a_day_without_a_partition_asks_the_default_one(store
 
 
 @pytest.mark.parametrize("whole", [False, True])
-async def test_users_of_a_spend_day_are_in_the_partitions_of_five_days(
+async def test_users_of_a_spend_day_are_in_the_partitions_of_ten_days(
     store: PostgresStore, asked: Asked, whole: bool
 ) -> None:
-    """Those are all that 48 h and the zones of the earth allow."""
+    """Those are all that the longest past that a setting allows, and the zones of the earth, make possible."""
     campaigns, today = [await new_campaign(store) for _ in range(3)], now() // DAY_US
     await store.flush([bunch(each, [impression(now(), user=b"ada")], day=today) for each in campaigns])
     users: dict[CampaignId, Sequence[tuple[str, int]]] = {}
     async with aclosing(store.users_on(dict.fromkeys(campaigns, today), whole=whole)) as pieces:
         async for piece in pieces:
             users.update(piece)
-            assert asked.now() == partitions(*range(today - 3, today + 2))
+            assert asked.now() == partitions(*range(today - 8, today + 2))
     assert users == {each: [("ada", 1)] for each in campaigns}
 
 

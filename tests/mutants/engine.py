@@ -503,9 +503,9 @@ REMEDY = [
             ),
             Edit(
                 RECOVERY,
-                "            await self._rebuild(attempt, to_read, whole=True)\n",
-                "            await self._rebuild(attempt, to_read, whole=True)\n"
-                "        await self._ready(attempt, uncounted, users_loaded=False)\n",
+                "                await self._rebuild(attempt, portion, whole=False)\n",
+                "                await self._rebuild(attempt, portion, whole=False)\n"
+                "            await self._ready(attempt, uncounted, users_loaded=False)\n",
             ),
         ],
         [f"{BULK}::test_who_has_no_cap_is_open_before_others_are_read"],

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from config.settings import Settings
-from engine.days import Accepted
+from engine.days import EVER_ACCEPTED, Accepted
 from engine.model import DAY_US, SECOND_US
 from engine.postgres.days import days_sql
 from tests.plans import NOON_US
@@ -52,6 +52,11 @@ def test_every_event_of_a_spend_day_has_one_of_its_days(settings: Settings, zone
 def test_the_default_settings_name_five_days() -> None:
     """Three before the spend day, and the one after it."""
     assert list(Accepted.of(Settings()).days_of_spend_day(20_000)) == [19_997, 19_998, 19_999, 20_000, 20_001]
+
+
+def test_what_any_setting_may_have_accepted_is_known_as_such() -> None:
+    """Seven days back, and an hour ahead: what is named by it misses nothing that another engine has accepted."""
+    assert list(EVER_ACCEPTED.days_of_spend_day(20_000)) == list(range(19_992, 20_002))
 
 
 def test_days_in_sql_are_constants_each_once() -> None:
