@@ -228,18 +228,17 @@ class CampaignState:
             assert today is not None
         if plan.active and entries[0].refusal is None:
             flags = self._flags
-            kinds = bytearray([flags[entry.event_type] for entry in entries])
+            kinds = bytes([flags[entry.event_type] for entry in entries])
             total_micros, cost_micros = plan.total_budget_micros, self._cost_micros
             cap = NO_CAP if plan.freq_cap_impressions_per_day is None else plan.freq_cap_impressions_per_day
         else:
             # No budget at all, for billable and free alike: Redis still tells duplicates from new events, and what is
             # too old from the repeat of an event whose flush is under way.
-            kinds = bytearray([BILLABLE_FLAG]) * len(entries)
+            kinds = bytes([BILLABLE_FLAG]) * len(entries)
             total_micros, cost_micros, cap = Micros(-1), Micros(0), NO_CAP
-        most_us = max([entry.id_time_us for entry in entries])
-        most_ahead_us = NO_TIME
-        if most_us > min([entry.received_us for entry in entries]) + AHEAD_US:  # (most often, none is ahead)
-            most_us, most_ahead_us = mark_ahead(entries, kinds)
+        most_us, most_ahead_us = max([entry.id_time_us for entry in entries]), NO_TIME
+        if most_us > now_us + AHEAD_US:
+            most_us, most_ahead_us, kinds = mark_ahead(entries, kinds, now_us)
         call = Reserve(  # by position: twenty names take as long as all the rest of this
             self.campaign_id,
             self.generation,
@@ -258,7 +257,7 @@ class CampaignState:
             cap,
             cost_micros,
             policy.new_users,
-            bytes(kinds),
+            kinds,
             b"".join([entry.event_id for entry in entries]),
             [entry.user_id for entry in entries],
             self.committed[:COMMITTED_TAGS_MAX],
@@ -269,7 +268,8 @@ class CampaignState:
         """Read the letters: settle what is refused, and return what is accepted or known."""
         call, letters = request.call, reply.letters
         assert len(letters) == len(request.entries)
-        self.see_window(call.generation, reply.bucket, reply.watermark_us)
+        if call.generation == self.generation:
+            self.bucket, self.watermark_us = reply.bucket, reply.watermark_us
         self.committed = self.committed[len(call.committed) :]
         accepted: list[Entry] = []
         known: list[tuple[Entry, Letter]] = []

@@ -18,8 +18,8 @@ from engine.ports import BILLABLE as BILLABLE_FLAG
 from engine.submission import Entry
 from engine.verdicts import DAILY_BUDGET, INACTIVE, NO_ROOM, TOTAL_BUDGET
 
-# An id time that is further ahead of its receipt than this is that of a clock that is wrong. Such ids have buckets of
-# their own, so that the watermark does not rise above the id times of all others when they are forgotten.
+# An id time that is further ahead of us than this is that of a clock that is wrong. Such ids have buckets of their own,
+# so that the watermark does not rise above the id times of all others when they are forgotten.
 AHEAD_US: Final = 2 * SECOND_US
 
 
@@ -72,16 +72,17 @@ def kinds_of(plan: Campaign) -> bytes:
     )
 
 
-def mark_ahead(entries: Sequence[Entry], kinds: bytearray) -> tuple[int, int]:
-    """Flag those that are ahead of their receipt; the greatest id time of the others, and of these."""
+def mark_ahead(entries: Sequence[Entry], kinds: bytes, now_us: int) -> tuple[int, int, bytes]:
+    """The greatest id time of those that are not ahead, and of those that are; and the kinds, which say which are."""
     most_us = most_ahead_us = NO_TIME
+    marked = bytearray(kinds)
     for place, entry in enumerate(entries):
-        if entry.id_time_us > entry.received_us + AHEAD_US:
-            kinds[place] |= AHEAD
+        if entry.id_time_us > now_us + AHEAD_US:
+            marked[place] |= AHEAD
             most_ahead_us = max(most_ahead_us, entry.id_time_us)
         else:
             most_us = max(most_us, entry.id_time_us)
-    return most_us, most_ahead_us
+    return most_us, most_ahead_us, bytes(marked)
 
 
 def refusal(letter: int, request: ReserveRequest, today_micros: int, now_us: int) -> Verdict:

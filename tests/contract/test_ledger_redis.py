@@ -46,7 +46,7 @@ from tests.contract.reservations import (
 )
 from tests.contract.scripted import HANG_UP, SILENCE, ScriptedRedis, open_scripted
 
-ACCEPTED = b"*6\r\n$2\r\nOK\r\n$1\r\nA\r\n$4\r\n1000\r\n$4\r\n1000\r\n$1\r\n0\r\n$1\r\n0\r\n"
+ACCEPTED = b"*6\r\n$2\r\nOK\r\n$1\r\nA\r\n:1000\r\n:1000\r\n:0\r\n:0\r\n"
 IMPATIENT = Settings(ledger_timeout_seconds=0.2)
 
 

@@ -141,7 +141,7 @@ def test_every_function_that_is_called_is_registered() -> None:
 @pytest.mark.parametrize(
     ("reply", "value"),
     [
-        ([b"OK", b"AP", b"9007199254740991", b"20", b"3", b"17"], Reserved(b"AP", 2**53 - 1, 20, 3, 17)),
+        ([b"OK", b"AP", 2**53 - 1, 20, 3, 17], Reserved(b"AP", 2**53 - 1, 20, 3, 17)),
         ([b"OK"], Done()),
         ([b"NOOP"], Done()),
         ([b"LOST"], Lost()),
@@ -149,7 +149,7 @@ def test_every_function_that_is_called_is_registered() -> None:
         ([b"CLOSED"], Closed()),
         ([b"PLAN", b"5"], PlanBehind(5)),
         ([b"DAY", b"20001"], DayBehind(20_001)),
-        ([b"BEHIND", b"3", b"17"], Behind(3, 17)),
+        ([b"BEHIND", 3, 17], Behind(3, 17)),
         ([b"MISMATCH"], Mismatch()),
         ([b"EMPTY"], Emptied()),
     ],
