@@ -334,15 +334,18 @@ async def advance(ledger: Ledger) -> None:
     await ask(ledger, reserve(total_budget_micros=0, time_us=ALL_LOOKED_UP, bucket_us=0))
 
 
-async def test_an_id_is_known_in_its_bucket_and_the_next(ledger: Ledger) -> None:
+@pytest.mark.parametrize("bucket", [0, 1])
+async def test_an_id_is_known_in_its_bucket_and_the_next(ledger: Ledger, bucket: int) -> None:
     """And no more when both have closed: then the watermark is where its id time was."""
+    for _ in range(bucket):
+        await advance(ledger)
     first = reserve(time_us=AT_US - 7)
     await ask_all(ledger, [first, commit(first)])
-    for place in ((0, 0), (1, 0)):
+    for place in ((bucket, 0), (bucket + 1, 0)):
         assert await window(ledger) == place
         assert await letters(ledger, reserve(ids=first.ids)) == b"D"
         await advance(ledger)
-    assert await window(ledger) == (2, AT_US - 7)
+    assert await window(ledger) == (bucket + 2, AT_US - 7)
     assert await letters(ledger, reserve(ids=first.ids)) == b"A"
 
 

@@ -42,7 +42,7 @@ MUTANTS = [
     ),
     again("a-reply-counts-with-its-generation", "a_reply_is_thrown_away"),
     again("a-void-that-finds-another-redis", "a_void_finds_another_redis"),
-    again("nobody-is-reserved-too-late", "a_look_up_grows_old"),
+    again("looked-up-beyond-midnight", "a_look_up_grows_old"),
     again("a-look-up-counts-under-its-generation", "a_look_up_outlives_a_recovery"),
     again("a-call-says-under-which-bucket-it-was-looked-up", "a_look_up_outlives_its_bucket"),
     again("looked-up-on-the-day-after", "a_repeat_was_committed_tomorrow"),
@@ -66,5 +66,12 @@ MUTANTS = [
         LOOKED,
         "call.looked_bucket not in (NONE_LOOKED_UP, book.window.number, book.window.number - 1)",
         "an_advance_is_one_too_many",
+    ),
+    fake(
+        "what-may-still-commit-is-not-forgotten",
+        "The retry of an event whose flush is under way can be told from a new one.",
+        "    if any(record.bucket < book.window.number for record in book.pending.values()):\n",
+        "    if False:\n",
+        "a_commit_outlasts_both_buckets",
     ),
 ]

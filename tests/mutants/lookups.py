@@ -51,8 +51,16 @@ MUTANTS = [
     SAID,
     LATER_DAY,
     one(
-        "looked-up-on-the-day-that-it-is-now",
-        "An event may wait beyond midnight, while another try of it is received and committed.",
+        "looked-up-beyond-midnight",
+        "An event may wait over midnight, while another try of it is received and committed.",
+        LOOKUPS,
+        "now_us // DAY_US + 2)",
+        "entry.received_us // DAY_US + 1)",
+        DAYS,
+    ),
+    one(
+        "looked-up-up-to-the-day-after-now",
+        "The same, by clocks that disagree.",
         LOOKUPS,
         "now_us // DAY_US + 2)",
         "entry.received_us // DAY_US + 2)",

@@ -27,8 +27,8 @@ POLICY = [
         "no-bucket-is-younger-than-two-seconds",
         "However full Redis is, fresh events are not looked up.",
         MEMORY,
-        "min(max(over, 0.0), 1.0)",
-        "max(over, 0.0)",
+        "        return min(self._most_us(), max(BUCKET_MIN_US, self._needed_us()))\n",
+        "        return min(self._most_us(), max(1, self._needed_us()))\n",
         f"{RULES}::test_from_a_share_on_buckets_close_at_their_least_age",
     ),
     one(
@@ -270,8 +270,8 @@ FULL = [
         f"{WINDOW}::test_what_a_full_redis_refused_is_tried_again_once_ids_are_forgotten",
     ),
     one(
-        "what-a-full-redis-refused-is-looked-up-again",
-        "Its look-up may have aged: it goes through its mailbox, not back to Redis as it was.",
+        "what-a-full-redis-refused-was-not-tried",
+        "An id of the server's is as new as before: that call certainly did nothing.",
         ACTOR,
         "            state.not_tried(request.entries)\n            self.mailbox.put_back(request.entries)\n",
         "            self.mailbox.put_back(request.entries)\n",

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import msgspec
 import pytest
 import trio
 from trio import sleep
 
+from engine.leftovers import Advance
 from engine.model import DAY_US, SECOND_US, CampaignId, Event, Micros, instant_text
 from tests.simulation.clients import Sent
 from tests.simulation.cluster import Process
 from tests.simulation.run import play
 from tests.simulation.simulation import Simulation
-from tests.simulation.world import DAY_SECONDS, POSTGRES, REDIS, Weather
+from tests.simulation.world import DAY_SECONDS, POSTGRES, Weather
 
 SEEDS = 5
+# Over midnight, and less than a request may wait.
+TO_TOMORROW_US = 7 * SECOND_US
 
 
 async def serve(simulation: Simulation, *offsets_us: int, total_budget: str = "1000") -> tuple[CampaignId, Process]:
@@ -98,28 +102,83 @@ async def a_void_finds_another_redis(simulation: Simulation) -> None:
     await sleep(5)
 
 
-async def forget(simulation: Simulation, process: Process, campaign_id: CampaignId, number: int) -> None:
-    """Close two buckets, so that all that was known before is forgotten."""
+async def close_bucket(simulation: Simulation, campaign_id: CampaignId) -> bool:
+    """Have Redis forget the older bucket, in no time: when that happens is policy. False: it is put off."""
+    book = simulation.world.redis.books[campaign_id]
+    number, sums = book.window.number, book.sums
+    assert sums is not None
+    at_us = max(simulation.world.now_us(), book.began_us)
+    await simulation.world.redis.give_back([Advance(campaign_id, book.generation, sums.day, at_us, 0)])
+    return book.window.number == number + 1
+
+
+async def forget(simulation: Simulation, campaign_id: CampaignId) -> None:
+    """All that Redis knows of this campaign's ids, once it has heard what is committed."""
+    await sleep(1)
+    for _ in range(2):
+        assert await close_bucket(simulation, campaign_id)
+
+
+async def known_before_midnight(simulation: Simulation, *offsets_us: int) -> CampaignId:
+    """A campaign that as many engines know, six seconds before the day ends that identity days go by.
+
+    Its buckets close when the script says, and no sooner; and all engines were heard since time has leapt.
+    """
     world = simulation.world
-    for at in range(2):
-        world.leapt_us += world.settings.dedup_bucket_seconds * SECOND_US
-        await simulation.clients.answer_of(process, shown(campaign_id, number + at, world.now_us()))
+    world.settings = replace(world.settings, dedup_bucket_seconds=DAY_SECONDS)
+    world.memory_is_short = False
+    campaign_id, _ = await serve(simulation, *offsets_us)
+    for number, process in enumerate(simulation.processes, 1):
+        await simulation.clients.answer_of(process, shown(campaign_id, number))
+    world.leapt_us += DAY_US - 8 * SECOND_US - world.now_us() % DAY_US
+    await sleep(world.settings.heartbeat_seconds + 0.1)
+    return campaign_id
+
+
+async def look_up_and_freeze(simulation: Simulation, process: Process, events: list[Event]) -> None:
+    """Send what is looked up first; its engine freezes with the answer on its way."""
+    send(simulation, process, events)
+    await sleep(0.0005 * simulation.world.source.random())
+    process.freeze()
+    await sleep(0.5)
 
 
 async def a_look_up_grows_old(simulation: Simulation) -> None:
-    """A machine sleeps with an event that it has looked up; others commit it on the next day, and Redis forgets it."""
+    """What is looked up freezes over midnight; others commit it on the next day, and Redis forgets it."""
     world = simulation.world
-    campaign_id, process = await serve(simulation, 0, 0)
-    await simulation.clients.answer_of(process, shown(campaign_id, 1))
-    send(simulation, process, shown(campaign_id, 2))
-    await sleep(0.0001)
-    process.freeze()
-    await sleep(0.1)
-    world.leapt_us += DAY_SECONDS * SECOND_US
-    await simulation.clients.answer_of(simulation.processes[1], shown(campaign_id, 2))
-    await sleep(1)  # Redis has heard of the commit
-    await forget(simulation, simulation.processes[1], campaign_id, 3)
+    campaign_id = await known_before_midnight(simulation, 0, 0)
+    process, other = simulation.processes
+    await look_up_and_freeze(simulation, process, shown(campaign_id, 3))
+    world.leapt_us += TO_TOMORROW_US
+    await simulation.clients.answer_of(other, shown(campaign_id, 3))
+    await forget(simulation, campaign_id)
     process.thaw()
+    await sleep(5)
+
+
+async def a_repeat_was_committed_tomorrow(simulation: Simulation) -> None:
+    """An event that tells no time is committed where it is the next day already, and repeated where it is not yet."""
+    campaign_id = await known_before_midnight(simulation, 0, 10 * SECOND_US)
+    process, other = simulation.processes
+    await simulation.clients.answer_of(other, shown(campaign_id, 3))
+    await forget(simulation, campaign_id)
+    await simulation.clients.answer_of(process, shown(campaign_id, 3))
+
+
+async def a_commit_outlasts_both_buckets(simulation: Simulation) -> None:
+    """A flush hangs while buckets close; its retry, on the next day, is in flight, and no new event."""
+    world = simulation.world
+    campaign_id = await known_before_midnight(simulation, 0, 0)
+    process, other = simulation.processes
+    await sleep(0.5)  # Redis has heard of what was committed before
+    with world.store.commits_hang():
+        send(simulation, process, shown(campaign_id, 3))
+        await sleep(0.3)
+        for _ in range(3):
+            await close_bucket(simulation, campaign_id)
+        world.leapt_us += TO_TOMORROW_US
+        send(simulation, other, shown(campaign_id, 3))
+        await sleep(0.1 + 0.1 * world.source.random())
     await sleep(5)
 
 
@@ -147,21 +206,14 @@ async def a_look_up_outlives_a_recovery(simulation: Simulation) -> None:
 async def a_look_up_outlives_its_bucket(simulation: Simulation) -> None:
     """The same without a recovery: the retry's engine freezes between its look-up and its reserve."""
     world = simulation.world
-    campaign_id, process = await serve(simulation, 0, 0)
-    other = simulation.processes[1]
-    await simulation.clients.answer_of(process, shown(campaign_id, 1))
-    await simulation.clients.answer_of(other, shown(campaign_id, 2))
-    world.leapt_us += DAY_US - SECOND_US - world.now_us() % DAY_US
+    campaign_id = await known_before_midnight(simulation, 0, 0)
+    process, other = simulation.processes
     with world.store.commits_hang():
         send(simulation, process, shown(campaign_id, 3))
         await sleep(0.5)
-        world.leapt_us += 3 * SECOND_US
-        send(simulation, other, shown(campaign_id, 3))
-        await sleep(0.0005 * world.source.random())  # its look-up is on the way
-        other.freeze()
-        await sleep(0.5)
-    await sleep(1)  # Redis has heard of the commit
-    await forget(simulation, process, campaign_id, 4)
+        world.leapt_us += TO_TOMORROW_US
+        await look_up_and_freeze(simulation, other, shown(campaign_id, 3))
+    await forget(simulation, campaign_id)
     other.thaw()
     await sleep(5)
 
@@ -169,48 +221,19 @@ async def a_look_up_outlives_its_bucket(simulation: Simulation) -> None:
 async def an_advance_is_one_too_many(simulation: Simulation) -> None:
     """The same, where the commit is of the bucket before the look-up's: the very next advance forgets it."""
     world = simulation.world
-    campaign_id, process = await serve(simulation, 0, 0, 0)
-    other, third = simulation.processes[1:]
-    for number, each in enumerate((process, other, third), 1):
-        await simulation.clients.answer_of(each, shown(campaign_id, number))
-    world.leapt_us += DAY_US - SECOND_US - world.now_us() % DAY_US
+    campaign_id = await known_before_midnight(simulation, 0, 0)
+    process, other = simulation.processes
     with world.store.commits_hang():
-        send(simulation, process, shown(campaign_id, 4))
+        send(simulation, process, shown(campaign_id, 3))
         await sleep(0.5)
-        world.leapt_us += (3 + world.settings.dedup_bucket_seconds) * SECOND_US
-        send(simulation, third, shown(campaign_id, 5, world.now_us()))  # closes its bucket
-        await sleep(0.5)
-        send(simulation, other, shown(campaign_id, 6, world.now_us()))  # tells its engine of that
+        world.leapt_us += TO_TOMORROW_US
+        assert await close_bucket(simulation, campaign_id)
+        send(simulation, other, shown(campaign_id, 4, world.now_us()))  # tells its engine of that
         await sleep(0.1)
-        send(simulation, other, shown(campaign_id, 4))
-        await sleep(0.0005 * world.source.random())
-        other.freeze()
-        await sleep(0.5)
-    await sleep(1)
-    world.leapt_us += world.settings.dedup_bucket_seconds * SECOND_US
-    await simulation.clients.answer_of(third, shown(campaign_id, 7, world.now_us()))
+        await look_up_and_freeze(simulation, other, shown(campaign_id, 3))
+    await sleep(1)  # Redis has heard of the commit
+    assert await close_bucket(simulation, campaign_id)
     other.thaw()
-    await sleep(5)
-
-
-async def a_repeat_was_committed_tomorrow(simulation: Simulation) -> None:
-    """An event that tells no time waits over midnight; another try of it, received on the next day, is committed."""
-    world = simulation.world
-    campaign_id, process = await serve(simulation, 0, 0)
-    other = simulation.processes[1]
-    await simulation.clients.answer_of(process, shown(campaign_id, 1))
-    await simulation.clients.answer_of(other, shown(campaign_id, 2))
-    world.leapt_us += DAY_US - SECOND_US - world.now_us() % DAY_US
-    process.wire.cut.add(REDIS)
-    send(simulation, process, shown(campaign_id, 3))
-    await sleep(0.1)
-    process.freeze()
-    world.leapt_us += 3 * SECOND_US
-    await simulation.clients.answer_of(other, shown(campaign_id, 3))
-    await sleep(1)
-    await forget(simulation, other, campaign_id, 4)
-    process.wire.cut.clear()
-    process.thaw()
     await sleep(5)
 
 
@@ -219,10 +242,11 @@ FOUND = [
     a_reply_is_thrown_away,
     a_void_finds_another_redis,
     a_look_up_grows_old,
-    an_advance_is_one_too_many,
     a_look_up_outlives_a_recovery,
     a_look_up_outlives_its_bucket,
+    an_advance_is_one_too_many,
     a_repeat_was_committed_tomorrow,
+    a_commit_outlasts_both_buckets,
 ]
 
 

@@ -84,6 +84,7 @@ class World:
         )
         self.store = FakeStore(self.now_us)
         self.store.hold = self._hold
+        self.memory_is_short = True  # at times, in some worlds
         self._used_bytes = source.choice(((0,), (0,), (580,), (700,), (0, 580, 700, 900)))
         self._images = 1
         self.redis = FakeLedger()
@@ -151,7 +152,7 @@ class World:
 
     def used_bytes(self) -> int:
         """What Redis uses: in some worlds so much that buckets close soon, or that new users are refused."""
-        return 0 if self.calm else self.source.choice(self._used_bytes)
+        return self.source.choice(self._used_bytes) if self.memory_is_short and not self.calm else 0
 
     # --- Redis ----------------------------------------------------------------------------------------------
 

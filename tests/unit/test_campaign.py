@@ -320,8 +320,8 @@ def test_a_call_tells_the_greatest_id_time_of_those_that_are_ahead_and_of_the_ot
     assert (call.most_us, call.most_ahead_us) == (NOON_US + 2 * SECOND_US, NO_TIME)
     assert call.kinds == bytes([BILLABLE | COUNTS_FOR_CAP]) * 3
     ahead_us = [NOON_US + 2 * SECOND_US + 1, NOON_US + 290 * SECOND_US]
-    call = called(state, *map(timed, [times_us[0], *ahead_us, times_us[2]]))
-    assert (call.most_us, call.most_ahead_us) == (NOON_US, ahead_us[-1])
+    call = called(state, *map(timed, [times_us[1], *reversed(ahead_us), times_us[2]]))
+    assert (call.most_us, call.most_ahead_us) == (NOON_US + 2 * SECOND_US, ahead_us[-1])
     assert [kind & AHEAD for kind in call.kinds] == [0, AHEAD, AHEAD, 0]
     assert call.kinds[1] == BILLABLE | COUNTS_FOR_CAP | AHEAD
 

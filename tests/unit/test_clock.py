@@ -61,3 +61,18 @@ def test_an_engine_that_started_by_a_wrong_clock_goes_by_the_right_one_as_soon_a
         assert engine.clocks.wrong is None
         assert abs(steady.now_us() - clock.machine_us()) < 1_000_000
         assert steady.behind_us(0) is None
+
+
+def test_a_clock_that_was_found_right_follows_none_that_a_slow_answer_calls_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It goes on evenly, and the engine serves: what is wrong with the machine's clock, a faster answer will say."""
+    steady, engine, machine_us = SteadyClock(), SimpleNamespace(clocks=ClockCheck(2.0, 30.0)), clock.machine_us
+    told: Any = engine
+    judge_clock(told, steady, steady.reading_us(), HeartbeatReply(0, frozenset(), 1), None)
+    before_us = steady.now_us()
+    monkeypatch.setattr("engine.clock.machine_us", lambda: machine_us() + 20_000_000)
+    slow = HeartbeatReply(0, frozenset(), 1, round_trip_us=40_000_000)
+    judge_clock(told, steady, steady.reading_us(), slow, None)
+    assert engine.clocks.wrong is None
+    assert 0 <= steady.now_us() - before_us < 10_000_000

@@ -626,8 +626,9 @@ async def test_after_a_loss_of_redis_a_sender_that_was_ahead_costs_look_ups_unti
 
 async def test_a_flush_that_a_rebuild_waits_for_is_below_its_watermark(autojump_clock: MockClock, world: World) -> None:
     """Its events were reserved in the Redis that is lost; the raise of the generation returns what they have raised."""
-    campaign = await world.campaign()
+    campaign = await world.campaign(total_budget="0.003")
     await world.send(shown(campaign))
+    await trio.sleep(1)
     event = at(world, campaign)
     with world.store.commits_hang():
         world.engine.submit([event], lambda _: None)
