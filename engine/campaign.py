@@ -177,9 +177,10 @@ class CampaignState:
             elif entry.attempts >= ATTEMPTS_MAX or entry.received_us < waits_us:
                 self.settle(entry, UNAVAILABLE)
             else:
-                if entry.id_time_us > watermark_us:  # if its id was ever committed, Redis knows it
-                    if entry.id_time_us < unlooked_us:
-                        unlooked_us = entry.id_time_us
+                id_time_us = entry.id_time_us
+                if id_time_us > watermark_us:  # if its id was ever committed, Redis knows it
+                    if id_time_us < unlooked_us:
+                        unlooked_us = id_time_us
                 elif entry.looked_up_under == under:
                     looked_bucket = self.bucket
                 elif not entry.made_here or entry.attempts:
