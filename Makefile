@@ -54,8 +54,10 @@ locust: setup locust-setup ## load it with locust, senders, readers and editors 
 		--processes $(or $(PROCESSES),1) $(if $(RATE),--rate $(RATE)) $(if $(API),--api $(API)) \
 		$(if $(INTAKE),--intake $(INTAKE)) $(CLASSES)
 
+# HISTORY= runs each seed a second time, after so many million events of the last ten minutes over 100 campaigns.
 faults: setup ## run every fault with SEEDS seeds (20) in JOBS worlds at once (4): an hour; journals of failures in build/faults
-	@$(BIN)/python -m tests.faults --seeds $(or $(SEEDS),20) --jobs $(or $(JOBS),4) --keep build/faults
+	@$(BIN)/python -m tests.faults --seeds $(or $(SEEDS),20) --jobs $(or $(JOBS),4) --keep build/faults \
+		$(if $(HISTORY),--history $(HISTORY)) $(if $(ONLY),--only "$(ONLY)")
 
 # HOSTILE_SECONDS= lasts so long instead, RATE= connections a second (100), with memory and descriptors before, during and after.
 fuzz: setup ## send REQUESTS (20000) mutated requests of SEED to both listeners of a served program: no end, no traceback, no lie

@@ -28,7 +28,7 @@ from psycopg import sql
 
 from engine.model import BILLABLE, EventType, Micros, PricingModel, cost_per_event
 from engine.postgres.partitions import partition_name
-from engine.registry import TAG_BITS
+from engine.processes import TAG_BITS
 
 CONNECTIONS: Final = 2  # a third one makes it no faster on two cores
 CHUNK: Final = 500_000  # rows of a transaction: a second or two
@@ -144,11 +144,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Laid:
-    """What came of it."""
+    """What came of it. The tags of its rows are `first_tag` and as many after it as an engine has."""
 
     rows: int
     days: int
     seconds: float
+    first_tag: int
 
 
 def span_of(text: str, now: datetime) -> Span:
@@ -252,7 +253,7 @@ def lay_history(db_url: str, history: History, campaign_ids: Sequence[int] = ())
         connection.execute(_LEDGER.format(latest=latest))
         connection.execute("VACUUM (ANALYZE) events, ledger, rollup")
         connection.execute("CHECKPOINT")
-    return Laid(history.rows, len(days), round(time.monotonic() - started, 1))
+    return Laid(history.rows, len(days), round(time.monotonic() - started, 1), values["tag"])
 
 
 def make_past_partitions(db_url: str, days_back: int) -> None:

@@ -45,6 +45,7 @@ from engine.ports import (
     Resolve,
     ResolveReply,
 )
+from engine.postgres import flush
 from engine.redis.ledger import RedisLedger, open_ledger
 from engine.runtime import open_engine
 from engine.steps import Begin, Ready
@@ -78,6 +79,7 @@ def hold_events(stores: Stores, settings: Settings, batch: int, *, traced: bool)
 
 
 async def _hold_events(stores: Stores, settings: Settings, batch: int, traced: bool) -> Held:
+    flush.LOCK_SECONDS = settings.flush_timeout_seconds  # type: ignore[attr-defined]  # as long as we hold the row
     answered: list[Submission] = []
     async with open_engine(settings, db_url=stores.db_url, redis_url=stores.redis_url) as engine:
         campaigns = [await _campaign(engine, number) for number in range(CAMPAIGNS)]

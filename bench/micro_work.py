@@ -163,10 +163,10 @@ async def _admit(bench: Bench) -> AsyncIterator[Ask]:
     """Both decisions and the verdicts: admit, apply, settle."""
     from engine.campaign import CampaignState
     from engine.lifecycle import Signal
-    from engine.memory import MemoryPolicy
+    from engine.memory import Policy
     from engine.ports import Reserved
 
-    now_us, plan, policy = time.time_ns() // 1_000, _campaign(), MemoryPolicy(BUCKET_US, new_users=True)
+    now_us, plan, policy = time.time_ns() // 1_000, _campaign(), Policy(BUCKET_US, new_users=True)
     state = CampaignState(plan.id, wait_seconds=3_600.0)
     state.adopt_plan(plan, now_us)
     state.signal(Signal.PLAN)

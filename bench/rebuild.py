@@ -211,6 +211,9 @@ class Rebuild:
 
     def _show_beside(self, when: str, beside: Beside) -> None:
         ms = sorted(each * 1_000 for each in beside.seconds)
+        if not ms:
+            self.console.print(f"another campaign's lone events, {when}: it was over before the first of them")
+            return
         self.console.print(
             f"another campaign's lone events, {when}: median {statistics.median(ms):.1f} ms, "
             f"99 of 100 below {ms[len(ms) * 99 // 100]:.1f} ms, longest {ms[-1]:.1f} ms; {dict(beside.answers)}"

@@ -46,6 +46,7 @@ headrace-bench micro                  the stages of an event, each by itself
 headrace-bench profile [BEFORE]       where each microsecond of an event goes under load, by stage and process
 headrace-bench page RESULT            one HTML file with the plots; it needs no network
 headrace-bench chaos                  load, and a fault in the middle of it
+headrace-bench soak                   full rate for minutes; then, if asked to, a restart or a loss of Redis
 python -m bench.pair BEFORE [AFTER]   two checkouts under the same loads, in turn: for a change of a few percent
 ```
 

@@ -88,9 +88,9 @@ def fill_and_compare(filled: Experiment, empty: Experiment, rows: int, rounds: i
     with open_run(empty, seed=0) as small, open_run(filled, seed=0) as large:
         fill_events(small.stand.stores.db_url, min(rows, USED_ROWS))
         empty_events(small.stand.stores.db_url)
-        for each in (small, large):
-            each.step(warm)  # their Redis holds every campaign from here on
         fill_events(large.stand.stores.db_url, rows)
+        for each in (small, large):
+            each.step(warm)  # their Redis holds every campaign from here on, and knows what is committed
         for round_ in range(rounds):
             for each in (large, small) if round_ % 2 == 0 else (small, large):
                 each.step(warm)

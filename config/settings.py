@@ -113,7 +113,7 @@ class Settings:
         3,
         64,
     )
-    lookup_events_max: int = _number(5_000, "Ids of one look-up in Postgres: 20 ms of index probes.", 1, 100_000)
+    lookup_events_max: int = _number(1_000, "Ids of one look-up in Postgres: 20 ms of index probes.", 1, 100_000)
 
     heartbeat_seconds: float = _number(2.0, "How often an engine process says in Postgres that it is alive.", 0.1, 60)
     engine_dead_seconds: float = _number(

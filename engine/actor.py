@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from engine.boundary import FaultBoundary
-from engine.campaign import CampaignState, Reservation, ReserveRequest
+from engine.campaign import CampaignState
 from engine.lifecycle import CLOSED, LOADING, OPEN, RESERVING, STOPPED, Signal
 from engine.mailbox import Mailbox
 from engine.model import Campaign, StoredEvent, Verdict
@@ -40,6 +40,7 @@ from engine.ports import (
     Stale,
     Unknown,
 )
+from engine.reservations import Reservation, ReserveRequest
 from engine.services import Absent, LookUp, Services
 from engine.submission import Entry
 from engine.verdicts import IN_FLIGHT, UNAVAILABLE, UNKNOWN_CAMPAIGN
@@ -167,12 +168,8 @@ class Actor:
         for generation, tag in state.voids[:RESOLVES_MAX]:
             calls.append(Resolve(state.campaign_id, generation, tag, commit=False))
         if self.mailbox:
-            admitted = state.admit(
-                self.mailbox.take(min(events_max, self.reserve_events_max)),
-                self.services.next_tag(),
-                self.services.memory_policy(),
-                now_us,
-            )
+            taken = self.mailbox.take(min(events_max, self.reserve_events_max))
+            admitted = state.admit(taken, self.services.next_tag(), self.services.memory_policy(), now_us)
             if admitted.late:
                 self.services.look_up([LookUp(self, entry, Absent.AGAIN) for entry in admitted.late])
             self.mailbox.put_back(admitted.back)
@@ -308,8 +305,7 @@ class Actor:
         self.services.run_soon(self)
 
     def _refused(self, reservation: Reservation, cause: RefusalCause) -> None:
-        state = self.state
-        entries = reservation.rows
+        state, entries = self.state, reservation.rows
         if cause is not RefusalCause.GENERATION:
             # (Under an older generation its record belongs to the recovery that raised it.)
             state.voids.append((reservation.generation, reservation.tag))
@@ -328,23 +324,27 @@ class Actor:
 
     # --- look-ups and recovery ------------------------------------------------------------------------------
 
-    def looked_up(self, look_up: LookUp, stored: StoredEvent | None) -> None:
-        """Postgres has this event, or has it not."""
+    def looked_up(self, answers: Sequence[tuple[LookUp, StoredEvent | None]]) -> None:
+        """Postgres has these events, or has them not (None)."""
         with self.boundary:
-            state, entry = self.state, look_up.entry
-            if state.in_flight.get(entry.event_id) is not entry:
-                return  # the actor was stopped meanwhile
-            if stored is not None:
-                state.settle_found(entry, stored, look_up.tag)
-            elif look_up.absent is Absent.AGAIN:
-                self.mailbox.put_back([entry])
-                self.services.run_soon(self)
-            elif look_up.absent is Absent.IN_FLIGHT:
-                state.settle(entry, IN_FLIGHT)
-            else:
-                # No healthy race ends here: architecture.md, "What halts a campaign". It answers this entry, too.
-                what = f"event {uuid.UUID(bytes=entry.event_id)} committed"
-                self.services.differs(self, f"Redis calls {what}, Postgres does not have it")
+            state, again = self.state, list[Entry]()
+            for look_up, stored in answers:
+                entry = look_up.entry
+                if state.in_flight.get(entry.event_id) is not entry:
+                    continue  # the actor was stopped meanwhile
+                if stored is not None:
+                    state.settle_found(entry, stored, look_up.tag)
+                elif look_up.absent is Absent.AGAIN:
+                    again.append(entry)
+                elif look_up.absent is Absent.IN_FLIGHT:
+                    state.settle(entry, IN_FLIGHT)
+                else:
+                    # No healthy race ends here: architecture.md, "What halts a campaign". It answers the others, too.
+                    what = f"event {uuid.UUID(bytes=entry.event_id)} committed"
+                    self.services.differs(self, f"Redis calls {what}, Postgres does not have it")
+            # (If it was halted for one of them, it has answered all, and has no mail.)
+            self.mailbox.put_back([entry for entry in again if state.in_flight.get(entry.event_id) is entry])
+            self.services.run_soon(self)
 
     def look_up_failed(self, look_up: LookUp) -> None:
         """Postgres could not be asked: nothing is known, a retry is safe."""

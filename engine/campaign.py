@@ -22,31 +22,23 @@ The life of a campaign in here (what is OPEN, RESERVING, CLOSED) is in `lifecycl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
-
-import msgspec
 
 from engine.lifecycle import LOADING, OPEN, STOPPED, TRANSITIONS, IllegalTransition, Signal
 from engine.memory import Policy
 from engine.model import (
-    BILLABLE,
     SECOND_US,
     Campaign,
     CampaignId,
-    EventType,
     Micros,
-    Reason,
     Status,
     StoredEvent,
     Verdict,
 )
-from engine.pacing import SpendDay, allowance_micros, day_of_number, seconds_between, seconds_until_room, spend_day
+from engine.pacing import SpendDay, allowance_micros, day_of_number, spend_day
 from engine.ports import (
-    AHEAD,
     ALL_LOOKED_UP,
-    COUNTS_FOR_CAP,
-    FREE,
     NO_CAP,
     NO_TIME,
     NONE_LOOKED_UP,
@@ -56,58 +48,18 @@ from engine.ports import (
     Reserved,
 )
 from engine.ports import BILLABLE as BILLABLE_FLAG
+from engine.reservations import AHEAD_US, Admitted, Applied, Reservation, ReserveRequest, kinds_of, mark_ahead, refusal
 from engine.submission import Entry
-from engine.verdicts import DAILY_BUDGET, ID_REUSED, IN_FLIGHT, INACTIVE, NO_ROOM, TOTAL_BUDGET, UNAVAILABLE
+from engine.verdicts import ID_REUSED, IN_FLIGHT, UNAVAILABLE
 
 # Reserve an entry at most so often (each time, a cause has been dealt with), and only before its request's deadline.
 # Then answer `retry`.
 ATTEMPTS_MAX: Final = 8
-# An id time that is further ahead of its receipt than this is that of a clock that is wrong. Such ids have buckets of
-# their own, so that the watermark does not rise above the id times of all others when they are forgotten.
-AHEAD_US: Final = 2 * SECOND_US
 # No bucket is known, nor a watermark: as if nothing was ever forgotten. Redis knows better, and says so (`Behind`).
 NO_BUCKET: Final = -1
 NOTHING_FORGOTTEN: Final = NO_TIME - 1
 # Tags of committed reservations that one call carries: Lua's `unpack` holds far more, a round seldom brings more.
 COMMITTED_TAGS_MAX: Final = 500
-
-
-class ReserveRequest(msgspec.Struct, frozen=True, gc=False):
-    """One call of reserve, and the entries that its letters are about."""
-
-    call: Reserve
-    entries: Sequence[Entry]
-    plan: Campaign
-    today: SpendDay
-
-
-class Reservation:
-    """The accepted entries of one call, on their way to Postgres (`ports.Batch`)."""
-
-    __slots__ = ("amount_micros", "campaign_id", "generation", "rows", "spend_day", "tag")
-
-    def __init__(self, call: Reserve, rows: Sequence[Entry], amount_micros: int) -> None:
-        self.campaign_id = call.campaign_id
-        self.generation = call.generation
-        self.tag = call.tag
-        self.spend_day = call.day
-        self.amount_micros = amount_micros
-        self.rows = rows
-
-
-class Admitted(msgspec.Struct, frozen=True, gc=False):
-    """What `admit` decided: a call to send, entries to look up first, and entries that wait for the next call."""
-
-    request: ReserveRequest | None
-    late: Sequence[Entry]
-    back: Sequence[Entry] = ()
-
-
-class Applied(msgspec.Struct, frozen=True, gc=False):
-    """What `apply` decided: a reservation to flush, and entries whose ids Redis knows."""
-
-    reservation: Reservation | None
-    known: Sequence[tuple[Entry, Letter]]
 
 
 class CampaignState:
@@ -150,7 +102,7 @@ class CampaignState:
         if self.plan is not None and plan.version <= self.plan.version:
             return False
         self.plan = plan
-        self._flags, self._cost_micros = _flags(plan), plan.cost_micros
+        self._flags, self._cost_micros = kinds_of(plan), plan.cost_micros
         if self.today is None:
             self.today = spend_day(now_us, plan.timezone)
         return True
@@ -276,18 +228,17 @@ class CampaignState:
             assert today is not None
         if plan.active and entries[0].refusal is None:
             flags = self._flags
-            kinds = bytearray([flags[entry.event_type] for entry in entries])
+            kinds = bytes([flags[entry.event_type] for entry in entries])
             total_micros, cost_micros = plan.total_budget_micros, self._cost_micros
             cap = NO_CAP if plan.freq_cap_impressions_per_day is None else plan.freq_cap_impressions_per_day
         else:
             # No budget at all, for billable and free alike: Redis still tells duplicates from new events, and what is
             # too old from the repeat of an event whose flush is under way.
-            kinds = bytearray([BILLABLE_FLAG]) * len(entries)
+            kinds = bytes([BILLABLE_FLAG]) * len(entries)
             total_micros, cost_micros, cap = Micros(-1), Micros(0), NO_CAP
-        most_us = max([entry.id_time_us for entry in entries])
-        most_ahead_us = NO_TIME
-        if most_us > min([entry.received_us for entry in entries]) + AHEAD_US:  # (most often, none is ahead)
-            most_us, most_ahead_us = _mark_ahead(entries, kinds)
+        most_us, most_ahead_us = max([entry.id_time_us for entry in entries]), NO_TIME
+        if most_us > now_us + AHEAD_US:
+            most_us, most_ahead_us, kinds = mark_ahead(entries, kinds, now_us)
         call = Reserve(  # by position: twenty names take as long as all the rest of this
             self.campaign_id,
             self.generation,
@@ -306,7 +257,7 @@ class CampaignState:
             cap,
             cost_micros,
             policy.new_users,
-            bytes(kinds),
+            kinds,
             b"".join([entry.event_id for entry in entries]),
             [entry.user_id for entry in entries],
             self.committed[:COMMITTED_TAGS_MAX],
@@ -317,7 +268,8 @@ class CampaignState:
         """Read the letters: settle what is refused, and return what is accepted or known."""
         call, letters = request.call, reply.letters
         assert len(letters) == len(request.entries)
-        self.see_window(call.generation, reply.bucket, reply.watermark_us)
+        if call.generation == self.generation:
+            self.bucket, self.watermark_us = reply.bucket, reply.watermark_us
         self.committed = self.committed[len(call.committed) :]
         accepted: list[Entry] = []
         known: list[tuple[Entry, Letter]] = []
@@ -333,7 +285,7 @@ class CampaignState:
             elif letter in _KNOWN:
                 known.append((entry, _KNOWN[letter]))
             else:
-                self.settle(entry, entry.refusal or _refusal(letter, request, reply.today_micros, now_us))
+                self.settle(entry, entry.refusal or refusal(letter, request, reply.today_micros, now_us))
         if not accepted:
             return Applied(None, known)
         assert call.total_budget_micros >= 0, "nothing is accepted without a budget"
@@ -377,55 +329,6 @@ class CampaignState:
 
 _ACCEPTED: Final = Letter.ACCEPTED.value[0]
 _KNOWN: Final = {Letter.DUPLICATE.value[0]: Letter.DUPLICATE, Letter.PENDING.value[0]: Letter.PENDING}
-
-
-def _flags(plan: Campaign) -> bytes:
-    """The kind of each event type under a plan."""
-    billable = BILLABLE[plan.pricing_model]
-    capped = plan.freq_cap_impressions_per_day is not None
-    return bytes(
-        (BILLABLE_FLAG if event_type is billable else FREE)
-        | (COUNTS_FOR_CAP if capped and event_type is EventType.IMPRESSION else FREE)
-        for event_type in EventType
-    )
-
-
-def _mark_ahead(entries: Sequence[Entry], kinds: bytearray) -> tuple[int, int]:
-    """Flag those that are ahead of their receipt; the greatest id time of the others, and of these."""
-    most_us = most_ahead_us = NO_TIME
-    for place, entry in enumerate(entries):
-        if entry.id_time_us > entry.received_us + AHEAD_US:
-            kinds[place] |= AHEAD
-            most_ahead_us = max(most_ahead_us, entry.id_time_us)
-        else:
-            most_us = max(most_us, entry.id_time_us)
-    return most_us, most_ahead_us
-
-
-def _refusal(letter: int, request: ReserveRequest, today_micros: int, now_us: int) -> Verdict:
-    """The verdict behind a letter that is neither accepted nor known, by the plan that it was decided under."""
-    if not request.plan.active:
-        return INACTIVE
-    match Letter(bytes([letter])):
-        case Letter.CAPPED:
-            return Verdict(
-                Status.REJECTED,
-                Reason.FREQUENCY_CAPPED,
-                f"the user has had {request.call.cap} impressions today, as many as the campaign allows",
-                seconds_between(now_us, request.today.end_us),
-            )
-        case Letter.PACED:
-            wait_seconds = seconds_until_room(request.plan, request.today, now_us, today_micros)
-            return Verdict(
-                Status.REJECTED, Reason.PACED, "the day has not reached this part of its budget", wait_seconds
-            )
-        case Letter.TOTAL:
-            return TOTAL_BUDGET
-        case Letter.DAILY:
-            return DAILY_BUDGET
-        case Letter.NO_ROOM:
-            return NO_ROOM
-    raise AssertionError(f"unknown letter {letter!r}")
 
 
 def _as_duplicate(entry: Entry, stored: StoredEvent) -> Verdict:

@@ -15,11 +15,11 @@ import trio
 
 from engine import metrics
 from engine.actor import Actor
-from engine.campaign import Reservation
 from engine.locks import SEARCH_SECONDS, Locked, Suspects
 from engine.model import CampaignId
 from engine.outages import HELD_ROWS, Outages
 from engine.ports import Committed, EventStore, FlushReply, NotRun, Refused
+from engine.reservations import Reservation
 
 _Waiting = tuple[Actor, Reservation]
 

@@ -31,11 +31,7 @@ class Forgetting:
         self._ledger = ledger
         self._slowest_look_up_us = slowest_look_up_us
         self._memory = MemoryPolicy(bucket_us)
-
-    @property
-    def policy(self) -> Policy:
-        """What the memory of now asks for."""
-        return self._memory.policy
+        self.policy: Policy = self._memory.policy  # what the memory of now asks for
 
     async def run(self) -> None:
         """Ask, for ever."""
@@ -50,7 +46,7 @@ class Forgetting:
             return
         used_bytes, max_bytes = found
         before = self.policy
-        policy = self._memory.observe(used_bytes, max_bytes, self._slowest_look_up_us())
+        policy = self.policy = self._memory.observe(used_bytes, max_bytes, self._slowest_look_up_us())
         metrics.redis_used_bytes.set(used_bytes)
         metrics.dedup_bucket_seconds.set(policy.bucket_us / SECOND_US)
         if before.new_users and not policy.new_users:

@@ -17,6 +17,11 @@ from typing import Final, Protocol
 
 import msgspec
 
+from engine.letters import AHEAD as AHEAD
+from engine.letters import BILLABLE as BILLABLE
+from engine.letters import COUNTS_FOR_CAP as COUNTS_FOR_CAP
+from engine.letters import FREE as FREE
+from engine.letters import Letter as Letter
 from engine.locks import Locked
 from engine.model import (
     Campaign,
@@ -30,30 +35,11 @@ from engine.model import (
 from engine.roster import Roster as Roster
 from engine.steps import Begin, Emptied, Kept, LoadUsers, Mismatch, Ready
 
-# Flags of one event in `Reserve.kinds`.
-FREE: Final = 0
-BILLABLE: Final = 1
-COUNTS_FOR_CAP: Final = 2
-AHEAD: Final = 4
-
 NO_CAP: Final = -1
 NO_TIME: Final = -1  # the id time of an event whose id tells none
 ALL_LOOKED_UP: Final = 2**53 - 1  # `Reserve.unlooked_us`: later than every id time
 NONE_LOOKED_UP: Final = -1  # `Reserve.looked_bucket`
 UNTOUCHED_DAY: Final = 0  # `LedgerRow.spend.day` before the first commit
-
-
-class Letter(bytes, Enum):
-    """What Redis says of one event. The letters are those of `functions.lua`; a test compares the two."""
-
-    PENDING = b"P"  # in flight: reserved by an earlier call, or earlier in this one
-    DUPLICATE = b"D"
-    CAPPED = b"C"
-    TOTAL = b"T"
-    DAILY = b"Y"
-    PACED = b"W"
-    NO_ROOM = b"U"  # there is no memory for the count of another user
-    ACCEPTED = b"A"
 
 
 # --- Ledger: what goes to Redis, and what comes back ---
@@ -357,7 +343,7 @@ class EventStore(Protocol):
         ...
 
     async def events_since(self, days: Mapping[CampaignId, int]) -> dict[CampaignId, int]:
-        """About how many events each has since that spend day began: good enough to tell the large from the small."""
+        """About how many events each has since the first day that one of its spend day may have."""
         ...
 
     def users_on(
@@ -366,8 +352,8 @@ class EventStore(Protocol):
         """Impressions a user, each campaign on its spend day, in pieces of at most 10,000 users.
 
         `whole` reads the rows of those days once, for all campaigns: for many events. Otherwise it reads campaign by
-        campaign, by the unique key. A campaign may be in many pieces, a user of it in one. It holds a connection: use
-        `aclosing`.
+        campaign, by the unique key. A campaign may be in many pieces, one behind the other, a user of it in one. It
+        holds a connection: use `aclosing`.
         """
         ...
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, TypeVar
 
+from engine.days import EVER_ACCEPTED
 from engine.errors import StoreUnavailable
 from engine.model import CampaignId
 from engine.ports import (
@@ -185,14 +186,17 @@ class Recovery:
         if reads is Reads.LITTLE:
             for portion in await self._portions(attempt, to_read):
                 await self._rebuild(attempt, portion, whole=False)
-        else:
-            await self._rebuild(attempt, to_read, whole=True)
+            return
+        await self._rebuild(attempt, to_read, whole=reads is Reads.MUCH or await self._is_large(to_read))
 
     async def _settle(self, attempt: _Attempt, kept: Mapping[CampaignId, Sequence[Pending]]) -> None:
         """Every pending reservation: commit it if its first id stands under its very tag."""
         settled = [(attempt.rows[campaign_id], each) for campaign_id, pending in kept.items() for each in pending]
         for part in _parts(settled, SETTLED_MAX):
-            found = await self.store.look_up([Wanted(row.campaign_id, each.first_id, None) for row, each in part])
+            wanted = [
+                Wanted(row.campaign_id, each.first_id, EVER_ACCEPTED.days_of_spend_day(each.day)) for row, each in part
+            ]
+            found = await self.store.look_up(wanted)
             calls = []
             for row, each in part:
                 stored = found.get((row.campaign_id, each.first_id))
@@ -215,6 +219,10 @@ class Recovery:
                 if call.campaign_id in attempt.rows:
                     attempt.end(call.campaign_id, Followed(call.generation))
 
+    async def _is_large(self, rows: Sequence[LedgerRow]) -> bool:
+        events = await self.store.events_since({row.campaign_id: row.spend.day for row in rows})
+        return sum(events.values()) > KEYED_EVENTS
+
     async def _portions(self, attempt: _Attempt, rows: Sequence[LedgerRow]) -> Iterable[Sequence[LedgerRow]]:
         """Who is read together, by the unique key, the small ones first. Their sizes are a matter of time only."""
         events = await self.store.events_since({row.campaign_id: row.spend.day for row in rows})
@@ -232,14 +240,22 @@ class Recovery:
         return filter(None, portions)
 
     async def _rebuild(self, attempt: _Attempt, portion: Sequence[LedgerRow], *, whole: bool) -> None:
-        """Users of the ledger's day, read after the raise; then open."""
+        """Users of the ledger's day, read after the raise. They come campaign by campaign, and so each is opened."""
         days = {row.campaign_id: row.spend.day for row in portion if row.campaign_id in attempt.rows}
+        complete: set[CampaignId] = set()
+        latest: CampaignId | None = None
         async with aclosing(self.store.users_on(days, whole=whole)) as pieces:
             async for users in pieces:
+                assert complete.isdisjoint(users), "users of a campaign that was opened without them"
                 attempt.users_read += (count := sum(map(len, users.values())))
                 self.users_read += count
                 calls = list(attempt.loads_of_users(users))
                 attempt.heed_all(calls, await self.ledger.load(calls))
+                met = dict.fromkeys([latest, *users] if latest is not None else users)
+                latest = list(users)[-1]
+                del met[latest]
+                complete.update(met)
+                await self._ready(attempt, met, users_loaded=True)
                 if not any(campaign_id in attempt.rows for campaign_id in days):
                     return  # nobody is left to go on for
         await self._ready(attempt, days, users_loaded=True)

@@ -23,8 +23,9 @@ from engine.failpoints import Failpoint
 from engine.model import DAY_US, SECOND_US, HeartbeatReply
 from engine.ports import Clock, Ledger, Roster
 from engine.postgres.store import open_store
+from engine.processes import Engines
 from engine.redis.ledger import open_ledger
-from engine.registry import Engines, Registry
+from engine.registry import Registry
 from engine.watched import POSTGRES
 
 log = logging.getLogger(__name__)

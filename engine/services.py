@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from engine.campaign import Reservation
 from engine.memory import Policy
+from engine.reservations import Reservation
 from engine.submission import Entry
 
 if TYPE_CHECKING:

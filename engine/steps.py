@@ -49,10 +49,11 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A pending reservation that `begin` found: its tag, and the first of its ids."""
+    """A pending reservation that `begin` found: its tag, the first of its ids, and its spend day."""
 
     tag: int
     first_id: EventId
+    day: int
 
 
 @dataclass(frozen=True, slots=True)

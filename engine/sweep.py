@@ -29,13 +29,14 @@ from engine.leftovers import (
     is_due,
 )
 from engine.memory import Policy
-from engine.model import CampaignId
+from engine.model import SECOND_US, CampaignId
 from engine.pacing import spend_day
 from engine.ports import Clock, Done, EventStore, NotRun
 
 log = logging.getLogger(__name__)
 
-# Between two passes of one engine, each pause cut or stretched by up to a half, so that engines don't go in step.
+# Between two passes of one engine, each pause cut or stretched by up to a half, so that engines don't go in step. Where
+# memory is so short that buckets close sooner than that, those of campaigns that nobody uses have to close as soon.
 PAUSE_SECONDS: Final = 60.0
 # While Redis refuses for want of memory: events are refused meanwhile, and a pass costs Redis less than 0.1 s.
 PRESSED_PAUSE_SECONDS: Final = 2.0
@@ -93,7 +94,8 @@ class Sweep:
     async def run(self) -> None:
         """Pass after pass, for ever."""
         while True:
-            with trio.move_on_after(PAUSE_SECONDS * self._jitter.uniform(0.5, 1.5)):
+            pause_seconds = min(PAUSE_SECONDS, self._memory_policy().bucket_us / SECOND_US)
+            with trio.move_on_after(pause_seconds * self._jitter.uniform(0.5, 1.5)):
                 await self._full.wait()
             pressed, self._full = self._full.is_set(), trio.Event()
             await self.sweep(pressed=pressed)

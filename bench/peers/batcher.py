@@ -43,7 +43,6 @@ from bench.peers.wire import (
     settle_all,
 )
 from engine import Campaign, Entry, Verdict
-from engine.campaign import Reservation
 from engine.clock import machine_us
 from engine.model import BILLABLE, DAY_US, CampaignId, EventType, StoredEvent
 from engine.ports import (
@@ -63,6 +62,7 @@ from engine.postgres.campaigns import read_plans
 from engine.postgres.copy import COLUMNS, guard_call, pack_rows, sum_rows
 from engine.postgres.database import Database, teach_forms
 from engine.redis.calls import Command, begin_command, read_begin, read_reply, ready_command, round_command
+from engine.reservations import Reservation
 from engine.steps import Emptied, Ready
 from engine.verdicts import INACTIVE, UNAVAILABLE, UNKNOWN_CAMPAIGN
 
@@ -75,6 +75,10 @@ _SESSION: Final = {  # as the engine's flush sets it, for the plan of the guard
     "application_name": "headrace batcher", "synchronous_commit": "on", "jit": "off",
     "plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+}  # fmt: skip
+# No id time is told, and all is said to have been looked up: so Redis never asks for a look-up.
+_NO_LOOK_UPS: Final = {
+    "unlooked_us": ALL_LOOKED_UP, "looked_bucket": NONE_LOOKED_UP, "most_us": NO_TIME, "most_ahead_us": NO_TIME
 }  # fmt: skip
 _COLUMNS: Final = COLUMNS.split(", ")
 _log: Final = logging.getLogger(__name__)
@@ -99,10 +103,7 @@ class Lane:
         ]
 
     def call(self, entries: Sequence[Entry], tag: int, now_us: int, committed: Sequence[int]) -> Reserve:
-        """One reserve. Who is not active has no budget at all: then Redis still tells duplicates from new events.
-
-        Nothing is looked up first, and no id time is told: so Redis never asks for it.
-        """
+        """One reserve. Who is not active has no budget at all: then Redis still tells duplicates from new events."""
         plan, active = self.plan, self.plan.active
         flags = self.flags if active else [BILLABLE_FLAG] * len(EventType)
         return Reserve(
@@ -113,10 +114,7 @@ class Lane:
             day=now_us // DAY_US,
             at_us=now_us,
             bucket_us=DAY_US,
-            unlooked_us=ALL_LOOKED_UP,
-            looked_bucket=NONE_LOOKED_UP,
-            most_us=NO_TIME,
-            most_ahead_us=NO_TIME,
+            **_NO_LOOK_UPS,
             total_budget_micros=plan.total_budget_micros if active else -1,
             daily_budget_micros=plan.daily_budget_micros,
             allowance_micros=plan.daily_budget_micros,
@@ -363,10 +361,8 @@ async def _read(connection: Any) -> Any:
 
 
 def _ready(plan: Campaign, row: LedgerRow) -> Command:
-    """As the ledger says; users of today are not read."""
-    return ready_command(
-        Ready(plan.id, row.generation, row.spend, plan.version, row.latest_us, machine_us(), users_loaded=True)
-    )
+    now_us = machine_us()
+    return ready_command(Ready(plan.id, row.generation, row.spend, plan.version, row.latest_us, now_us, True))
 
 
 def _settle_repeats(first: Entry, stored: StoredEvent) -> None:

@@ -215,6 +215,10 @@ class Nobody:
         """None."""
         return []
 
+    def notes(self) -> list[str]:
+        """None."""
+        return []
+
 
 async def _serve_intake(listener: socket.socket) -> None:
     stop = trio.Event()

@@ -164,7 +164,7 @@ def _scenario(options: argparse.Namespace) -> Scenario:
 
 def _lay_history(options: argparse.Namespace, db_url: str, console: Console) -> Laid:
     if not options.history:
-        return Laid(0, 0, 0.0)
+        return Laid(0, 0, 0.0, 0)
     now = datetime.now(UTC)
     often = min(EVENTS_A_USER, options.cap) if options.capped else EVENTS_A_USER
     spans = [span_of(text, now) for text in options.history]

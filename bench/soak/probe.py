@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import os
+import resource
 import select
 import sys
 import time
@@ -145,6 +146,8 @@ class Probe(Connections):
 
 def main() -> int:
     """Read the job, and run it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # often 1,024: a connection each would not fit
     commands = os.fdopen(sys.stdin.fileno(), "rb", buffering=0, closefd=False)  # unbuffered: marks follow
     job = msgspec.json.decode(commands.readline(), type=Job)
 

@@ -22,6 +22,7 @@ EVENTS: Final = "events"
 REDIS_USED, REDIS_MAX = "Redis used MB", "Redis maxmemory MB"
 TABLES, INDEXES, LOG, DATABASE = "tables MB", "indexes MB", "WAL MB", "database MB"
 CHECKPOINTS, VACUUMS, ANALYZES = "checkpoints", "autovacuums", "autoanalyzes"
+OTHERS = "other processes, cores"  # of the machine, the hypervisor's part included: what the soak did not get
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -156,6 +157,7 @@ _LINES: Final[Sequence[tuple[str, Callable[[Sample], float | None], int]]] = (
     ("p50 ms (mean of samples)", lambda sample: sample.p50_ms, 1),
     ("p99 ms", lambda sample: sample.p99_ms, 1),
     *((f"{role}, cores", _cores(role), 2) for role in ("engine", "redis", "postgres", "sender")),
+    (OTHERS, _gauge(OTHERS), 2),
     *((f"{role}, resident MB", _memory(role), 0) for role in ("engine", "redis", "postgres", "sender")),
     *((name, _gauge(name), 0) for name in (REDIS_USED, TABLES, INDEXES, LOG, CHECKPOINTS, VACUUMS, ANALYZES)),
 )

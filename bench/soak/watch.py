@@ -5,6 +5,7 @@ Owns the questions. What does not answer (it may be killed just now) has no gaug
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -107,6 +109,25 @@ def series_of(text: str) -> dict[str, float]:
     }
 
 
+class Machine:
+    """The CPU of the whole machine: `busy` gives the cores in use since the last call."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic(), _busy_seconds()
+
+    def busy(self) -> float:
+        """In cores."""
+        now, seconds = time.monotonic(), _busy_seconds()
+        (last_at, last_seconds), self._last = self._last, (now, seconds)
+        return (seconds - last_seconds) / (now - last_at)
+
+
+def _busy_seconds() -> float:
+    """Of all processors since the start, what the hypervisor gave to others included."""
+    user, nice, system, _idle, _wait, *more = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])
+    return (user + nice + system + sum(more)) / os.sysconf("SC_CLK_TCK")
+
+
 class Ticks:
     """What the sender tells, gathered by a thread: `take` gives what came since the last time."""
 
@@ -155,7 +176,7 @@ def watched(watch: Watch, job: Job, every_seconds: float) -> Iterator[Sample]:
     """Run a load, and yield a sample every few seconds. Raises `ServingFailed` if the sender or the engine ends."""
     with _sender(job) as process:
         watch.roots["sender"] = [process.pid]
-        sampler, ticks, before = Sampler(watch.roots), Ticks(process), 0.0
+        sampler, whole, ticks, before = Sampler(watch.roots), Machine(), Ticks(process), 0.0
         running = True
         while running:
             due = time.monotonic() + every_seconds
@@ -170,7 +191,9 @@ def watched(watch: Watch, job: Job, every_seconds: float) -> Iterator[Sample]:
                 ticks.join()  # its last words; the look before is of when it lived
             if taken := ticks.take():
                 look = sampler.samples[-1]
-                sample = sample_of(taken, before, (look.cores, look.memory_mb), watch.gauges(), watch.metrics())
+                others = max(0.0, whole.busy() - sum(look.cores.values()))
+                gauges = {**watch.gauges(), record.OTHERS: others}
+                sample = sample_of(taken, before, (look.cores, look.memory_mb), gauges, watch.metrics())
                 before = sample.at_seconds
                 yield sample
         if process.returncode != 0:

@@ -13,7 +13,7 @@ from typing import Final
 _MB: Final = 1 << 20
 # A quarter for Redis, one for Postgres with its page cache, one for the engines, and one to spare.
 SHARE: Final = 4
-# At full rate (110,000 new ids a second) it holds the ids of 5 to 20 s, and less is soon full of users.
+# At full rate (110,000 new ids a second) it holds the ids of 3 to 20 s, and less is soon full of users.
 REDIS_MB_MIN: Final = 256
 
 

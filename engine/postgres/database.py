@@ -35,8 +35,8 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProx
 # A transaction that its engine left open (frozen, or cut off) is ended after so long, and its locks with it. Between
 # the statements of a short one lies a round trip; on a machine that has no time for us, a few of them.
 _ABANDONED_MS: Final = 2_000
-# What reads for minutes and holds nothing that others wait for says `SET LOCAL` this.
-LONG_READER: Final = "SET LOCAL idle_in_transaction_session_timeout = 60000"
+# What reads for minutes and holds nothing that others wait for says this. It may read whole tables, too.
+LONG_READER: Final = "SET LOCAL idle_in_transaction_session_timeout = 60000; SET LOCAL enable_seqscan = on"
 # A statement waits so long for a lock. A flush holds its locks for a few tens of ms, or for half a second while it
 # waits itself. A statement that waits holds one of few connections, and a caller that hears 503 can try again.
 LOCK_WAIT_SECONDS: Final = 1.0
@@ -107,15 +107,19 @@ class Database:
 
     @asynccontextmanager
     async def cursor(
-        self, query: str, *args: object, timeout_seconds: float
+        self, query: str, *args: object, timeout_seconds: float, planner: str = ""
     ) -> AsyncIterator[Callable[[int], Awaitable[list[asyncpg.Record]]]]:
-        """One statement's rows, fetched n at a time by calling what this yields; one snapshot for all of them."""
+        """One statement's rows, fetched n at a time by calling what this yields; one snapshot for all of them.
+
+        `planner`: what is set for this statement only.
+        """
         connection = await on_loop(self._loop, self._acquire)
         transaction = connection.transaction(readonly=True)
 
         async def start() -> Any:
             await transaction.start()
-            await connection.execute(f"SET LOCAL statement_timeout = {int(timeout_seconds * 1_000)}; {LONG_READER}")
+            patience = f"SET LOCAL statement_timeout = {int(timeout_seconds * 1_000)}"
+            await connection.execute(f"{patience}; {LONG_READER}; {planner}")
             return await connection.cursor(query, *args, timeout=timeout_seconds)
 
         async def finish() -> None:
@@ -272,6 +276,9 @@ def session_settings(timeout_seconds: float, lock_seconds: float) -> dict[str, s
         "lock_timeout": str(max(1, int(min(lock_seconds * 1_000, timeout_seconds * 900)))),
         "idle_in_transaction_session_timeout": str(_ABANDONED_MS),
         "plan_cache_mode": "force_generic_plan",
+        # By a key, always: a plan that was made while the partition of today had a page would read all of it, for each
+        # id, when it has a million.
+        "enable_seqscan": "off",
     }
 
 

@@ -8,34 +8,39 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from functools import lru_cache
 from typing import Final
 
 import asyncpg
 
+from engine.days import Accepted
 from engine.model import DAY_US, CampaignId, EventId, EventType, Micros, StoredEvent
 from engine.ports import LedgerRow, Wanted
 from engine.postgres.campaigns import ledger_row
 from engine.postgres.database import Connection, Database
+from engine.postgres.days import day_sql, days_sql
 
 CHUNK: Final = 1_000  # the ledger's load takes so many at once
-# Rows of a piece: for one campaign a chunk; for many campaigns more, so that each of them has several in it.
-PIECE_MAX: Final = 10_000
-_FETCHED: Final = 5_000  # rows a round trip, if a piece is not larger: 0.2 MB of ids
+_FETCHED: Final = 10  # chunks a round trip: 0.3 MB, and 3 ms of Python
 
-# A rebuild may read a campaign of many millions: ten times the time of any other query.
-_STREAM_PATIENCE: Final = 10
+# Until the first users come, all rows of a day are read and sorted: a thousand million of them in half an hour. (Giving
+# up earlier would keep campaigns closed for ever: the next attempt takes as long.)
+_USERS_SECONDS_MAX: Final = 1_800.0
 
-# LIMIT makes each wanted id a probe of its own (never a join over whole partitions): one partition's unique key when
-# the day is given, each partition's when it is not. The same id on two days: the one received last.
-_LOOK_UP: Final = """
+# LIMIT makes each wanted id a probe of its own (never a join over whole partitions) of one partition's unique key. In
+# order of the key, because neighbours share its pages: a fifth of the time.
+_WANTED: Final = """
+    {wanted} AS MATERIALIZED (SELECT * FROM unnest({campaigns}::bigint[], {ids}::uuid[]) AS w (campaign_id, event_id)
+                               ORDER BY campaign_id, event_id)"""
+_ON_DAY: Final = """
     SELECT e.event_id, e.campaign_id, e.ad_id, e.user_id, e.event_type, e.cost_micros, e.occurred_at, e.batch
-      FROM unnest($1::bigint[], $2::uuid[], $3::date[]) AS w (campaign_id, event_id, day)
+      FROM {wanted} AS w
      CROSS JOIN LATERAL (SELECT * FROM events AS e WHERE e.campaign_id = w.campaign_id
-                            AND e.event_id = w.event_id AND e.day = w.day LIMIT 1) AS e
-     UNION ALL
+                            AND e.event_id = w.event_id AND e.day = {day} LIMIT 1) AS e"""
+# Every partition is probed. The same id on two days: the one received last.
+_ON_ANY_DAY: Final = """
     SELECT e.event_id, e.campaign_id, e.ad_id, e.user_id, e.event_type, e.cost_micros, e.occurred_at, e.batch
-      FROM unnest($4::bigint[], $5::uuid[]) AS w (campaign_id, event_id)
+      FROM unnest($1::bigint[], $2::uuid[]) AS w (campaign_id, event_id)
      CROSS JOIN LATERAL (SELECT * FROM events AS e WHERE e.campaign_id = w.campaign_id
                             AND e.event_id = w.event_id ORDER BY e.received_at DESC LIMIT 1) AS e
 """
@@ -67,33 +72,74 @@ _EVENTS_SINCE: Final = """
       FROM unnest($1::bigint[], $2::timestamptz[]) AS w (campaign_id, since)
 """
 
-# What a rebuild loads comes a piece a row, packed: a million rows of their own would keep Python, and all who wait for
-# it, busy (bench/rebuild.py).
-_USERS: Final = """
-    SELECT array_agg(campaign_id), array_agg(user_id), array_agg(impressions)
-      FROM (SELECT e.campaign_id, e.user_id, count(*) AS impressions, (row_number() OVER () - 1) / $4 AS piece
-              FROM events AS e
-              JOIN unnest($1::bigint[], $2::date[]) AS w (campaign_id, day)
-                ON w.campaign_id = e.campaign_id AND w.day = e.spend_day
-             WHERE e.campaign_id = ANY ($1) AND e.event_type = 0 AND e.received_at >= $3
-             GROUP BY e.campaign_id, e.user_id) AS u
-     GROUP BY piece
+# What a rebuild loads comes a chunk of one campaign a row: a million rows of their own would keep Python, and all who
+# wait for it, busy (bench/rebuild.py).
+#
+# Campaign by campaign through the unique key, whatever the statistics say: with a new partition they say nothing yet.
+_USERS_BY_KEY: Final = """
+    SELECT w.campaign_id, u.users, u.impressions
+      FROM unnest($1::bigint[], $2::date[]) AS w (campaign_id, day)
+     CROSS JOIN LATERAL (
+         SELECT array_agg(user_id) AS users, array_agg(impressions) AS impressions
+           FROM (SELECT user_id, count(*) AS impressions, (row_number() OVER () - 1) / {chunk} AS chunk
+                   FROM events AS e
+                  WHERE e.campaign_id = w.campaign_id AND e.day IN {days} AND e.spend_day = w.day AND e.event_type = 0
+                  GROUP BY user_id) AS counted
+          GROUP BY chunk) AS u
 """
+_BY_KEY: Final = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off"
+# One pass over the day's rows. BRIN knows which parts of other identity days' partitions have rows of the spend day.
+_USERS_WHOLE: Final = """
+    SELECT campaign_id, array_agg(user_id), array_agg(impressions)
+      FROM (SELECT *, (row_number() OVER (PARTITION BY campaign_id ORDER BY user_id) - 1) / {chunk} AS chunk
+              FROM (SELECT e.campaign_id, e.user_id COLLATE "C" AS user_id, count(*) AS impressions
+                      FROM events AS e
+                      JOIN unnest($1::bigint[], $2::date[]) AS w (campaign_id, day)
+                        ON w.campaign_id = e.campaign_id AND w.day = e.spend_day
+                     WHERE e.day IN {days} AND e.spend_day BETWEEN {first} AND {last} AND e.event_type = 0
+                     GROUP BY e.campaign_id, e.user_id COLLATE "C") AS counted) AS chunked
+     GROUP BY campaign_id, chunk ORDER BY campaign_id
+"""
+# Sorted, then grouped: ten million users need 32 MB and half a gigabyte of temporary files, and come in order of
+# campaign. Grouping them by hash takes twice the time, whatever the memory.
+_WHOLE: Final = (
+    "SET LOCAL enable_nestloop = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_hashagg = off;"
+    "SET LOCAL work_mem = '32MB'"
+)
 
 
 async def look_up(database: Database, wanted: Sequence[Wanted]) -> dict[tuple[CampaignId, bytes], StoredEvent]:
     """Those of the wanted events that are committed."""
-    dated = [(each.campaign_id, each.event_id, day) for each in wanted if each.days is not None for day in each.days]
-    undated = [(each.campaign_id, each.event_id) for each in wanted if each.days is None]
-    rows = await database.fetch(
-        _LOOK_UP,
-        [campaign for campaign, _, _ in dated],
-        [event_id for _, event_id, _ in dated],
-        [day for _, _, day in dated],
-        [campaign for campaign, _ in undated],
-        [event_id for _, event_id in undated],
-    )
+    of_days: defaultdict[tuple[int, ...], list[Wanted]] = defaultdict(list)
+    anywhere = []
+    for each in wanted:
+        if each.days is None:
+            anywhere.append(each)
+        elif each.days:
+            of_days[tuple(each.days)].append(each)
+    rows = []
+    if of_days:
+        groups = sorted(of_days.items())
+        query = _look_up_on(tuple(days for days, _ in groups))
+        rows += await database.fetch(query, *(column for _, group in groups for column in _keys(group)))
+    if anywhere:
+        rows += await database.fetch(_ON_ANY_DAY, *_keys(anywhere))
     return {(CampaignId(row["campaign_id"]), row["event_id"]): stored_event(row) for row in rows}
+
+
+def _keys(wanted: Sequence[Wanted]) -> tuple[list[int], list[bytes]]:
+    return [each.campaign_id for each in wanted], [each.event_id for each in wanted]
+
+
+@lru_cache(maxsize=64)  # ids that tell no time, and late ones of some days: a few at a time, others after midnight
+def _look_up_on(groups: tuple[tuple[int, ...], ...]) -> str:
+    """The query for some groups of wanted events, each with the days on which they are wanted."""
+    tables, probes = [], []
+    for at, days in enumerate(groups):
+        wanted = f"wanted{at}"
+        tables.append(_WANTED.format(wanted=wanted, campaigns=f"${2 * at + 1}", ids=f"${2 * at + 2}"))
+        probes += [_ON_DAY.format(wanted=wanted, day=day_sql(day)) for day in sorted(set(days))]
+    return f"WITH{','.join(tables)}{' UNION ALL'.join(probes)}"
 
 
 async def raise_generations(
@@ -115,39 +161,41 @@ async def raise_generations(
     return {CampaignId(row["id"]): None if row["gen"] is None else ledger_row(row) for row in rows}
 
 
-async def events_since(database: Database, days: Mapping[CampaignId, int]) -> dict[CampaignId, int]:
-    """About how many events each campaign has since its spend day began, whatever its zone."""
-    rows = await database.fetch(_EVENTS_SINCE, list(days), [max(0, day - 1) * DAY_US for day in days.values()])
+async def events_since(database: Database, accepted: Accepted, days: Mapping[CampaignId, int]) -> dict[CampaignId, int]:
+    """About how many events each campaign has in the partitions that have those of its spend day, and since then."""
+    since_us = [max(0, accepted.days_of_spend_day(day)[0]) * DAY_US for day in days.values()]
+    rows = await database.fetch(_EVENTS_SINCE, list(days), since_us)
     return {CampaignId(row["campaign_id"]): row["events"] for row in rows}
 
 
 async def users_on(
-    database: Database, days: Mapping[CampaignId, int], timeout_seconds: float
+    database: Database, accepted: Accepted, days: Mapping[CampaignId, int], *, whole: bool
 ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[str, int]]], None]:
-    """Impressions a user, each campaign on its spend day, in pieces.
+    """Impressions a user, each campaign on its spend day, in pieces of at most 10,000 users.
 
-    No event of a spend day was received more than two days before that date in UTC (zones reach 14 h ahead), which
-    lets BRIN leave out older partitions.
+    Either campaign by campaign through the unique key, which costs 3 to 6 us for each of its events since the first of
+    the identity days, and on a disk that has to be asked for each of them much more; or, `whole`, in one pass over the
+    rows of the spend day, which costs 0.2 us for each row of anybody, and 1 us for each of theirs. So a few small
+    campaigns are read by key, and all others at once.
     """
-    since_us = max(0, min(days.values()) - 2) * DAY_US
-    size = min(PIECE_MAX, CHUNK * len(days))
-    of_days = (list(days), list(days.values()))
-    async with aclosing(_rows(database, timeout_seconds, size, _USERS, *of_days, since_us)) as rows:
-        async for piece in rows:
-            users: defaultdict[CampaignId, list[tuple[str, int]]] = defaultdict(list)
-            for campaign_id, user, impressions in zip(*piece, strict=True):
-                users[campaign_id].append((user, impressions))
-            yield users
-
-
-async def _rows(
-    database: Database, timeout_seconds: float, size: int, query: str, *args: object
-) -> AsyncGenerator[asyncpg.Record, None]:
-    """Piece by piece of that size, from one snapshot."""
-    async with database.cursor(query, *args, size, timeout_seconds=_STREAM_PATIENCE * timeout_seconds) as fetch:
-        while pieces := await fetch(max(1, _FETCHED // size)):
-            for piece in pieces:
-                yield piece
+    identity_days = days_sql(each for day in set(days.values()) for each in accepted.days_of_spend_day(day))
+    if whole:
+        first, last = min(days.values()), max(days.values())
+        query = _USERS_WHOLE.format(days=identity_days, first=day_sql(first), last=day_sql(last), chunk=CHUNK)
+    else:
+        query = _USERS_BY_KEY.format(days=identity_days, chunk=CHUNK)
+    async with database.cursor(
+        query,
+        list(days),
+        list(days.values()),
+        timeout_seconds=_USERS_SECONDS_MAX,
+        planner=_WHOLE if whole else _BY_KEY,
+    ) as fetch:
+        while chunks := await fetch(_FETCHED):
+            piece: defaultdict[CampaignId, list[tuple[str, int]]] = defaultdict(list)
+            for campaign_id, users, impressions in chunks:
+                piece[CampaignId(campaign_id)] += zip(users, impressions, strict=True)
+            yield piece
 
 
 def stored_event(row: asyncpg.Record) -> StoredEvent:

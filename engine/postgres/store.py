@@ -14,6 +14,7 @@ import trio_asyncio  # type: ignore[import-untyped]
 
 from config.settings import Settings
 from engine.clock import machine_us
+from engine.days import EVER_ACCEPTED, Accepted
 from engine.errors import EngineError, StoreUnavailable
 from engine.model import (
     Campaign,
@@ -56,6 +57,7 @@ class PostgresStore:
         self._callers = trio.Semaphore(max(1, settings.query_connections // 2))
         self._db_url = db_url
         self._settings = settings
+        self._accepted = Accepted.of(settings)
         self._loop = loop
         self._flushes = flushes
         self._signature = signature
@@ -103,13 +105,13 @@ class PostgresStore:
 
     async def events_since(self, days: Mapping[CampaignId, int]) -> dict[CampaignId, int]:
         """About how many events each has since that spend day began."""
-        return await recovery.events_since(self.database, days)
+        return await recovery.events_since(self.database, EVER_ACCEPTED, days)
 
     def users_on(
         self, days: Mapping[CampaignId, int], *, whole: bool
     ) -> AsyncGenerator[Mapping[CampaignId, Sequence[tuple[str, int]]], None]:
         """Impressions a user, each campaign on its spend day, in pieces of at most 10,000 users."""
-        return recovery.users_on(self.database, days, self._settings.query_timeout_seconds)
+        return recovery.users_on(self.database, EVER_ACCEPTED, days, whole=whole)
 
     # --- CampaignStore ---
 
@@ -150,7 +152,7 @@ class PostgresStore:
     async def report(self, campaign_id: CampaignId, start_us: int | None, end_us: int | None) -> Report | None:
         """Counts and spend of events that occurred from start up to end, exact; None bounds are open."""
         async with self._calling() as database:
-            return await reports.read_report(database, campaign_id, start_us, end_us)
+            return await reports.read_report(database, self._accepted, campaign_id, start_us, end_us)
 
     # --- Roster ---
 

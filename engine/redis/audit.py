@@ -6,6 +6,7 @@ records and the identity of the memory image, so they fit each other.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -20,6 +21,7 @@ from engine.errors import StoreUnavailable
 from engine.model import CampaignId
 from engine.redis.calls import FORMAT, keys_of, unpack_tag
 
+_WINDOW: Final = struct.Struct(">5d")  # bucket, began, watermark, two highest id times
 _BUCKETS: Final = 4  # of a dedup window
 _FIELDS: Final = ("gen", "run", "open", "day", "total", "today")
 # day, two buckets, amount, ids in one string, users. Ids are no text, so they are left as they came.
@@ -62,18 +64,18 @@ class RedisReader:
             pipe.info("replication")
             for campaign, wanted in ids.items():
                 state, _, _, *buckets = keys_of(CampaignId(campaign))
-                pipe.hmget(state, ("gen", "run", "open", "w"))
+                pipe.hmget(state, ("gen", "run", "open", "window"))
                 for bucket in buckets if wanted else ():
                     pipe.hmget(bucket, wanted)
             server, replication, *values = pipe.execute()
         image, replies = _image(server, replication), iter(values)
         found: dict[int, tuple[Window, list[bytes]]] = {}
         for campaign, wanted in ids.items():
-            generation, run, is_open, watermark_us = next(replies)
+            generation, run, is_open, window = next(replies)
             tags = [next(replies) for _ in range(_BUCKETS)] if wanted else []
             if (run, is_open) == (image, b"1"):
                 unknown = [each for each, *known in zip(wanted, *tags, strict=True) if not any(known)]
-                found[campaign] = Window(int(generation), int(watermark_us)), unknown
+                found[campaign] = Window(int(generation), int(_WINDOW.unpack(window)[2])), unknown
         return found
 
 

@@ -9,10 +9,10 @@
 --
 -- KEYS of every function, seven of one campaign c:
 --   1 {c}:s   hash  gen, run, open ("1"/"0"), ver, day, total, today, unc (the latest day on which events were accepted
---                   whose users are not in `u`), and of the dedup window: bkt (the number of its current bucket), began
---                   (when that bucket began), w (the watermark), m0 and m1 (the highest id time in i0 and in i1), ahead
---                   ("abkt am0 am1", the same of a0 and a1; absent while they are empty). After `begin` said EMPTY: gen,
---                   run, open only
+--                   whose users are not in `u`), window (5 doubles: bkt, the number of the dedup window's current
+--                   bucket; began, when that bucket did; w, the watermark; m0 and m1, the highest id time in i0 and
+--                   in i1), ahead (3 doubles: abkt, am0, am1, the same of a0 and a1; absent while they are empty).
+--                   After `begin` said EMPTY: gen, run, open only
 --   2 {c}:p   hash  tag -> pending record: msgpack of [day, bkt, abkt, amount, ids in one string, [user, impressions,
 --                   ...]]; abkt is -1 if none of the ids is ahead
 --   3 {c}:u   hash  user -> impressions on `day`
@@ -20,9 +20,9 @@
 --   6 {c}:a0, 7 {c}:a1   the same, for ids whose time was ahead of their receipt
 -- The watermark: no id that was ever committed, and that is in no bucket, has an id time above w. So an event whose id
 -- time is above w, and whose id is in no bucket, is new.
--- Units: money is integer micros as decimal text, exact below 2^53; days count from 1970-01-01; id times, `began` and
--- ages are micros (since 1970); an event without an id time has -1. Tags are 8 bytes, ids 16 bytes. `run` is
--- "<run_id> <master_replid>" of the server that wrote the state, and the format of the state.
+-- Units: money is integer micros, exact below 2^53 (Redis writes such numbers whole); days count from 1970-01-01; id
+-- times, `began` and ages are micros (since 1970); an event without an id time has -1. Tags are 8 bytes, ids 16 bytes.
+-- `run` is "<run_id> <master_replid>" of the server that wrote the state, and the format of the state.
 -- Replies are arrays whose first element is the result's name:
 --   LOST        no state, or that of another memory image     STALE g     the state has generation g
 --   CLOSED      `open` is not what the function needs
@@ -47,17 +47,20 @@ local function shape(what) return redis.error_reply('SHAPE arguments of ' .. wha
 
 -- The state, or the reply that refuses the call. `open` is "1" or "0": what the function needs.
 local function enter(keys, gen, open)
-    local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open', 'ver', 'day', 'total', 'today', 'unc', 'bkt', 'began',
-        'w', 'm0', 'm1', 'ahead')
+    local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open', 'ver', 'day', 'total', 'today', 'unc', 'window',
+        'ahead')
     if not s[1] or s[2] ~= this_image() then return nil, {'LOST'} end
     if s[1] ~= gen then return nil, {'STALE', s[1]} end
     if s[3] ~= open then return nil, {'CLOSED'} end
+    local bkt, began, w, m0, m1
+    if s[9] then bkt, began, w, m0, m1 = struct.unpack('>ddddd', s[9]) end
     return {
         ver = tonumber(s[4]), day = tonumber(s[5]), total = tonumber(s[6]), today = tonumber(s[7]),
-        unc = tonumber(s[8]), bkt = tonumber(s[9]), began = tonumber(s[10]), w = tonumber(s[11]),
-        m0 = tonumber(s[12]), m1 = tonumber(s[13]), ahead = s[14],
+        unc = tonumber(s[8]), bkt = bkt, began = began, w = w, m0 = m0, m1 = m1, ahead = s[10],
     }
 end
+
+local function packed_window(s) return struct.pack('>ddddd', s.bkt, s.began, s.w, s.m0, s.m1) end
 
 local function split(blob, width)
     local parts, sub = {}, string.sub
@@ -65,14 +68,14 @@ local function split(blob, width)
     return parts
 end
 
-local function micros(number) return string.format('%.0f', number) end
-
 -- Number, and highest id times, of the buckets of ids that are ahead; all 0 while there are none.
 local function read_ahead(s)
     if not s.ahead then return {bkt = 0, m0 = 0, m1 = 0} end
-    local bkt, m0, m1 = string.match(s.ahead, '(%d+) (%d+) (%d+)')
-    return {bkt = tonumber(bkt), m0 = tonumber(m0), m1 = tonumber(m1)}
+    local bkt, m0, m1 = struct.unpack('>ddd', s.ahead)
+    return {bkt = bkt, m0 = m0, m1 = m1}
 end
+
+local function packed_ahead(ahead) return struct.pack('>ddd', ahead.bkt, ahead.m0, ahead.m1) end
 
 -- Which of the older buckets hold ids of a reservation that nobody has settled yet: it may still commit, and without its
 -- ids it could not be told from a new event.
@@ -94,7 +97,8 @@ local function advance(keys, s, at, age)
     local ahead = read_ahead(s)
     local blocked, blocked_ahead = pending_in_older(keys, s, ahead)
     if blocked then
-        redis.call('HSET', keys[1], 'began', micros(at - age + 1000000))
+        s.began = at - age + 1000000
+        redis.call('HSET', keys[1], 'window', packed_window(s))
         return
     end
     local odd = s.bkt % 2 == 1
@@ -113,10 +117,11 @@ local function advance(keys, s, at, age)
             ahead.bkt = ahead.bkt + 1
         end
         if ahead.m0 + ahead.m1 == 0 then redis.call('HDEL', keys[1], 'ahead')
-        else redis.call('HSET', keys[1], 'ahead', ahead.bkt .. ' ' .. micros(ahead.m0) .. ' ' .. micros(ahead.m1)) end
+        else redis.call('HSET', keys[1], 'ahead', packed_ahead(ahead)) end
     end
-    s.bkt = s.bkt + 1
-    redis.call('HSET', keys[1], 'bkt', s.bkt, 'began', micros(at), 'w', micros(s.w), odd and 'm0' or 'm1', 0)
+    if odd then s.m0 = 0 else s.m1 = 0 end
+    s.bkt, s.began = s.bkt + 1, at
+    redis.call('HSET', keys[1], 'window', packed_window(s))
 end
 
 -- Have it rebuilt from Postgres: no caller trusts a state that names no memory image.
@@ -216,7 +221,7 @@ local function hold(keys, s, call, amount, accepted, ahead_ids, asked, before, c
         if ahead_bkt % 2 == 0 then ahead.m0 = math.max(ahead.m0, call.most_ahead)
         else ahead.m1 = math.max(ahead.m1, call.most_ahead) end
         put(keys[6 + ahead_bkt % 2], ahead_ids, call.tag)
-        s.ahead = ahead_bkt .. ' ' .. micros(ahead.m0) .. ' ' .. micros(ahead.m1)
+        s.ahead = packed_ahead(ahead)
         changes = {'ahead', s.ahead}
         for i = 1, #ahead_ids do is_ahead[ahead_ids[i]] = true end
         ids = {}
@@ -227,7 +232,7 @@ local function hold(keys, s, call, amount, accepted, ahead_ids, asked, before, c
         local m = s.bkt % 2 == 0 and 'm0' or 'm1'
         if call.most > s[m] then
             s[m] = call.most
-            changes[#changes + 1], changes[#changes + 2] = m, micros(call.most)
+            changes[#changes + 1], changes[#changes + 2] = 'window', packed_window(s)
         end
     end
     if at > 0 then redis.call('HSET', keys[3], unpack(counts)) end
@@ -281,7 +286,7 @@ local function reserve(keys, argv)
     -- What was not looked up must be younger than all that was forgotten, and nothing may have been forgotten since the
     -- others were: what committed meanwhile is still in a bucket then.
     if call.unlooked <= s.w or (call.looked ~= -1 and call.looked ~= s.bkt) then
-        return {'BEHIND', tostring(s.bkt), micros(s.w)}
+        return {'BEHIND', s.bkt, s.w}
     end
     local same_day = day == s.day
     if call.cap >= 0 and same_day and s.unc == day then
@@ -300,15 +305,14 @@ local function reserve(keys, argv)
 
     if #call.committed > 0 then redis.call('HDEL', keys[2], unpack(call.committed)) end
     if not same_day then redis.call('UNLINK', keys[3]) end
-    local total_text, today_text = micros(total), micros(today)
     local changes = #accepted > 0 and hold(keys, s, call, amount, accepted, ahead, asked, before, count) or {}
     if ver > s.ver or not same_day then
-        redis.call('HSET', keys[1], 'total', total_text, 'today', today_text, 'ver', ver, 'day', day, unpack(changes))
+        redis.call('HSET', keys[1], 'total', total, 'today', today, 'ver', ver, 'day', day, unpack(changes))
     elseif amount > 0 or #changes > 0 then
-        redis.call('HSET', keys[1], 'total', total_text, 'today', today_text, unpack(changes))
+        redis.call('HSET', keys[1], 'total', total, 'today', today, unpack(changes))
     end
     if call.at - s.began >= call.age then advance(keys, s, call.at, call.age) end
-    return {'OK', letters, total_text, today_text, tostring(s.bkt), micros(s.w)}
+    return {'OK', letters, total, today, s.bkt, s.w}
 end
 
 -- advance: move the day on, and close a bucket, reserving nothing: for campaigns that nobody uses, and when memory is
@@ -330,9 +334,9 @@ end
 -- Undo a pending record: its money, its users as far as the day still holds them, and its ids.
 local function undo(keys, s, record)
     local day, bkt, ahead_bkt, amount, ids, users = unpack(cmsgpack.unpack(record))
-    redis.call('HSET', keys[1], 'total', micros(s.total - amount))
+    redis.call('HSET', keys[1], 'total', s.total - amount)
     if day == s.day then
-        redis.call('HSET', keys[1], 'today', micros(s.today - amount))
+        redis.call('HSET', keys[1], 'today', s.today - amount)
         for i = 1, #users, 2 do
             if redis.call('HINCRBY', keys[3], users[i], -users[i + 1]) <= 0 then redis.call('HDEL', keys[3], users[i]) end
         end
@@ -359,7 +363,7 @@ end
 
 -- begin: close the campaign under a new generation, and keep its state only if it can be trusted.
 -- ARGV  1 gen
--- Reply KEPT tag first-id tag first-id ... | EMPTY (rebuild it) | STALE g (unless gen is above the stored one)
+-- Reply KEPT tag day first-id tag day first-id ... | EMPTY (rebuild it) | STALE g (unless gen is above the stored one)
 local function begin(keys, argv)
     local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open')
     local gen, stored = tonumber(argv[1]), tonumber(s[1] or -1)
@@ -367,8 +371,10 @@ local function begin(keys, argv)
     if gen == stored + 1 and s[2] == this_image() and s[3] == '1' then
         local reply, pending = {'KEPT'}, redis.call('HGETALL', keys[2])
         for i = 1, #pending, 2 do
+            local record = cmsgpack.unpack(pending[i + 1])
             reply[#reply + 1] = pending[i]
-            reply[#reply + 1] = string.sub(cmsgpack.unpack(pending[i + 1])[5], 1, 16)
+            reply[#reply + 1] = record[1]
+            reply[#reply + 1] = string.sub(record[5], 1, 16)
         end
         redis.call('HSET', keys[1], 'gen', argv[1], 'open', '0')
         return reply
@@ -407,8 +413,9 @@ local function ready(keys, argv)
         end
         redis.call('HSET', keys[1], 'open', '1')
     else
+        local window = {bkt = 0, began = tonumber(argv[7]), w = tonumber(argv[6]), m0 = 0, m1 = 0}
         redis.call('HSET', keys[1], 'open', '1', 'ver', argv[5], 'day', day, 'total', total, 'today', today,
-            'bkt', 0, 'began', argv[7], 'w', argv[6], 'm0', 0, 'm1', 0)
+            'window', packed_window(window))
         if argv[8] == '0' then redis.call('HSET', keys[1], 'unc', day) end
     end
     return {'OK'}
@@ -418,23 +425,25 @@ end
 -- Reply OK gen, "1" if this memory image wrote it, open, day, bkt, began (all 0 while it is rebuilt), pending, users, ids
 --       | LOST
 local function look(keys, _)
-    local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open', 'day', 'bkt', 'began')
+    local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open', 'day', 'window')
     if not s[1] then return {'LOST'} end
+    local bkt, began = 0, 0
+    if s[5] then bkt, began = struct.unpack('>ddddd', s[5]) end
     local pending, users, ids = redis.call('HLEN', keys[2]), redis.call('HLEN', keys[3]), 0
     for i = 4, 7 do ids = ids + redis.call('HLEN', keys[i]) end
     local ours = s[2] == this_image() and '1' or '0'
-    return {'OK', s[1], ours, s[3], s[4] or '0', s[5] or '0', s[6] or '0', pending, users, ids}
+    return {'OK', s[1], ours, s[3], s[4] or '0', bkt, began, pending, users, ids}
 end
 
 -- drop: forget a campaign whole, if it is still as `look` found it. At its next use it is LOST, and rebuilt.
 -- ARGV  1 gen  2 open  3 bkt (0 while it is rebuilt)
 -- Reply OK | LOST | STALE g | CLOSED (`open` is another by now) | USED (it has moved on, or holds what may commit still)
 local function drop(keys, argv)
-    local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open', 'bkt')
+    local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open', 'window')
     if not s[1] then return {'LOST'} end
     if s[1] ~= argv[1] then return {'STALE', s[1]} end
     if s[3] ~= argv[2] then return {'CLOSED'} end
-    if (s[4] or '0') ~= argv[3] then return {'USED'} end
+    if (s[4] and struct.unpack('>d', s[4]) or 0) ~= tonumber(argv[3]) then return {'USED'} end
     -- (Of a state that no caller trusts, and of one whose recovery has stopped, nothing pending can commit any more.)
     if s[2] == this_image() and s[3] == '1' and redis.call('HLEN', keys[2]) > 0 then return {'USED'} end
     redis.call('UNLINK', unpack(keys))

@@ -657,7 +657,7 @@ async def test_begin_keeps_the_direct_predecessor(ledger: Ledger) -> None:
     begun = await begin(ledger, CAMPAIGN, 2)
     assert isinstance(begun, Kept)
     assert {each.tag: each for each in begun.pending} == {
-        call.tag: Pending(call.tag, ids_of(call)[0]) for call in (first, third)
+        call.tag: Pending(call.tag, ids_of(call)[0], DAY) for call in (first, third)
     }
     assert await settle(ledger, CAMPAIGN, 2, first.tag, commit=True) == Done()
     assert await ready(ledger, CAMPAIGN, 2, spend(3 * COST), 1) == Mismatch()
@@ -774,7 +774,7 @@ async def test_many_begin_at_once_and_each_for_itself(rig: Rig) -> None:
     await ask(rig.ledger, call)
     asked = [Begin(kept, 2), Begin(new, 5), Begin(behind, 1), Begin(gone, 3)]
     assert await rig.ledger.begin(asked) == [
-        Kept([Pending(call.tag, ids_of(call)[0])]),
+        Kept([Pending(call.tag, ids_of(call)[0], DAY)]),
         Emptied(),
         Stale(1),
         Emptied(),

@@ -193,6 +193,20 @@ async def test_reports_are_exact_for_any_bounds(store: Store) -> None:
             assert report.spend_micros == sum(row.cost_micros for row in within)
 
 
+async def test_an_event_without_a_time_counts_when_it_was_received(store: Store) -> None:
+    """Whatever day its id tells: 48 h before its receipt, or 5 minutes after it."""
+    campaign = await new_campaign(store)
+    midnight = now() // DAY_US * DAY_US
+    instants = [midnight - 1, midnight, midnight + HOUR_US // 2, midnight + DAY_US - 1]
+    days = [(at + told) // DAY_US for at in instants for told in (-2 * DAY_US, 0, 300 * 1_000_000)]
+    rows = [impression(at, day=day) for at, day in zip([at for at in instants for _ in range(3)], days, strict=True)]
+    assert await store.flush([bunch(campaign, rows, day=now() // DAY_US)]) == Committed()
+    for at in instants:
+        report = await store.report(campaign, at, at + 1)
+        assert report is not None
+        assert report.impressions == 3
+
+
 async def test_a_report_of_an_unknown_campaign_is_none(store: Store) -> None:
     """There is no report of what does not exist."""
     assert await store.report(CampaignId(404), None, None) is None
@@ -325,6 +339,18 @@ async def test_users_of_a_day(store: Store, whole: bool) -> None:
         behind: {"earlier": 1},
     }
     assert len(users[campaign]) == 1_500, "each user once"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_users_of_a_day_whatever_their_identity_days(store: Store, whole: bool) -> None:
+    """48 h of past and a zone's 14 hours: from three days before the spend day to the one after it."""
+    campaign = await new_campaign(store)
+    today = now() // DAY_US
+    days = range(today - 3, today + 2)
+    rows = [impression(now(), user=b"%d" % day, day=day) for day in days]
+    assert await store.flush([bunch(campaign, rows, day=today)]) == Committed()
+    users = gathered([piece async for piece in store.users_on({campaign: today}, whole=whole)])
+    assert sorted(users[campaign]) == [(str(day), 1) for day in days]
 
 
 async def test_the_ledger_knows_the_highest_id_time_that_was_committed(store: Store) -> None:

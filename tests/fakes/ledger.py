@@ -324,7 +324,7 @@ class FakeLedger:
             return Stale(book.generation)
         if book is not None and book.generation == generation - 1 and book.image == self.image and book.open:
             book.generation, book.open = generation, False
-            return Kept([Pending(tag, EventId(record.ids[0])) for tag, record in book.pending.items()])
+            return Kept([Pending(tag, EventId(record.ids[0]), record.day) for tag, record in book.pending.items()])
         self.books[campaign_id] = Book(generation, self.image)
         return Emptied()
 

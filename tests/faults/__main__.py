@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ FAULTS = {
 }
 INTERRUPTED = 130
 SEED_SECONDS = 150.0  # a seed that takes longer hangs
+HISTORY_SECONDS = 20.0  # more, for each million of rows that are laid in first
 COLUMNS = (
     "acknowledged", "lost", "double", "phantom", "denied", "twice", "unfounded", "mispriced", "misdated",
     "overspend_micros", "over_cap", "unbalanced", "unmet", "indeterminate", "committed",
@@ -50,27 +51,33 @@ class Result:
     seeds: int = 0
     sums: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COLUMNS, 0))
     recoveries: list[float] = field(default_factory=list)
+    remembering: list[float] = field(default_factory=list)  # recoveries of those that began with a history
     others: list[float] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
-    def add(self, seed: int, findings: Findings) -> None:
+    def add(self, seed: int, findings: Findings, *, history: bool) -> None:
         """Count one seed."""
         self.seeds += 1
         for column in COLUMNS:
             self.sums[column] += int(getattr(findings, column))
-        self.recoveries.append(findings.recovery_seconds)
+        (self.remembering if history else self.recoveries).append(findings.recovery_seconds)
         self.others.append(findings.others_seconds)
         self.complaints += [f"seed {seed}: {example}" for example in findings.examples]
 
-    def row(self) -> str:
+    def row(self, *, history: bool) -> str:
         """One line of the table, in Markdown."""
         sums = [f"{self.sums[column]:,}" for column in COLUMNS]
-        waits = [statistics.median(self.recoveries or [0.0]), max(self.recoveries or [0.0]), max(self.others or [0.0])]
-        cells = [self.name, str(self.seeds), *sums, *(f"{seconds:.2f}" for seconds in waits)]
+        waits = [*_spread(self.recoveries), *(_spread(self.remembering) if history else ())]
+        cells = [self.name, str(self.seeds), *sums, *waits, f"{max(self.others, default=0.0):.2f}"]
         return f"| {' | '.join(cells)} |"
 
 
-def header() -> str:
+def _spread(seconds: Sequence[float]) -> list[str]:
+    """Median and worst."""
+    return [f"{statistics.median(seconds):.2f}", f"{max(seconds):.2f}"] if seconds else ["-", "-"]
+
+
+def header(*, history: bool) -> str:
     """The first two lines of the table."""
     names = [
         "fault",
@@ -78,29 +85,28 @@ def header() -> str:
         *(column.replace("_", " ") for column in COLUMNS),
         "recovery median s",
         "worst s",
+        *(["with a history: median s", "worst s"] if history else []),
         "innocent's slowest s",
     ]
     return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
 
 
-async def run_fault(world: World, fault: Fault, options: argparse.Namespace) -> Result:
+async def run_fault(world: World, fault: Fault, seeds: Iterable[int], result: Result, keep: Path | None) -> None:
     """Seed after seed, and an audit at the end. Stops at the first broken promise or surprise."""
-    result = Result(fault.name)
-    for seed in range(options.first, options.first + options.seeds):
+    for seed in seeds:
         try:
-            with trio.fail_after(SEED_SECONDS):
+            with trio.fail_after(SEED_SECONDS + HISTORY_SECONDS * world.history_rows / 1e6):
                 findings = await world.seed(fault, seed)
         except Exception as error:  # noqa: BLE001 - whatever it was, it is told, with the logs kept
             result.complaints.append(f"seed {seed}: {explain(error)}")
             result.complaints += await world.surprises(fault)
         else:
-            result.add(seed, findings)
+            result.add(seed, findings, history=world.history_rows > 0)
         if result.complaints:
-            _keep(world, fault, seed, options.keep)
-            return result
+            _keep(world, fault, seed, keep)
+            return
     await world.mend()
     await _audit(world, result)
-    return result
 
 
 async def _audit(world: World, result: Result) -> None:
@@ -124,17 +130,30 @@ def _keep(world: World, fault: Fault, seed: int, keep: Path | None) -> None:
 
 async def work(options: argparse.Namespace) -> None:
     """Run faults whose names come on standard input, each answered by one line; a world serves while it is sound."""
-    names = [sys.stdin.readline().strip()]
-    while names[0]:
-        settings = FAULTS[names[0]].settings
+    seeds = range(options.first, options.first + options.seeds)
+    name = sys.stdin.readline().strip()
+    while name:
+        settings = FAULTS[name].settings
         async with open_world(settings) as world:
             sound = True
-            while sound and names[0] and FAULTS[names[0]].settings == settings:
-                result = await run_fault(world, FAULTS[names[0]], options)
+            while sound and name and FAULTS[name].settings == settings:
+                result = Result(name)
+                await run_fault(world, FAULTS[name], seeds, result, options.keep)
                 sound = not result.complaints
+                if sound and options.history:
+                    await run_with_history(FAULTS[name], seeds, result, options)
                 sys.stdout.write(json.dumps(asdict(result)) + "\n")
                 sys.stdout.flush()
-                names[0] = (await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)).strip()
+                name = (await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)).strip()
+
+
+async def run_with_history(fault: Fault, seeds: Iterable[int], result: Result, options: argparse.Namespace) -> None:
+    """The same seeds, each in a world of its own that begins with a history: of the last minutes, so not for two."""
+    for seed in seeds:
+        async with open_world(fault.settings, int(options.history * 1_000_000)) as world:
+            await run_fault(world, fault, [seed], result, options.keep)
+        if result.complaints:
+            return
 
 
 def run_all(names: Sequence[str], arguments: Sequence[str], jobs: int) -> Iterator[Result]:
@@ -213,6 +232,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=4, help="worlds at once (4)")
     parser.add_argument("--only", default="", help="only faults whose name holds this text")
     parser.add_argument("--keep", type=Path, help="folder for journals and logs of what went wrong")
+    parser.add_argument(
+        "--history", type=float, default=0.0, metavar="MILLIONS",
+        help="run each seed a second time, after so many million rows of the last ten minutes over 100 campaigns",
+    )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="list the faults")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -246,10 +269,11 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return 0
     started = time.monotonic()
     results: list[Result] = []
-    print(header(), flush=True)
+    history = options.history > 0
+    print(header(history=history), flush=True)
     for result in run_all(names, arguments, options.jobs):
         results.append(result)
-        print(result.row(), flush=True)
+        print(result.row(history=history), flush=True)
         for complaint in result.complaints[:5]:
             print(f"    {complaint}", flush=True)
     return report(results, time.monotonic() - started)

@@ -14,6 +14,8 @@ from functools import cached_property
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from tests.faults.past import Before
+
 BILLABLE = {"cpm": "impression", "cpc": "click", "cpa": "conversion"}
 # An engine hears of a change a moment after another has acknowledged it, and goes on under the old plan meanwhile.
 PLAN_SECONDS = 1.0
@@ -94,6 +96,7 @@ class History:
 
     events: dict[str, Event] = field(default_factory=dict)
     plans: dict[int, list[Plan]] = field(default_factory=lambda: defaultdict(list))
+    before: dict[int, Before] = field(default_factory=dict)  # campaigns that have rows of before the journal
     faults: list[tuple[float, list[int]]] = field(default_factory=list)  # when, and whom it does not concern
     clears: list[float] = field(default_factory=list)
     clocks: list[tuple[float, str, float]] = field(default_factory=list)  # when, whose, how far it is off from then on
@@ -150,6 +153,10 @@ def read_journal(records: Iterable[Mapping[str, Any]]) -> History:
                 history.wall_seconds = record["wall"] - at
             case "plan":
                 history.plans[record["campaign"]].append(_plan(record))
+            case "past":
+                history.before[record["campaign"]] = Before(
+                    record["spent"], date.fromisoformat(record["day"]), record["today_micros"]
+                )
             case "clock":
                 history.clocks.append((at, record["whose"], record["seconds"]))
             case "fault":

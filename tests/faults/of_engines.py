@@ -176,7 +176,7 @@ async def _by_full_redis(world: World) -> None:
     await trio.to_thread.run_sync(world.redis.do, "HSET", "{999999999}:s", "gen", 0, "run", "another", "open", 1)
     await trio.to_thread.run_sync(world.redis.do, "CONFIG", "SET", "maxmemory", "1mb")
     await world.pause(0.3, 0.5)
-    await trio.to_thread.run_sync(world.redis.do, "CONFIG", "SET", "maxmemory", "64mb")
+    await trio.to_thread.run_sync(world.redis.do, "CONFIG", "SET", "maxmemory", world.redis.memory)
 
 
 async def _by_swallowed_commit(world: World) -> None:

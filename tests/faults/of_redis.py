@@ -152,7 +152,7 @@ async def out_of_memory(world: World) -> None:
     await do(world, "CONFIG", "SET", "maxmemory", "1mb")
     await _refused(world, "OOM", refusals)
     await world.pause(0.3, 1.0)
-    await do(world, "CONFIG", "SET", "maxmemory", "64mb")
+    await do(world, "CONFIG", "SET", "maxmemory", world.redis.memory)
     world.clear()
     await world.pause(0.1, 0.4)
 
@@ -176,7 +176,7 @@ async def full_by_ended_campaigns(world: World) -> None:
             return bool(await load.attempt(client, [event], keep=True))
 
         await until_told(recorded, "a new campaign has its first 200", FULL_SECONDS)
-    await do(world, "CONFIG", "SET", "maxmemory", "64mb")
+    await do(world, "CONFIG", "SET", "maxmemory", world.redis.memory)
     await world.pause(0.1, 0.4)
 
 

@@ -19,6 +19,7 @@ import psycopg
 import redis
 import trio
 
+from bench.history import BYTES_A_ROW
 from engine.embedded import postgres as embedded_postgres
 from engine.embedded import redis as embedded_redis
 from engine.embedded.home import Home, as_user
@@ -28,6 +29,8 @@ from tests.faults.ports import own_port
 START_SECONDS = 60.0
 DISK_MB = 640  # of Postgres: 40 MB of cluster, rows, and log files of 16 MB, more of them with every promotion
 REDIS_DISK_MB = 8
+REDIS_MEMORY_MB = 64
+ID_BYTES = 100  # of memory and of a saved copy, where Redis knows the ids of a history
 
 
 class Disk:
@@ -137,10 +140,10 @@ class Server:
 
 
 class PostgresServer(Server):
-    """One Postgres; `url` as its superuser."""
+    """One Postgres; `url` as its superuser. It has room for so many rows more than a seed's load needs."""
 
-    def __init__(self, home: Home, folder: Path) -> None:
-        self.disk = Disk(folder, DISK_MB, home)
+    def __init__(self, home: Home, folder: Path, rows: int = 0) -> None:
+        self.disk = Disk(folder, DISK_MB + (rows * BYTES_A_ROW >> 20), home)
         super().__init__(home, folder)
         self.programs = embedded_postgres.programs(home)
         self.data = folder / "data"
@@ -201,16 +204,17 @@ class PostgresServer(Server):
 
 
 class RedisServer(Server):
-    """One Redis; `client()` talks to it past every proxy."""
+    """One Redis; `client()` talks to it past every proxy. It has room for so many ids more than a seed's load needs."""
 
-    def __init__(self, home: Home, folder: Path) -> None:
-        self.disk = Disk(folder, REDIS_DISK_MB, home)
+    def __init__(self, home: Home, folder: Path, ids: int = 0) -> None:
+        self.disk = Disk(folder, REDIS_DISK_MB + (ids * ID_BYTES >> 20), home)
+        self.memory = f"{REDIS_MEMORY_MB + (ids * ID_BYTES >> 20)}mb"  # its `maxmemory`
         super().__init__(home, folder)
         self._program = str(embedded_redis.program(home))
         self._configuration = folder.with_suffix(".conf")
         shipped = importlib.resources.files("config").joinpath("redis.conf").read_text()
         lines = [
-            f"port {self.port}", "bind 127.0.0.1", "daemonize no", f'dir "{folder}"', "maxmemory 64mb",
+            f"port {self.port}", "bind 127.0.0.1", "daemonize no", f'dir "{folder}"', f"maxmemory {self.memory}",
             "repl-diskless-sync-delay 0", "repl-ping-replica-period 1",
         ]  # fmt: skip
         self._configuration.write_text(shipped + "\n".join(lines) + "\n")

@@ -314,3 +314,25 @@ def test_others_are_the_campaigns_that_a_fault_names_and_are_measured_from_its_b
     findings = judge(records, [*rows("a"), *stored], [book(*rows("a")), book(*stored, campaign=2)])
     assert findings.violations == 0, findings
     assert (findings.recovery_seconds, findings.others_seconds) == (1.5, longest)
+
+
+PAST = {
+    "t": 0.2,
+    "what": "past",
+    "campaign": 1,
+    "first_tag": 1 << 40,
+    "spent": 2_500,
+    "day": str(DAY),
+    "today_micros": 500,
+}
+
+
+def test_rows_of_before_count_in_the_books_and_for_the_budgets() -> None:
+    """They are not among the rows that are judged one by one; their sums are in the journal."""
+    history = [START, PLAN, PAST, *accepted("a")]
+    sound = Book(1, 3_500, 3_500, DAY, 1_500)
+    roomy = {**PLAN, "total_micros": 3_500}
+    assert judge([START, roomy, PAST, *accepted("a")], rows("a"), [sound]).violations == 0
+    assert judge(history, rows("a"), [sound]).overspend_micros == 500
+    for wrong in (Book(1, 1_000, 1_000, DAY, 1_000), Book(1, 3_500, 3_500, DAY, 3_500)):
+        assert judge(history, rows("a"), [wrong]).unbalanced == 1

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import trio
 
-from tests.faults.__main__ import FAULTS
+from tests.faults.__main__ import FAULTS, Result, run_fault
 from tests.faults.checker import check
 from tests.faults.journal import Journal
 from tests.faults.load import Load, client_of
+from tests.faults.past import DAYS
 from tests.faults.world import open_world
 
 # httpx leaves an open generator behind when a sender hangs up in the middle of an answer.
@@ -35,6 +36,7 @@ SHORT = (
 EVENTS = 20_000
 BATCH = 50
 ROOM = 777
+HISTORY_ROWS = 20_000
 
 
 async def test_no_promise_is_broken_by_a_fault_of_each_kind() -> None:
@@ -46,6 +48,21 @@ async def test_no_promise_is_broken_by_a_fault_of_each_kind() -> None:
             findings = await world.seed(FAULTS[name], seed)
             assert (findings.violations, findings.examples) == (0, []), f"{name}, seed {seed}: {findings}"
             assert findings.acknowledged > 0, name
+
+
+async def test_a_seed_may_begin_with_a_history() -> None:
+    """Its campaigns take events through the fault, and every book is right at the end, those of the past included."""
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    fault, result = FAULTS["redis: killed and restarted"], Result("with a history")
+    async with open_world(history_rows=HISTORY_ROWS) as world:
+        await run_fault(world, fault, [seed], result, None)
+        query = "SELECT count(*), count(DISTINCT tableoid) FROM events WHERE user_id LIKE 'user-%'"
+        ((laid, partitions),) = world.postgres.do(query)
+    assert result.complaints == []
+    assert len(result.remembering) == 1
+    assert result.sums["acknowledged"] > 0
+    assert (laid, partitions) == (HISTORY_ROWS, DAYS + 1)
 
 
 async def test_three_kills_of_all_engines_cost_no_event_and_no_micro() -> None:

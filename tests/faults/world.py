@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -25,6 +25,7 @@ from tests.faults.engines import QUICK, EngineProcess, open_engine_process
 from tests.faults.journal import Journal
 from tests.faults.load import ANSWER_SECONDS, Load, client_of
 from tests.faults.parent import own_folder
+from tests.faults.past import lay_past
 from tests.faults.probe import Probe, micros
 from tests.faults.servers import PostgresServer, RedisServer
 from tests.faults.waiting import WAIT_SECONDS, until, until_told, within
@@ -35,6 +36,7 @@ LOST_REDIS_SECONDS = 10.0  # the same, when Redis has lost what it knew
 # share, twice that passes. The figure itself is printed.
 OTHERS_SECONDS = 4.0
 BYSTANDER_PAUSE_SECONDS = 0.1
+OPENED_SECONDS = 30.0  # a hundred campaigns meet their first event within seconds
 COST_MICROS = 1_000  # an impression at a cpm of 1.00
 HOLDING_SECONDS = 0.3  # longer than a living engine takes from reserving to settling, shorter than it takes to be dead
 PLENTY = "1000"
@@ -68,7 +70,7 @@ class World:
 
     def __init__(
         self, folder: Path, postgres: PostgresServer, new_redis: Callable[[], RedisServer], redis: RedisServer,
-        engines: list[EngineProcess],
+        engines: list[EngineProcess], history_rows: int = 0,
     ) -> None:  # fmt: skip
         self.folder = folder
         self.postgres = postgres
@@ -80,6 +82,7 @@ class World:
         self.load: Load
         self.campaigns: list[int] = []
         self.plans: dict[int, dict[str, Any]] = {}
+        self.history_rows = history_rows  # that each seed begins with
         self.contradicted: list[int] = []  # campaigns whose books a fault has spoilt, and has to put right
         self._loads: list[Load] = []
         self._loading = False
@@ -272,18 +275,24 @@ class World:
         self.campaigns = [await self.create(**fields) for fields in CAMPAIGNS]
         self.load = Load(self.journal, random.Random(self.source.random()), self.listeners, self.campaigns)
         self._loads = [self.load]
+        if self.history_rows:
+            await self._lay_past()
+        steady = list(self._loads)
         self._loading = True
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self.load.run)
+            for load in steady:
+                nursery.start_soon(load.run)
             await self.answered(10)
+            await self._remembered(steady[1:])
             others = await self._start_bystander(nursery)
             self.journal.write("fault", others=others)
             await fault.run(self)
             await self.mend()
             self.clear()
             await self.answered(10)
-            self.load.stop()
+            for load in steady:
+                load.stop()
             self._loading = False
         return await self._judged(fault, path)
 
@@ -318,6 +327,25 @@ class World:
             for engine in self.engines
             for surprise in await engine.take_surprises(may_end=fault.may_end, excuse=fault.excuse)
         ]
+
+    async def _lay_past(self) -> None:
+        """Millions of rows of the last minutes, and senders to all campaigns that have them."""
+        first = await self.create(name="past")
+        past = await trio.to_thread.run_sync(lay_past, self.postgres.url, self.history_rows, first)
+        for record in past.records():
+            self.journal.write("past", **record)
+        for campaign in past.campaigns:
+            self.plans[campaign] = self.plans[first]
+            await self._journal_plan(campaign, time.monotonic())
+        source = random.Random(self.source.random())
+        self._loads.append(Load(self.journal, source, self.listeners, list(past.campaigns)))
+
+    async def _remembered(self, loads: Sequence[Load]) -> None:
+        """Wait until each campaign with a history takes events, but not for ever: its opening is no fault's matter."""
+        for load in loads:
+            with trio.move_on_after(OPENED_SECONDS):
+                while len({body["campaign_id"] for body in load.acknowledged}) < len(load.campaigns):
+                    await trio.sleep(BYSTANDER_PAUSE_SECONDS)
 
     async def _start_bystander(self, nursery: trio.Nursery) -> list[int]:
         """An innocent campaign, which only the second engine serves, and a sender of its own."""
@@ -358,18 +386,18 @@ def _too_slow(fault: Fault, findings: Findings) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def open_world(settings: Mapping[str, str] | None = None) -> AsyncIterator[World]:
-    """Fresh servers and two engines, in a folder of their own."""
+async def open_world(settings: Mapping[str, str] | None = None, history_rows: int = 0) -> AsyncIterator[World]:
+    """Fresh servers and two engines, in a folder of their own. With a history there is room for one, and one seed."""
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(own_folder())
         home = open_home(folder)
-        postgres = PostgresServer(home, folder / "postgres")
+        postgres = PostgresServer(home, folder / "postgres", history_rows)
         stack.callback(postgres.disk.remove)
         stack.push_async_callback(_stop, postgres)
         number = count()
 
         def new_redis() -> RedisServer:
-            server = RedisServer(home, folder / f"redis-{next(number)}")
+            server = RedisServer(home, folder / f"redis-{next(number)}", history_rows)
             stack.callback(server.disk.remove)
             stack.push_async_callback(_stop, server)
             return server
@@ -385,7 +413,7 @@ async def open_world(settings: Mapping[str, str] | None = None) -> AsyncIterator
         ]
         for engine in engines:
             await engine.start()
-        yield World(folder, postgres, new_redis, redis, engines)
+        yield World(folder, postgres, new_redis, redis, engines, history_rows)
 
 
 async def _stop(server: PostgresServer | RedisServer) -> None:

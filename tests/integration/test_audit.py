@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -130,7 +131,7 @@ async def test_an_id_above_the_watermark_that_redis_does_not_know_is_found(world
     client = redis.Redis.from_url(world.redis_url)
     for gone in (rows[0], late, untimed):
         assert client.hdel(f"{{{campaign}}}:i0", gone.event_id)
-    client.hset(f"{{{campaign}}}:s", "w", now() - DAY_US // 2)
+    client.hset(f"{{{campaign}}}:s", "window", struct.pack(">5d", 0, now(), now() - DAY_US // 2, 0, 0))
     result = await audit(world.db_url, world.redis_url, Settings(), halt=False)
     assert [(each.campaign_id, each.check, each.found) for each in result.differences] == [
         (campaign, "dedup window", "1 that Redis does not know")

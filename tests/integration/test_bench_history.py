@@ -15,7 +15,7 @@ from config.settings import Settings
 from engine.auditor import audit
 from engine.model import CampaignId
 from engine.postgres.store import PostgresStore, open_store
-from engine.registry import TAG_BITS
+from engine.processes import TAG_BITS
 from tests.contract.flushes import new_campaign
 
 pytestmark = pytest.mark.stores

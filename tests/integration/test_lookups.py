@@ -18,8 +18,9 @@ from engine.engine import Engine
 from engine.model import DAY_US, SECOND_US, Event, instant_text
 from engine.ports import Batch, FlushReply, Reserve, ReserveReply, Resolve, ResolveReply
 from engine.postgres.store import PostgresStore, open_store
+from engine.processes import Engines
 from engine.redis.ledger import RedisLedger, open_ledger
-from engine.registry import Engines, Registry
+from engine.registry import Registry
 from tests.hanging import commits_hang
 from tests.unit.test_engine import FIELDS
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+from typing import Any
+
 import psycopg
 import pytest
 import redis
@@ -63,7 +66,8 @@ async def test_rebuilt_books_begin_above_every_id_time(world: World) -> None:
     await recover(world.db_url, world.redis_url, [campaign], Settings())
     row = await ledger_of(world.store, campaign)
     with redis.Redis.from_url(world.redis_url) as client:
-        watermark_us = int(client.hget(f"{{{campaign}}}:s", "w") or 0)
+        packed: Any = client.hget(f"{{{campaign}}}:s", "window")
+        watermark_us = struct.unpack(">5d", packed)[2]
     assert watermark_us == row.latest_us > ahead.id_time_us
 
 

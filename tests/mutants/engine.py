@@ -7,6 +7,7 @@ from tests.mutants.mutant import Edit, Mutant
 ACTOR = "engine/actor.py"
 ARRIVAL = "engine/arrival.py"
 CAMPAIGN = "engine/campaign.py"
+RESERVATIONS = "engine/reservations.py"
 LOOKUPS = "engine/lookups.py"
 RECOVERY = "engine/recovery.py"
 REGISTRY = "engine/registry.py"
@@ -347,7 +348,7 @@ STATE = [
     one(
         "tags-are-unique",
         "No two reservations of an engine have the same tag.",
-        REGISTRY,
+        "engine/processes.py",
         "        self._tags += 1\n",
         "        self._tags = 1\n",
         JUDGED,
@@ -355,7 +356,7 @@ STATE = [
     one(
         "tags-are-unique-over-engines",
         "No two engines have the same tag.",
-        REGISTRY,
+        "engine/processes.py",
         "return self.own << TAG_BITS | self._tags",
         "return self._tags",
         JUDGED,
@@ -502,9 +503,9 @@ REMEDY = [
             ),
             Edit(
                 RECOVERY,
-                "            await self._rebuild(attempt, to_read, whole=True)\n",
-                "            await self._rebuild(attempt, to_read, whole=True)\n"
-                "        await self._ready(attempt, uncounted, users_loaded=False)\n",
+                "                await self._rebuild(attempt, portion, whole=False)\n",
+                "                await self._rebuild(attempt, portion, whole=False)\n"
+                "            await self._ready(attempt, uncounted, users_loaded=False)\n",
             ),
         ],
         [f"{BULK}::test_who_has_no_cap_is_open_before_others_are_read"],

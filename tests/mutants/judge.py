@@ -139,8 +139,8 @@ GUARDS = [
             Edit(
                 "engine/postgres/recovery.py",
                 "WHERE e.campaign_id = w.campaign_id\n"
-                "                            AND e.event_id = w.event_id AND e.day = w.day LIMIT 1",
-                "WHERE e.event_id = w.event_id AND e.day = w.day LIMIT 1",
+                "                            AND e.event_id = w.event_id AND e.day = {day} LIMIT 1",
+                "WHERE e.event_id = w.event_id AND e.day = {day} LIMIT 1",
             )
         ],
         [f"{CONTRACT}::test_a_look_up_is_of_one_campaign"],

@@ -195,8 +195,8 @@ LETTERS = [
     lua(
         "money-is-exact",
         "Sums keep their last micro.",
-        "local total_text, today_text = micros(total), micros(today)",
-        "local total_text, today_text = tostring(total), tostring(today)",
+        "redis.call('HSET', keys[1], 'total', total, 'today', today, unpack(changes))",
+        "redis.call('HSET', keys[1], 'total', tostring(total), 'today', tostring(today), unpack(changes))",
         "test_money_is_exact_up_to_the_last_micro",
     ),
     lua(
@@ -241,14 +241,14 @@ UNDO = [
     lua(
         "void-gives-back-the-total",
         "Money of a refused reservation is free again.",
-        "    redis.call('HSET', keys[1], 'total', micros(s.total - amount))\n",
+        "    redis.call('HSET', keys[1], 'total', s.total - amount)\n",
         "",
         "test_a_void_undoes_money_users_and_ids",
     ),
     lua(
         "void-gives-back-today",
         "Today's money of a refused reservation is free again.",
-        "        redis.call('HSET', keys[1], 'today', micros(s.today - amount))\n",
+        "        redis.call('HSET', keys[1], 'today', s.today - amount)\n",
         "",
         "test_a_void_undoes_money_users_and_ids",
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.mutants.engine import ACTOR, ARRIVAL, CAMPAIGN, DECISIONS, LOOKUPS, one
+from tests.mutants.engine import ACTOR, ARRIVAL, CAMPAIGN, DECISIONS, LOOKUPS, RESERVATIONS, one
 from tests.mutants.mutant import Edit, Mutant
 
 WINDOW: Final = "tests/unit/test_window.py"
@@ -102,14 +102,14 @@ MUTANTS = [
         "a-call-says-its-greatest-id-time",
         "What is forgotten raises the watermark by the greatest of all.",
         CAMPAIGN,
-        "        most_us = max([entry.id_time_us for entry in entries])\n",
-        "        most_us = entries[0].id_time_us\n",
+        "max([entry.id_time_us for entry in entries]), NO_TIME",
+        "entries[0].id_time_us, NO_TIME",
         f"{DECISIONS}::test_a_call_tells_the_greatest_id_time_of_those_that_are_ahead_and_of_the_others",
     ),
     one(
         "a-call-says-its-greatest-id-time-that-is-ahead",
         "The same, of those that lie apart.",
-        CAMPAIGN,
+        RESERVATIONS,
         "            most_ahead_us = max(most_ahead_us, entry.id_time_us)\n",
         "            most_ahead_us = entry.id_time_us\n",
         f"{DECISIONS}::test_a_call_tells_the_greatest_id_time_of_those_that_are_ahead_and_of_the_others",
@@ -117,17 +117,17 @@ MUTANTS = [
     one(
         "a-call-says-what-is-ahead",
         "Ids of a clock that is ahead lie apart.",
-        CAMPAIGN,
-        "            kinds[place] |= AHEAD\n",
+        RESERVATIONS,
+        "            marked[place] |= AHEAD\n",
         "            pass\n",
         f"{DECISIONS}::test_a_call_tells_the_greatest_id_time_of_those_that_are_ahead_and_of_the_others",
     ),
     one(
         "two-seconds-are-no-wrong-clock",
         "Buckets of their own are for those that would be felt.",
-        CAMPAIGN,
-        "        if entry.id_time_us > entry.received_us + AHEAD_US:\n",
-        "        if entry.id_time_us > entry.received_us:\n",
+        RESERVATIONS,
+        "        if entry.id_time_us > now_us + AHEAD_US:\n",
+        "        if entry.id_time_us > now_us:\n",
         f"{DECISIONS}::test_a_call_tells_the_greatest_id_time_of_those_that_are_ahead_and_of_the_others",
     ),
     one(
@@ -166,8 +166,8 @@ MUTANTS = [
         "every-reply-tells-the-window",
         "What has to be looked up is looked up at once, not asked of Redis first.",
         CAMPAIGN,
-        "        self.see_window(call.generation, reply.bucket, reply.watermark_us)\n",
-        "",
+        "            self.bucket, self.watermark_us = reply.bucket, reply.watermark_us\n",
+        "            pass\n",
         f"{WINDOW}::test_redis_says_once_what_has_to_be_looked_up",
     ),
     one(
@@ -193,8 +193,8 @@ MUTANTS = [
             Edit(LOOKUPS, "        for each in batch:\n            each.actor.state.looking_up(each.entry)\n", ""),
             Edit(
                 LOOKUPS,
-                "        for each in reversed(batch):\n",
-                "        for each in reversed(batch):\n            each.actor.state.looking_up(each.entry)\n",
+                "        for each in batch:\n            answers[",
+                "        for each in batch:\n            each.actor.state.looking_up(each.entry)\n            answers[",
             ),
         ],
         [f"{WINDOW}::test_a_look_up_does_not_outlive_the_generation_under_which_it_began"],

@@ -32,7 +32,7 @@ MUTANTS = [
         "drop-as-it-was-found",
         "A campaign that was used since it was found is not dropped.",
         LUA,
-        "    if (s[4] or '0') ~= argv[3] then return {'USED'} end\n",
+        "    if (s[4] and struct.unpack('>d', s[4]) or 0) ~= tonumber(argv[3]) then return {'USED'} end\n",
         "",
         f"{CONTRACT}::test_a_campaign_that_was_used_again_is_not_dropped",
     ),

@@ -88,7 +88,7 @@ BUCKETS = [
     lua(
         "an-advance-is-put-off",
         "What is pending is not read at every call.",
-        "        redis.call('HSET', keys[1], 'began', micros(at - age + 1000000))\n",
+        "        s.began = at - age + 1000000\n",
         "",
         "test_a_bucket_is_not_forgotten_while_a_reservation_of_it_is_not_settled",
     ),
@@ -102,8 +102,8 @@ BUCKETS = [
     lua(
         "a-rebuild-begins-at-what-is-committed",
         "After a loss of Redis no committed id is above the watermark.",
-        "'w', argv[6], 'm0', 0",
-        "'w', 0, 'm0', 0",
+        "w = tonumber(argv[6]), m0 = 0",
+        "w = 0, m0 = 0",
         "test_a_rebuilt_window_begins_at_what_is_committed",
     ),
     Mutant(

@@ -20,7 +20,8 @@ from engine.clock import SteadyClock
 from engine.engine import Engine
 from engine.errors import StoreUnavailable
 from engine.model import SECOND_US
-from engine.registry import Engines, Registry
+from engine.processes import Engines
+from engine.registry import Registry
 from engine.runtime import heartbeats, judge_clock
 from tests.fakes import ledger as fake_ledger
 from tests.simulation.network import LedgerLink, News, StoreLink, Wire

@@ -12,13 +12,13 @@ from trio.testing import MockClock
 
 from engine.actor import Actor
 from engine.arrival import arrive
-from engine.campaign import Reservation
 from engine.errors import StoreUnavailable
 from engine.flusher import Flusher
 from engine.model import CampaignId, Event, StoredEvent, instant_text
 from engine.outages import Outages
 from engine.ports import Batch, Committed, EventStore, FlushReply, Reserve, Resolve, Wanted
-from engine.registry import TAG_BITS, Engines
+from engine.processes import TAG_BITS, Engines
+from engine.reservations import Reservation
 from engine.rounds import FLOOD_EVENTS_MIN, GATHER_SECONDS
 from tests.fakes.store import FakeStore
 from tests.unit.test_engine import World, shown

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from engine.campaign import ATTEMPTS_MAX, Admitted, Applied, CampaignState, Reservation
+from engine.campaign import ATTEMPTS_MAX, CampaignState
 from engine.lifecycle import TRANSITIONS, IllegalTransition, Phase, Signal
 from engine.memory import Policy
 from engine.model import (
@@ -37,6 +37,7 @@ from engine.ports import (
     Reserve,
     Reserved,
 )
+from engine.reservations import Admitted, Applied, Reservation
 from engine.submission import Entry
 from engine.verdicts import UNAVAILABLE
 from tests.plans import NOON_US, POLICY, entry, plan, submission, verdict_of

@@ -24,8 +24,9 @@ from engine.ports import (
     Resolve,
     ResolveReply,
 )
+from engine.processes import Engines
 from engine.recovery import Recovery
-from engine.registry import Engines, Registry
+from engine.registry import Registry
 from engine.submission import Submission
 from tests.contract.reservations import reserve
 from tests.fakes.ledger import FakeLedger

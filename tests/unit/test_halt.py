@@ -12,7 +12,8 @@ from trio.testing import MockClock
 
 from engine.halts import HALTED, RETRY_SECONDS
 from engine.model import CampaignId, Event
-from engine.registry import Engines, Registry
+from engine.processes import Engines
+from engine.registry import Registry
 from engine.submission import Submission
 from engine.verdicts import UNAVAILABLE
 from tests.contract.flushes import raise_generation

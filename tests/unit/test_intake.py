@@ -33,6 +33,7 @@ class HeldEngine:
     def __init__(self) -> None:
         self.at_once = False
         self.not_ready: list[str] = []
+        self.noted: list[str] = []
         self.failure: Exception | None = None
         self.full = False
         self.keys: list[str | None] = []
@@ -68,6 +69,9 @@ class HeldEngine:
 
     async def problems(self) -> list[str]:
         return self.not_ready
+
+    def notes(self) -> list[str]:
+        return self.noted
 
     async def next(self) -> Submission:
         """The next submission that is held."""
@@ -401,6 +405,15 @@ async def test_readyz() -> None:
         assert (answer.status, answer.content["code"]) == (503, "not_ready")
         assert answer.content["detail"] == "redis: no answer; postgres: no answer"
         assert answer.headers["retry-after"] == "1"
+
+
+async def test_readyz_tells_what_is_refused_though_the_engine_is_ready() -> None:
+    """Some campaigns, or some of their users: no reason to send all others elsewhere."""
+    async with serving() as served, served.connect() as sender:
+        served.engine.noted = ["campaigns that are closed until they are recovered: 3"]
+        await sender.send(get("/readyz"))
+        answer = await sender.answer()
+        assert (answer.status, answer.content["notes"]) == (200, served.engine.noted)
 
 
 async def test_all_who_ask_for_readiness_at_once_are_answered_by_one_check() -> None:

@@ -19,7 +19,7 @@ from engine.clock import SteadyClock
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
 from engine.model import DAY_US, SECOND_US, CampaignId, Event, HeartbeatReply, Status, instant_text
 from engine.ports import BILLABLE, FREE, Batch, Committed, FlushReply, Unknown
-from engine.registry import Engines
+from engine.processes import Engines
 from engine.submission import Entry
 from tests.contract.flushes import bunch, impression, raise_generation
 from tests.contract.reservations import letters, reserve, reserved

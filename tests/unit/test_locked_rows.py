@@ -14,7 +14,7 @@ from engine.clock import SteadyClock
 from engine.locks import HASTY_LOCK_SECONDS, LOCK_SECONDS, Locked, Suspects
 from engine.model import CampaignId, Reason, Status
 from engine.ports import Batch, FlushReply
-from engine.registry import Engines
+from engine.processes import Engines
 from tests.fakes.store import FakeStore
 from tests.unit.test_engine import World, shown
 

@@ -168,20 +168,21 @@ async def test_large_campaigns_that_come_while_others_are_read_share_the_next_pa
 
 
 async def test_closed_campaigns_are_counted_until_they_are_open(autojump_clock: MockClock, world: World) -> None:
-    """Those that wait, those that are under way, and those whose recovery has failed so far; each once."""
+    """Waiting, under way, or failed so far, each once; and whoever asks for readiness is told."""
     campaigns = await capped(world, 10)
     slow = Slow(world, campaigns[:2])
-    recoveries = world.registry._recoveries
     world.store.away = True
     world.engine.submit(list(map(shown, campaigns)), lambda _: None)
     await trio.sleep(1)
-    assert len(recoveries) == 10
+    assert world.registry.campaigns_closed == 10
+    assert world.engine.notes() == ["campaigns that are closed until they are recovered: 10"]
     world.store.away = False
     await trio.sleep(3)
-    assert len(recoveries) == 2
+    assert world.registry.campaigns_closed == 2
     slow.release.set()
     await trio.sleep(1)
-    assert len(recoveries) == 0
+    assert world.registry.campaigns_closed == 0
+    assert world.engine.notes() == []
 
 
 async def test_a_halted_campaign_is_no_longer_counted_as_closed(autojump_clock: MockClock, world: World) -> None:
@@ -189,7 +190,7 @@ async def test_a_halted_campaign_is_no_longer_counted_as_closed(autojump_clock: 
     (campaign,) = await capped(world, 1)
     world.store.ledger[CampaignId(campaign)].halted = "as the test wished"
     assert await world.reasons(shown(campaign)) == ["unavailable"]
-    assert len(world.registry._recoveries) == 0
+    assert world.registry.campaigns_closed == 0
 
 
 async def test_the_log_says_what_was_closed_and_how_much_was_read(

@@ -262,16 +262,16 @@ async def test_who_is_overtaken_leaves_it_to_the_other(world: World) -> None:
     assert (world.open(overtaken), world.open(good)) == (None, 1)
 
 
-@pytest.mark.parametrize("step", ["begin", "load", "ready"])
+@pytest.mark.parametrize(("step", "answered"), [("begin", 2), ("load", 2), ("ready", 3)])
 @pytest.mark.parametrize("trouble", [Trouble.UNKNOWN_BEFORE, Trouble.UNKNOWN_AFTER, Trouble.UNKNOWN_LATE])
-async def test_only_who_got_no_answer_starts_over(world: World, step: str, trouble: Trouble) -> None:
-    """Under a generation of its own; the others are open under their first."""
+async def test_only_who_got_no_answer_starts_over(world: World, step: str, answered: int, trouble: Trouble) -> None:
+    """Under a generation of its own; the others are open under their first. The last of a piece is opened alone."""
     campaigns = await world.used(6)
     setattr(world.ledger, step, troubled(world.ledger, getattr(world.ledger, step), trouble, answered=2))
     ended = await world.asked.recover(campaigns)
     world.ledger.deliver_late()
     generations = [ended[each].generation for each in campaigns]  # type: ignore[union-attr]
-    assert sorted(generations) == [1, 1, 2, 2, 2, 2]
+    assert sorted(generations) == [1] * answered + [2] * (6 - answered)
     assert [world.open(each) for each in campaigns] == generations
     assert all(world.asked.raised[each] == list(range(1, world.open(each) + 1)) for each in campaigns)  # type: ignore[operator]
 

@@ -141,7 +141,7 @@ def test_every_function_that_is_called_is_registered() -> None:
 @pytest.mark.parametrize(
     ("reply", "value"),
     [
-        ([b"OK", b"AP", b"9007199254740991", b"20", b"3", b"17"], Reserved(b"AP", 2**53 - 1, 20, 3, 17)),
+        ([b"OK", b"AP", 2**53 - 1, 20, 3, 17], Reserved(b"AP", 2**53 - 1, 20, 3, 17)),
         ([b"OK"], Done()),
         ([b"NOOP"], Done()),
         ([b"LOST"], Lost()),
@@ -149,7 +149,7 @@ def test_every_function_that_is_called_is_registered() -> None:
         ([b"CLOSED"], Closed()),
         ([b"PLAN", b"5"], PlanBehind(5)),
         ([b"DAY", b"20001"], DayBehind(20_001)),
-        ([b"BEHIND", b"3", b"17"], Behind(3, 17)),
+        ([b"BEHIND", 3, 17], Behind(3, 17)),
         ([b"MISMATCH"], Mismatch()),
         ([b"EMPTY"], Emptied()),
     ],
@@ -168,10 +168,10 @@ def test_every_reply_of_the_library_can_be_read() -> None:
 
 
 def test_begin_tells_what_is_pending() -> None:
-    """KEPT: pairs of a tag and a first id; none is fine. Its other replies are those of all."""
+    """KEPT: a tag, a spend day and a first id of each; none is fine. Its other replies are those of all."""
     first, second = EventId(IDS[:16]), EventId(IDS[16:])
-    kept = calls.read_begin([b"KEPT", TAG_BYTES, first, calls.pack_tag(1), second])
-    assert kept == Kept([Pending(TAG, first), Pending(1, second)])
+    kept = calls.read_begin([b"KEPT", TAG_BYTES, 5, first, calls.pack_tag(1), 6, second])
+    assert kept == Kept([Pending(TAG, first, 5), Pending(1, second, 6)])
     assert calls.read_begin([b"KEPT"]) == Kept([])
     assert calls.read_begin([b"EMPTY"]) == Emptied()
     assert calls.read_begin([b"STALE", b"9"]) == Stale(9)

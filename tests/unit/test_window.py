@@ -17,12 +17,13 @@ from engine.campaign import ATTEMPTS_MAX
 from engine.engine import Engine
 from engine.leftovers import Advance
 from engine.lookups import days_of
-from engine.memory import MemoryPolicy
+from engine.memory import BUCKET_MIN_US, OBSERVED_SECONDS
 from engine.model import DAY_US, SECOND_US, CampaignId, Event, Reason, Status, StoredEvent, instant_text, new_event_id
 from engine.patience import FULL_MAX
 from engine.ports import Batch, Behind, Done, FlushReply, Reserve, ReserveReply, Resolve, ResolveReply, Wanted
+from engine.processes import Engines
 from engine.recovery import Recovery
-from engine.registry import Engines, Registry
+from engine.registry import Registry
 from tests.fakes.ledger import Book, FakeLedger, Trouble
 from tests.fakes.store import FakeStore
 from tests.plans import NOON_US, entry
@@ -852,29 +853,23 @@ async def test_what_a_full_redis_refuses_again_and_again_is_unavailable(
     assert world.spent(campaign) == 2_000
 
 
-class Policy:
-    """How the engine is told to use Redis's memory."""
-
-    def __init__(self) -> None:
-        self.now = MemoryPolicy(480 * SECOND_US, new_users=True)
+PLENTY, SHORT, FULL_OF_USERS = (1, 100), (70, 100), (90, 100)  # what Redis uses, and what it may use
 
 
-@pytest.fixture
-def policy(monkeypatch: pytest.MonkeyPatch) -> Policy:
-    """In place of the engine's own."""
-    told = Policy()
-    monkeypatch.setattr(Registry, "memory_policy", lambda _: told.now)
-    return told
+async def memory_is(world: World, used_and_max_bytes: tuple[int, int]) -> None:
+    """Redis uses so much of its memory, and the engine has found that."""
+    world.ledger.used_and_max_bytes = used_and_max_bytes
+    await trio.sleep(2 * OBSERVED_SECONDS)
 
 
 async def test_where_users_fill_redis_new_ones_of_capped_campaigns_are_told_to_come_again(
-    autojump_clock: MockClock, policy: Policy, world: World
+    autojump_clock: MockClock, world: World
 ) -> None:
     """In minutes; users that are counted go on up to their cap, as do events that no cap counts."""
     capped, free = await world.campaign(freq_cap_impressions_per_day=2), await world.campaign()
     known = at(world, capped, user="ada")
     assert await world.reasons(known, shown(free, "ada")) == ["accepted"] * 2
-    policy.now = MemoryPolicy(480 * SECOND_US, new_users=False)
+    await memory_is(world, FULL_OF_USERS)
     (verdict,) = await world.send(shown(capped, "bob"))
     assert verdict is not None
     assert (verdict.status, verdict.reason, verdict.retry_after_seconds) == (Status.RETRY, Reason.OVERLOADED, 300)
@@ -882,29 +877,30 @@ async def test_where_users_fill_redis_new_ones_of_capped_campaigns_are_told_to_c
     assert await world.reasons(known, *ada) == ["duplicate", "accepted", "frequency_capped"]
     click = Event(campaign_id=capped, user_id="bob", event_type="click")
     assert await world.reasons(click, shown(free, "bob")) == ["accepted"] * 2
-    policy.now = MemoryPolicy(480 * SECOND_US, new_users=True)
+    await memory_is(world, PLENTY)
+    await trio.sleep(60)
     assert await world.reasons(shown(capped, "bob")) == ["accepted"]
 
 
 async def test_a_retry_of_a_user_without_room_is_a_duplicate_if_it_is_committed(
-    autojump_clock: MockClock, policy: Policy, world: World
+    autojump_clock: MockClock, world: World
 ) -> None:
     """On another day, say: what is known is asked first."""
     campaign = await world.campaign(**CAPPED)
     event = at(world, campaign)
     assert await world.reasons(event) == ["accepted"]
     world.clock_step_us = DAY_US  # nobody is counted any more
-    policy.now = MemoryPolicy(480 * SECOND_US, new_users=False)
+    await memory_is(world, FULL_OF_USERS)
     assert await world.reasons(event, shown(campaign)) == ["duplicate", "overloaded"]
     await forget(world, campaign)
     assert await world.reasons(event, shown(campaign)) == ["duplicate", "overloaded"]
 
 
-async def test_a_bucket_closes_when_the_policy_says(autojump_clock: MockClock, policy: Policy, world: World) -> None:
-    """Sooner while memory is short, with the next event of each campaign."""
+async def test_buckets_close_sooner_while_memory_is_short(autojump_clock: MockClock, world: World) -> None:
+    """With the next event of each campaign, at the least age that there is."""
     campaign = await world.campaign()
-    for bucket_us, number in ((480, 0), (480, 0), (5, 1), (5, 2), (480, 2)):
-        policy.now = MemoryPolicy(bucket_us * SECOND_US, new_users=True)
+    for used_and_max_bytes, number in ((PLENTY, 0), (PLENTY, 0), (SHORT, 1), (SHORT, 2)):
+        await memory_is(world, used_and_max_bytes)
         assert await world.reasons(at(world, campaign)) == ["accepted"]
         assert book(world, campaign).window.number == number
-        await trio.sleep(6)
+        await trio.sleep(BUCKET_MIN_US / SECOND_US)
