@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from engine.model import SECOND_US, Event, Status, instant_text, new_event_id
-from engine.submission import Submission
+from engine.submission import Entry, Submission
 from tests.simulation.cluster import Process
 from tests.simulation.world import World
 
@@ -85,15 +85,19 @@ class Clients:
 
     def with_young(self, old: Sent) -> Sent:
         """A request once more, with a new event of its campaigns each, which tells that it is new."""
+        return Sent(old.events + self.young(old).events, old.key, old.first_us)
+
+    def young(self, old: Sent) -> Sent:
+        """These alone."""
         now_us = self.world.now_us()
         campaigns = dict.fromkeys(event.campaign_id for event in old.events)
-        young = [
+        events = [
             msgspec.structs.replace(
                 self._event(now_us, with_id=True), campaign_id=each, occurred_at=instant_text(now_us)
             )
             for each in campaigns
         ]
-        return Sent(old.events + young, old.key, old.first_us)
+        return Sent(events, None, now_us)
 
     def _event(self, now_us: int, *, with_id: bool) -> Event:
         source = self.world.source
@@ -152,7 +156,19 @@ class Clients:
         told = [_told(submission.verdicts.get(index)) for index in range(len(events))]
         self.world.counts.update(f"verdict {each}" for each in told)
         self.world.note(process.name, f"answer {names}: {told}")
+        if key is None:
+            self._learn(events, submission)
         return submission
+
+    def _learn(self, events: list[Event], submission: Submission) -> None:
+        """An event that had no id is sent again, if at all, under the one that the server says it has given it."""
+        known = [
+            msgspec.structs.replace(event, event_id=uuid.UUID(bytes=entry.event_id))
+            for event, entry in zip(events, submission.entries, strict=True)
+            if event.event_id is None and isinstance(entry, Entry)
+        ]
+        if known and self.world.source.random() < 0.3:
+            self.requests.append(Sent(known, None, self.world.now_us()))
 
     async def _in_time(self, process: Process, done: trio.Event) -> None:
         """Wait for an answer as long as a request may take; while the engine is frozen, no time passes for it."""

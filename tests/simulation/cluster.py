@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
+from unittest.mock import patch
 
 import trio
 from trio import sleep
@@ -22,6 +23,7 @@ from engine.model import SECOND_US
 from engine.processes import Engines
 from engine.registry import Registry
 from engine.runtime import heartbeats, judge_clock
+from tests.fakes import ledger as fake_ledger
 from tests.simulation.network import LedgerLink, News, StoreLink, Wire
 from tests.simulation.world import World
 
@@ -188,7 +190,7 @@ class _Clocks:
 def simulated(world: World) -> Iterator[None]:
     """Let engines sleep only while they are not frozen, read the world's clocks, and make their ids from the seed.
 
-    Rounds of a few campaigns travel in parts, as those of hundreds do.
+    Rounds of a few campaigns travel in parts, as those of hundreds do, and few ids that are ahead are many.
     """
 
     async def gated(seconds: float) -> None:
@@ -197,11 +199,12 @@ def simulated(world: World) -> Iterator[None]:
         if process is not None:
             await process.awake()
 
-    names, clocks, sizes = vars(arrival), vars(engine_clock), vars(rounds)
-    kept = trio.sleep, names["os"], clocks["time"], sizes["PART_CALLS"], sizes["SHARE_MIN"]
-    trio.sleep, sizes["PART_CALLS"], sizes["SHARE_MIN"] = gated, 1, 1
-    names["os"], clocks["time"] = _Randomness(world), _Clocks(world)
-    try:
+    with (
+        patch.object(trio, "sleep", gated),
+        patch.object(rounds, "PART_CALLS", 1),
+        patch.object(rounds, "SHARE_MIN", 1),
+        patch.object(fake_ledger, "AHEAD_MAX", 1),
+        patch.object(arrival, "os", _Randomness(world)),
+        patch.object(engine_clock, "time", _Clocks(world)),
+    ):
         yield
-    finally:
-        trio.sleep, names["os"], clocks["time"], sizes["PART_CALLS"], sizes["SHARE_MIN"] = kept

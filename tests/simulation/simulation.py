@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -245,26 +245,41 @@ class Simulation:
             if not process.frozen and source.random() < 0.6:
                 process.freeze()
                 self._later(process.thaw, (1, 8, 60))
-            world.outlast_bucket()
-            again = self.clients.with_young(request) if source.random() < 0.7 else request
+            if source.random() < 0.5:
+                await world.close_buckets()
+            world.leap_over_midnight()
             others = [each for each in self.processes if each is not process]
-            for each in others:
-                self.clients.send(each, again)
-            await sleep(source.random() * source.choice((0.001, 0.01, 0.1)))
-            for each in others:
-                if not each.frozen and source.random() < 0.4:  # between its look-up and its reserve, say
-                    each.freeze()
-                    self._later(each.thaw, (1, 8))
-            await sleep(source.random() * source.choice((0.01, 0.1, 1)))
+            await self._repeat_elsewhere(request, others)
             world.unstick()
-            for _ in range(source.choice((0, 2, 3))):  # what has committed by now is forgotten
+            for _ in range(source.choice((0, 1, 2, 3))):  # what has committed by now is forgotten
                 await sleep(source.random() * source.choice((0.1, 1)))
-                world.outlast_bucket()
+                await world.close_buckets()
                 for each in others:
                     self.clients.send(each, self.clients.with_young(request))
 
         world.nursery.start_soon(outlast)
         return True
+
+    async def _repeat_elsewhere(self, request: Sent, others: Sequence[Process]) -> None:
+        """Its look-ups are under way, or just answered, when Redis is lost or an engine freezes."""
+        source = self.world.source
+        again = self.clients.with_young(request) if source.random() < 0.7 else request
+        for each in others:
+            if source.random() < 0.5:  # it learns first which bucket it is
+                self.clients.send(each, self.clients.young(request))
+        await sleep(source.random() * source.choice((0, 0.01)))
+        for each in others:
+            self.clients.send(each, again)
+        await sleep(source.random() * source.choice((0.001, 0.01, 0.1)))
+        if source.random() < 0.2:
+            self.world.restart_redis(emptied=True)
+            for each in others:
+                self.clients.send(each, self.clients.with_young(request))
+        for each in others:
+            if not each.frozen and source.random() < 0.4:  # between its look-up and its reserve, say
+                each.freeze()
+                self._later(each.thaw, (1, 8))
+        await sleep(source.random() * source.choice((0.01, 0.1, 1)))
 
     def _held(self, request: Sent) -> bool:
         """Whether an event of a request is reserved, and waits for its commit."""

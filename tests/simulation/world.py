@@ -19,6 +19,7 @@ import trio
 from trio import sleep  # (engines sleep by a gate of their own: cluster.py)
 
 from config.settings import Settings
+from engine.leftovers import Advance
 from engine.model import DAY_US, SECOND_US, us_from_datetime
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.store import FakeStore
@@ -128,9 +129,23 @@ class World:
             leap_us = max(0, us_from_datetime(midnight.astimezone(UTC)) - now_us - 2 * SECOND_US)
         self._leap_by(leap_us)
 
-    def outlast_bucket(self) -> None:
-        """Let the current bucket of every campaign grow so old, in no time, that its next call closes it."""
-        self._leap_by(self.settings.dedup_bucket_seconds * SECOND_US)
+    def leap_over_midnight(self) -> None:
+        """From two seconds before it, say, and not for so long that requests end."""
+        self._leap_by(3 * SECOND_US)
+
+    async def close_buckets(self) -> None:
+        """Let the current bucket of every campaign be closed: when it is old enough, or in no time.
+
+        Both are policy: a sweep does it at any age where memory is that short.
+        """
+        if self.source.random() < 0.3:
+            self._leap_by(self.settings.dedup_bucket_seconds * SECOND_US)
+            return
+        self.note("world", "closes buckets")
+        for campaign_id, book in list(self.redis.books.items()):
+            if book.sums is not None:
+                at_us = max(self.now_us(), book.began_us)
+                await self.redis.give_back([Advance(campaign_id, book.generation, book.sums.day, at_us, 0)])
 
     def _leap_by(self, leap_us: int) -> None:
         if self.leapt_us + leap_us < 2 * DAY_US:
