@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from engine.forgetting import Forgetting
-from engine.memory import Policy
+from engine.memory import Policy, bucket_times
 from engine.model import SECOND_US, CampaignId
 from engine.ports import Reserve, ReserveReply, Resolve, ResolveReply
 from tests.fakes.ledger import FakeLedger
@@ -128,4 +128,5 @@ async def test_calls_follow_what_memory_asks_for(
         await trio.sleep(2)
         assert await world.reasons(shown(campaign)) == ["accepted"]
         assert calls[-1].campaign_id == CampaignId(campaign)
-        assert (calls[-1].bucket_us, calls[-1].new_users) == (bucket_us, new_users)
+        its_own_us = int(bucket_us * bucket_times(campaign))
+        assert (calls[-1].bucket_us, calls[-1].new_users) == (its_own_us, new_users)
