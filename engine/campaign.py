@@ -26,7 +26,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from engine.lifecycle import LOADING, OPEN, STOPPED, TRANSITIONS, IllegalTransition, Signal
-from engine.memory import Policy
+from engine.memory import Policy, bucket_times
 from engine.model import (
     SECOND_US,
     Campaign,
@@ -66,13 +66,14 @@ class CampaignState:
     """Plan, generation, spend day and what is under way, of one campaign in one engine process."""
 
     __slots__ = (
-        "_asked_too_old", "_cost_micros", "_flags", "bucket", "campaign_id", "committed", "generation",
+        "_asked_too_old", "_bucket_times", "_cost_micros", "_flags", "bucket", "campaign_id", "committed", "generation",
         "generation_seen", "in_flight", "phase", "plan", "today", "voids", "wait_us", "watermark_us",
     )  # fmt: skip
 
     def __init__(self, campaign_id: CampaignId, *, wait_seconds: float) -> None:
         self.campaign_id = campaign_id
         self.wait_us = int(wait_seconds * SECOND_US)
+        self._bucket_times = bucket_times(campaign_id)
         self.phase = LOADING
         self.plan: Campaign | None = None
         self._flags: bytes = b""  # the kind of each event type under the plan
@@ -177,9 +178,10 @@ class CampaignState:
             elif entry.attempts >= ATTEMPTS_MAX or entry.received_us < waits_us:
                 self.settle(entry, UNAVAILABLE)
             else:
-                if entry.id_time_us > watermark_us:  # if its id was ever committed, Redis knows it
-                    if entry.id_time_us < unlooked_us:
-                        unlooked_us = entry.id_time_us
+                id_time_us = entry.id_time_us
+                if id_time_us > watermark_us:  # if its id was ever committed, Redis knows it
+                    if id_time_us < unlooked_us:
+                        unlooked_us = id_time_us
                 elif entry.looked_up_under == under:
                     looked_bucket = self.bucket
                 elif not entry.made_here or entry.attempts:
@@ -246,7 +248,7 @@ class CampaignState:
             plan.version,
             today.day,
             now_us,
-            policy.bucket_us,
+            int(policy.bucket_us * self._bucket_times),
             unlooked_us,
             looked_bucket,
             most_us,

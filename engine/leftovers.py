@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
+from engine.memory import SPREAD
 from engine.model import SECOND_US, CampaignId
 from engine.ports import Closed, Done, Ledger, Lost, NotRun, Stale, Unknown
 
@@ -117,7 +118,7 @@ def decide_untrusted(held: Held, unchanged_seconds: float) -> Decision | None:
 
 def is_due(held: Held, now_us: int, bucket_us: int) -> bool:
     """Whether the bucket of an open campaign should have closed: no call has come since."""
-    return now_us - held.began_us >= bucket_us + PUT_OFF_US
+    return now_us - held.began_us >= bucket_us * (1 + SPREAD) + PUT_OFF_US
 
 
 def decide_due(held: Held, today: int | None, now_us: int, bucket_us: int, idle_us: int, *, pressed: bool) -> Decision:

@@ -387,7 +387,7 @@ async def test_how_many_events_there_are_since_a_day(store: Store) -> None:
     """Events of every type; those from before the day are not all counted, and nothing is 0."""
     campaign, none = await new_campaign(store), await new_campaign(store)
     today = now() // DAY_US
-    old = [impression(now(), occurred_us=now() - 5 * DAY_US) for _ in range(9)]
+    old = [impression(now(), occurred_us=now() - 12 * DAY_US) for _ in range(9)]
     await store.flush([bunch(campaign, [*old, impression(now()), click(now())], day=today)])
     assert await store.events_since({campaign: today, none: today}) == {campaign: 2, none: 0}
 

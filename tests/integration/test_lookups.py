@@ -15,6 +15,7 @@ import trio
 
 from config.settings import Settings
 from engine.engine import Engine
+from engine.memory import SPREAD
 from engine.model import DAY_US, SECOND_US, Event, instant_text
 from engine.ports import Batch, FlushReply, Reserve, ReserveReply, Resolve, ResolveReply
 from engine.postgres.store import PostgresStore, open_store
@@ -125,7 +126,7 @@ class Two:
     async def forget(self, campaign: int) -> None:
         """Close two buckets of the dedup window."""
         for _ in range(2):
-            self.clock.moved_us += Settings().dedup_bucket_seconds * SECOND_US
+            self.clock.moved_us += round(Settings().dedup_bucket_seconds * (1 + SPREAD)) * SECOND_US
             young = event(campaign, occurred_at=instant_text(self.clock.now_us()))
             assert await self.told(0, young) == ["accepted"]
 

@@ -94,7 +94,7 @@ MUTANTS = [
         "a-call-says-what-was-not-looked-up",
         "Redis may have forgotten more since its last reply: it compares the least id time.",
         CAMPAIGN,
-        "                    if entry.id_time_us < unlooked_us:\n",
+        "                    if id_time_us < unlooked_us:\n",
         "                    if unlooked_us == ALL_LOOKED_UP:\n",
         f"{DECISIONS}::test_a_call_says_what_was_looked_up_and_what_was_not",
     ),

@@ -206,7 +206,7 @@ LOOP = [
         "a-call-names-the-age-of-buckets",
         "The same, in the call itself.",
         CAMPAIGN,
-        "            policy.bucket_us,\n",
+        "            int(policy.bucket_us * self._bucket_times),\n",
         "            480_000_000,\n",
         f"{DECISIONS}::test_a_call_names_how_memory_is_used",
     ),

@@ -80,7 +80,7 @@ MUTANTS = [
         "idle-beyond-its-bucket",
         "A campaign that is in use closes its buckets by its own calls.",
         LEFTOVERS,
-        "    return now_us - held.began_us >= bucket_us + PUT_OFF_US\n",
+        "    return now_us - held.began_us >= bucket_us * (1 + SPREAD) + PUT_OFF_US\n",
         "    return True\n",
         f"{DECISIONS}::test_an_open_campaign_is_looked_at_when_its_bucket_should_have_closed",
     ),

@@ -20,6 +20,7 @@ from trio import sleep  # (engines sleep by a gate of their own: cluster.py)
 
 from config.settings import Settings
 from engine.leftovers import Advance
+from engine.memory import SPREAD
 from engine.model import DAY_US, SECOND_US, us_from_datetime
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.store import FakeStore
@@ -139,7 +140,7 @@ class World:
         Both are policy: a sweep does it at any age where memory is that short.
         """
         if self.source.random() < 0.1:
-            self._leap_by(self.settings.dedup_bucket_seconds * SECOND_US)
+            self._leap_by(round(self.settings.dedup_bucket_seconds * (1 + SPREAD) * SECOND_US))
             return
         self.note("world", "closes buckets")
         for campaign_id, book in list(self.redis.books.items()):

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from engine.campaign import ATTEMPTS_MAX, CampaignState
 from engine.lifecycle import TRANSITIONS, IllegalTransition, Phase, Signal
-from engine.memory import Policy
+from engine.memory import Policy, bucket_times
 from engine.model import (
     DAY_US,
     SECOND_US,
@@ -335,11 +335,13 @@ def test_a_call_without_id_times_tells_none() -> None:
 
 
 def test_a_call_names_how_memory_is_used() -> None:
-    """When a bucket closes, and whether there is room for the counts of new users."""
-    admitted = opened().admit([entry()], 1, Policy(5 * SECOND_US, new_users=False), NOON_US)
+    """When a bucket closes, each campaign's at a time of its own, and whether there is room for new users' counts."""
+    state = opened()
+    admitted = state.admit([entry()], 1, Policy(5 * SECOND_US, new_users=False), NOON_US)
     assert admitted.request is not None
     call = admitted.request.call
-    assert (call.at_us, call.bucket_us, call.new_users) == (NOON_US, 5 * SECOND_US, False)
+    bucket_us = int(5 * SECOND_US * bucket_times(state.campaign_id))
+    assert (call.at_us, call.bucket_us, call.new_users) == (NOON_US, bucket_us, False)
 
 
 def test_an_entry_is_looked_up_again_only_as_long_as_its_sender_may_wait() -> None:

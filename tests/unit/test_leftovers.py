@@ -19,11 +19,12 @@ from engine.leftovers import (
     decide_untrusted,
     is_due,
 )
+from engine.memory import SPREAD
 from engine.model import SECOND_US, CampaignId
 
 TODAY, NOW_US = 20_000, 20_000 * 86_400 * SECOND_US
 BUCKET_US, IDLE_US = 5 * SECOND_US, 480 * SECOND_US  # memory is short: buckets close sooner than campaigns are idle
-DUE_US, LONG_AGO_US = NOW_US - BUCKET_US - PUT_OFF_US, NOW_US - IDLE_US - PUT_OFF_US
+DUE_US, LONG_AGO_US = [NOW_US - int(age_us * (1 + SPREAD)) - PUT_OFF_US for age_us in (BUCKET_US, IDLE_US)]
 HELD = Held(CampaignId(7), 3, ours=True, open=True, day=TODAY, bucket=4, began_us=DUE_US, pending=0, users=5, ids=9)
 
 
@@ -51,7 +52,7 @@ def test_a_rebuild_is_dropped_only_when_nothing_of_it_moves_any_more() -> None:
 
 
 def test_an_open_campaign_is_looked_at_when_its_bucket_should_have_closed() -> None:
-    """Its own calls close it in time, but for the second by which they may put it off."""
+    """Its own calls close it in time, but for what each campaign has of its own, and the second that puts it off."""
     assert decide_untrusted(HELD, ABANDONED_SECONDS) is None
     assert is_due(HELD, NOW_US, BUCKET_US)
     assert not is_due(replace(HELD, began_us=DUE_US + 1), NOW_US, BUCKET_US)

