@@ -140,10 +140,10 @@ KNOWN = [
         "a-duplicate-that-is-not-stored",
         "What Postgres does not have is no duplicate, whatever Redis says.",
         ACTOR,
-        "            elif look_up.absent is Absent.IN_FLIGHT:\n",
-        "            elif look_up.absent is Absent.CONTRADICTION:\n"
-        "                state.settle_found(entry, entry.as_stored(0))\n"
-        "            elif look_up.absent is Absent.IN_FLIGHT:\n",
+        "                elif look_up.absent is Absent.IN_FLIGHT:\n",
+        "                elif look_up.absent is Absent.CONTRADICTION:\n"
+        "                    state.settle_found(entry, entry.as_stored(0))\n"
+        "                elif look_up.absent is Absent.IN_FLIGHT:\n",
         JUDGED,
     ),
     one(

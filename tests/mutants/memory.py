@@ -104,6 +104,14 @@ POLICY = [
         f"{RULES}::test_memory_that_rises_once_is_no_rate",
     ),
     one(
+        "buckets-close-one-after-the-other",
+        "Half of Redis is not freed in one go.",
+        MEMORY,
+        "    return 1 + SPREAD * (number * _GOLDEN % 1)\n",
+        "    return 1.0\n",
+        f"{RULES}::test_buckets_of_many_campaigns_close_one_after_the_other",
+    ),
+    one(
         "without-a-limit-nothing-is-short",
         "Ids of a Redis without a limit are forgotten by age alone.",
         MEMORY,

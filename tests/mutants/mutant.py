@@ -1,4 +1,4 @@
-"""What a mutant is. The tables are in `ledger.py` (Redis), `judge.py` (Postgres), `engine.py` and `found.py`."""
+"""What a mutant is. The tables are in the modules that `table.py` names."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutants import (
     bodies,
+    bounds,
     engine,
     found,
     judge,
@@ -15,7 +16,6 @@ from tests.mutants import (
     process,
     sweep,
     watermark,
-    window,
 )
 
 MUTANTS = (
@@ -23,7 +23,7 @@ MUTANTS = (
     + judge.MUTANTS
     + engine.MUTANTS
     + watermark.MUTANTS
-    + window.MUTANTS
+    + bounds.MUTANTS
     + lookups.MUTANTS
     + memory.MUTANTS
     + locks.MUTANTS

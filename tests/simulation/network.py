@@ -106,6 +106,7 @@ class Wire:
         self.cut: set[str] = set()  # stores that can't be reached
         self.dead = False  # its engine was killed
         self.redis: FakeLedger | None = None  # the server that it still believes in, after a split
+        self.on_look_up: Callable[[], None] | None = None  # what befalls when its next look-up is carried out
 
     def server(self) -> FakeLedger:
         """The Redis that this engine reaches."""
@@ -372,8 +373,15 @@ class StoreLink:
 
     async def look_up(self, wanted: Sequence[Wanted]) -> dict[tuple[CampaignId, bytes], StoredEvent]:
         """Committed events by id."""
-        what = f"look up {[each.event_id.hex()[:6] for each in wanted]}"
-        return await self._ask(what, lambda: self._store.look_up(wanted))
+
+        async def run() -> dict[tuple[CampaignId, bytes], StoredEvent]:
+            found = await self._store.look_up(wanted)
+            befalls, self._wire.on_look_up = self._wire.on_look_up, None
+            if befalls is not None:
+                befalls()
+            return found
+
+        return await self._ask(f"look up {[each.event_id.hex()[:6] for each in wanted]}", run)
 
     async def raise_generations(
         self, campaign_ids: Sequence[CampaignId], *, wait: bool

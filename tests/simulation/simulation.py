@@ -226,60 +226,72 @@ class Simulation:
         return True
 
     def _oversleep(self) -> bool:
-        """A commit hangs, its engine frozen or not, while buckets close; others hear its events again."""
+        """A commit hangs, its engine frozen or not, while buckets close; others hear its events again.
+
+        (The weather is fair for that: it takes so many steps that few would be made in any other.)
+        """
         world, source = self.world, self.world.source
         process = source.choice(self.processes)
-        if source.random() < 0.7:
-            world.leap("UTC")  # identity days are UTC's
-        request = self.clients.untimed()
-        world.stuck = max(1, world.stuck)
-        self.clients.send(process, request)
+        others = [each for each in self.processes if each is not process]
+        if process.engine is None or process.frozen or not others:
+            return False
 
         async def outlast() -> None:
-            with trio.move_on_after(2):
-                while not self._held(request):  # noqa: ASYNC110
-                    await sleep(0.01)
-            await sleep(0.01 * source.random())
+            self._clear_up()
+            if source.random() < 0.8:
+                world.leap("UTC", before_seconds=6)  # identity days are UTC's
+                await sleep(world.settings.heartbeat_seconds + 0.1)  # nobody is taken for dead
+            request = self.clients.untimed()
+            world.stuck = max(1, world.stuck)
+            self.clients.send(process, request)
+            await self._until(2, lambda: self._held(request))
             if world.calm or process not in self.processes or not self._held(request):
                 return
-            if not process.frozen and source.random() < 0.6:
+            if not process.frozen and source.random() < 0.3:
                 process.freeze()
                 self._later(process.thaw, (1, 8, 60))
+            world.leap_over_midnight()  # from those seconds before it
             if source.random() < 0.5:
                 await world.close_buckets()
-            world.leap_over_midnight()
-            others = [each for each in self.processes if each is not process]
-            await self._repeat_elsewhere(request, others)
+                for each in others:  # what they look up counts for the bucket that they know
+                    self.clients.send(each, self.clients.young(request))
+                await sleep(source.random() * source.choice((0.01, 0.1, 1)))
+            await self._repeat(request, others)
             world.unstick()
-            for _ in range(source.choice((0, 1, 2, 3))):  # what has committed by now is forgotten
-                await sleep(source.random() * source.choice((0.1, 1)))
+            await self._until(1, lambda: not self._held(request))
+            for _ in range(source.choice((0, 1, 2, 2, 3))):  # what has committed by now is forgotten
                 await world.close_buckets()
-                for each in others:
-                    self.clients.send(each, self.clients.with_young(request))
+                await sleep(source.random() * source.choice((0, 0, 0.1, 1)))
+            for each in others:
+                if each.frozen:
+                    each.thaw()
+                self.clients.send(each, self.clients.with_young(request))
 
         world.nursery.start_soon(outlast)
         return True
 
-    async def _repeat_elsewhere(self, request: Sent, others: Sequence[Process]) -> None:
-        """Its look-ups are under way, or just answered, when Redis is lost or an engine freezes."""
-        source = self.world.source
-        again = self.clients.with_young(request) if source.random() < 0.7 else request
+    async def _repeat(self, request: Sent, others: Sequence[Process]) -> None:
+        """Send it to these; some freeze right after their look-up, or it is Redis's last moment."""
+        world, source = self.world, self.world.source
         for each in others:
-            if source.random() < 0.5:  # it learns first which bucket it is
-                self.clients.send(each, self.clients.young(request))
-        await sleep(source.random() * source.choice((0, 0.01)))
-        for each in others:
-            self.clients.send(each, again)
-        await sleep(source.random() * source.choice((0.001, 0.01, 0.1)))
-        if source.random() < 0.2:
-            self.world.restart_redis(emptied=True)
-            for each in others:
-                self.clients.send(each, self.clients.with_young(request))
-        for each in others:
-            if not each.frozen and source.random() < 0.4:  # between its look-up and its reserve, say
-                each.freeze()
-                self._later(each.thaw, (1, 8))
+            befalls = source.choice(("nothing", "freeze", "freeze", "freeze", "loss"))
+            if befalls == "freeze" and not each.frozen:
+                each.wire.on_look_up = each.freeze
+            elif befalls == "loss":
+                each.wire.on_look_up = partial(world.restart_redis, emptied=True)
+            self.clients.send(each, self.clients.with_young(request) if source.random() < 0.2 else request)
         await sleep(source.random() * source.choice((0.01, 0.1, 1)))
+        for each in others:
+            each.wire.on_look_up = None
+            self.clients.send(each, self.clients.young(request))
+        await sleep(source.random() * source.choice((0.01, 0.1, 1)))
+
+    async def _until(self, seconds: float, happened: Callable[[], bool]) -> None:
+        """Wait for something, but not for ever; and a moment more."""
+        with trio.move_on_after(seconds):
+            while not happened():  # noqa: ASYNC110
+                await sleep(0.01)
+        await sleep(0.01 * self.world.source.random())
 
     def _held(self, request: Sent) -> bool:
         """Whether an event of a request is reserved, and waits for its commit."""
@@ -404,14 +416,11 @@ class Simulation:
         world = self.world
         world.note("world", "mended")
         world.calm = True
-        world.weather = Weather()
-        world.redis_away = world.postgres_away = False
+        self._clear_up()
         world.stuck = 0
         world.unstick()
         world.heal_split(back=world.source.random() < 0.5)
-        world.redis.full = False
         for process in self.processes:
-            process.wire.cut.clear()
             process.offset_us = 0
             process.thaw()
         while self._insisting:  # else a campaign may be halted when it was looked at  # noqa: ASYNC110
@@ -427,6 +436,14 @@ class Simulation:
         await self._probe(strict=True)
         await self._end_one()
         await sleep(3)
+
+    def _clear_up(self) -> None:
+        """Fair weather, and stores that everybody reaches."""
+        world = self.world
+        world.weather = Weather()
+        world.redis_away = world.postgres_away = world.redis.full = False
+        for process in self.processes:
+            process.wire.cut.clear()
 
     async def _probe(self, *, strict: bool = False) -> None:
         """Use every campaign on every engine, with the same events; `strict`: nothing can excuse a wrong answer."""

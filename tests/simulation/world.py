@@ -118,7 +118,7 @@ class World:
             return self.source.choice((worst + 10, -worst - 10, 3_600, DAY_SECONDS, -DAY_SECONDS)) * SECOND_US
         return self.source.choice((0, 0, 1, -1, worst, -worst)) * SECOND_US
 
-    def leap(self, to_midnight_of: str | None) -> None:
+    def leap(self, to_midnight_of: str | None, *, before_seconds: int = 2) -> None:
         """Let hours pass in no time, for everybody: as if the machines had slept."""
         now_us = self.now_us()
         if to_midnight_of is None:
@@ -127,19 +127,19 @@ class World:
         else:
             local = datetime.fromtimestamp(now_us // SECOND_US, ZoneInfo(to_midnight_of))
             midnight = datetime(local.year, local.month, local.day, tzinfo=local.tzinfo) + timedelta(days=1)
-            leap_us = max(0, us_from_datetime(midnight.astimezone(UTC)) - now_us - 2 * SECOND_US)
+            leap_us = max(0, us_from_datetime(midnight.astimezone(UTC)) - now_us - before_seconds * SECOND_US)
         self._leap_by(leap_us)
 
     def leap_over_midnight(self) -> None:
-        """From two seconds before it, say, and not for so long that requests end."""
-        self._leap_by(3 * SECOND_US)
+        """From a few seconds before it, and not for so long that requests end."""
+        self._leap_by(6 * SECOND_US)
 
     async def close_buckets(self) -> None:
         """Let the current bucket of every campaign be closed: when it is old enough, or in no time.
 
         Both are policy: a sweep does it at any age where memory is that short.
         """
-        if self.source.random() < 0.3:
+        if self.source.random() < 0.1:
             self._leap_by(round(self.settings.dedup_bucket_seconds * (1 + SPREAD) * SECOND_US))
             return
         self.note("world", "closes buckets")

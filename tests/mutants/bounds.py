@@ -1,4 +1,4 @@
-"""Mutants of the dedup window's rules for sleepers and wrong clocks, and of what gives back what a fault leaves."""
+"""Mutants of what bounds rounds and requests, of clocks that are compared, and of what a fault leaves behind."""
 
 from __future__ import annotations
 
