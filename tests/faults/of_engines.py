@@ -253,7 +253,6 @@ STIMULI: dict[str, Callable[[World], Awaitable[None]]] = {
     "store.create_campaign": _by_request("POST", "/campaigns/", _NEW),
     "store.events_since": _by_empty_redis,
     "store.halt": _by_contradiction,
-    "store.ids_received": _by_empty_redis,
     "store.make_partitions": _by_midnight,
     "store.page_campaigns": _by_request("GET", "/campaigns/"),
     "store.probe": _by_request("GET", "/readyz"),

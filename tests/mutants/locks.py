@@ -73,7 +73,7 @@ MUTANTS: list[Mutant] = [
         FLUSHER,
         "            if not suspects and reservation.campaign_id in self._suspects:\n",
         "            if False:\n",
-        f"{LANES}::test_nobody_waits_again_for_a_campaign_that_is_known_to_wait",
+        f"{LANES}::test_whose_row_is_held_is_told_soon_however_much_waits_for_it",
     ),
     one(
         "one-flush-of-suspects-at-a-time",
