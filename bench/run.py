@@ -19,6 +19,7 @@ import msgspec
 from bench.bodies import Template, make_templates
 from bench.check import audit_run
 from bench.injection import Injecting, Injection
+from bench.programs import program
 from bench.readers import Readers
 from bench.replay import read_log, templates_of, times_of
 from bench.results import Audit, Command, Fault, Latency, Run, Slice, Step, Wait
@@ -203,19 +204,10 @@ def _audit(underway: Underway) -> Audit:
 
 @contextmanager
 def _sender(job: Job) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.sender"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-    )
-    assert process.stdin is not None
-    try:
-        process.stdin.write(msgspec.msgpack.encode(job))
-        process.stdin.close()
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    with program("bench.sender", msgspec.msgpack.encode(job)) as process:
         assert process.stdout is not None
-        process.stdout.close()
+        with process.stdout:
+            yield process
 
 
 def _read_start(process: subprocess.Popen[bytes]) -> float:

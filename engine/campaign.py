@@ -270,8 +270,7 @@ class CampaignState:
         """Read the letters: settle what is refused, and return what is accepted or known."""
         call, letters = request.call, reply.letters
         assert len(letters) == len(request.entries)
-        if call.generation == self.generation:
-            self.bucket, self.watermark_us = reply.bucket, reply.watermark_us
+        self.see_window(call.generation, reply.bucket, reply.watermark_us)
         self.committed = self.committed[len(call.committed) :]
         accepted: list[Entry] = []
         known: list[tuple[Entry, Letter]] = []

@@ -24,14 +24,18 @@ _REFUSED: Final = "new users of campaigns with a cap are answered 503 overloaded
 
 
 class Forgetting:
-    """`run` it in the engine's nursery; `policy` is what it has found last."""
+    """`run` it in the engine's nursery."""
 
     def __init__(self, ledger: Ledger, slowest_look_up_us: Callable[[], int], bucket_us: int) -> None:
         """`slowest_look_up_us` tells of those since it was asked last; `bucket_us` is the age of a bucket's close."""
         self._ledger = ledger
         self._slowest_look_up_us = slowest_look_up_us
         self._memory = MemoryPolicy(bucket_us)
-        self.policy: Policy = self._memory.policy  # what the memory of now asks for
+
+    @property
+    def policy(self) -> Policy:
+        """What the memory of now asks for."""
+        return self._memory.policy
 
     async def run(self) -> None:
         """Ask, for ever."""
@@ -46,7 +50,7 @@ class Forgetting:
             return
         used_bytes, max_bytes = found
         before = self.policy
-        policy = self.policy = self._memory.observe(used_bytes, max_bytes, self._slowest_look_up_us())
+        policy = self._memory.observe(used_bytes, max_bytes, self._slowest_look_up_us())
         metrics.redis_used_bytes.set(used_bytes)
         metrics.dedup_bucket_seconds.set(policy.bucket_us / SECOND_US)
         if before.new_users and not policy.new_users:

@@ -132,10 +132,11 @@ def decide_due(held: Held, today: int | None, now_us: int, bucket_us: int, idle_
     if today is None:
         return Drop(held)
     idle = is_due(held, now_us, idle_us)
+    advance = Advance(held.campaign_id, held.generation, max(held.day, today), now_us, bucket_us)
     if held.ids and not (idle and pressed):
-        return Advance(held.campaign_id, held.generation, max(held.day, today), now_us, bucket_us)
+        return advance
     if held.users or held.ids:
         if held.day < today:
-            return Advance(held.campaign_id, held.generation, today, now_us, bucket_us)
+            return advance
         return Drop(held) if idle and pressed else LEAVE
     return Drop(held) if held.day <= today - IDLE_DAYS else LEAVE

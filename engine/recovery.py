@@ -165,21 +165,25 @@ class Recovery:
             return
         calls = [Begin(row.campaign_id, row.generation) for row in attempt.rows.values()]
         kept: dict[CampaignId, Sequence[Pending]] = {}
-        emptied: list[LedgerRow] = []
+        untouched: list[CampaignId] = []
+        to_read: list[LedgerRow] = []
+        uncounted: list[CampaignId] = []
         for call, begun in zip(calls, await self.ledger.begin(calls), strict=True):
+            row = attempt.rows[call.campaign_id]
             match begun:
                 case Kept(pending):
-                    kept[call.campaign_id] = pending
+                    kept[row.campaign_id] = pending
+                case Emptied() if row.untouched:
+                    # Before its first commit there is nothing to read, and every older batch is out since the raise.
+                    untouched.append(row.campaign_id)
+                case Emptied() if attempt.counts_users(row):
+                    to_read.append(row)
                 case Emptied():
-                    emptied.append(attempt.rows[call.campaign_id])
+                    uncounted.append(row.campaign_id)
                 case _:
-                    attempt.heed(call.campaign_id, begun)
+                    attempt.heed(row.campaign_id, begun)
         await self._settle(attempt, kept)
-        # (Before its first commit there is nothing to read, and every older batch is out for good since the raise.)
-        counted = [*kept, *(row.campaign_id for row in emptied if row.untouched)]
-        await self._ready(attempt, counted, users_loaded=True)
-        to_read = [row for row in emptied if not row.untouched and attempt.counts_users(row)]
-        uncounted = {row.campaign_id for row in emptied} - {row.campaign_id for row in to_read} - set(counted)
+        await self._ready(attempt, [*kept, *untouched], users_loaded=True)
         await self._ready(attempt, uncounted, users_loaded=False)
         if not to_read:
             return
@@ -277,7 +281,7 @@ class _Attempt:
 
     def counts_users(self, row: LedgerRow) -> bool:
         """Whether a cap asks for the users of the ledger's day."""
-        today = self.cases[row.campaign_id].counts_users_from if row.campaign_id in self.cases else None
+        today = self.cases[row.campaign_id].counts_users_from
         return today is not None and row.spend.day >= today
 
     def heed(self, campaign_id: CampaignId, reply: object) -> None:

@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Final
 import msgspec
 import redis
 
+from bench.programs import program
 from bench.sampling import store_pids
 from bench.serving import ServingFailed, address_held
 from bench.soak.probe import SEEN, Job
@@ -83,20 +83,11 @@ class Asking:
 @contextmanager
 def asking(host: str, port: int, campaigns: Sequence[int]) -> Iterator[Asking]:
     """A light load of fresh ids over all campaigns, for as long as the block lasts."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.soak.probe"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        start_new_session=True,
-    )  # fmt: skip
-    assert process.stdin is not None
-    try:
-        process.stdin.write(msgspec.json.encode(Job(host, port, list(campaigns))) + b"\n")
-        process.stdin.flush()
+    job = msgspec.json.encode(Job(host, port, list(campaigns))) + b"\n"
+    with program("bench.soak.probe", job, more=True) as process:
         asked = Asking(process, len(campaigns))
         yield asked
         asked.end()
-    finally:
-        process.kill()
-        process.wait()
 
 
 def restarted(watch: Watch, asked: Asking, kind: str, *, minute: float = MINUTE) -> Restart:

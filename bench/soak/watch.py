@@ -8,12 +8,10 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +20,7 @@ import msgspec
 import psycopg
 import redis
 
+from bench.programs import program
 from bench.run import percentile
 from bench.sampling import APPLICATION, Sampler, store_pids
 from bench.serving import Serving, ServingFailed
@@ -174,7 +173,7 @@ def sample_of(
 
 def watched(watch: Watch, job: Job, every_seconds: float) -> Iterator[Sample]:
     """Run a load, and yield a sample every few seconds. Raises `ServingFailed` if the sender or the engine ends."""
-    with _sender(job) as process:
+    with program("bench.soak.steady", msgspec.msgpack.encode(job)) as process:
         watch.roots["sender"] = [process.pid]
         sampler, whole, ticks, before = Sampler(watch.roots), Machine(), Ticks(process), 0.0
         running = True
@@ -198,19 +197,3 @@ def watched(watch: Watch, job: Job, every_seconds: float) -> Iterator[Sample]:
                 yield sample
         if process.returncode != 0:
             raise ServingFailed("the sender failed; what it said is above")
-
-
-@contextmanager
-def _sender(job: Job) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.soak.steady"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        start_new_session=True,
-    )  # fmt: skip
-    assert process.stdin is not None
-    try:
-        process.stdin.write(msgspec.msgpack.encode(job))
-        process.stdin.close()
-        yield process
-    finally:
-        process.kill()
-        process.wait()

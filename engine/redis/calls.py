@@ -69,6 +69,7 @@ _REFUSAL_CODES: Final = ("BUSY", "MISCONF", "NOREPLICAS", "SHAPE")
 _FROM_INSIDE: Final = "script: headrace4_"
 
 
+@lru_cache(maxsize=16_384)  # campaigns in use: 8 MB; to make them anew takes a microsecond
 def keys_of(campaign_id: CampaignId) -> tuple[str, ...]:
     """The seven keys of a campaign, in the order of `functions.lua`; one hash tag, so one cluster slot."""
     tag = f"{{{campaign_id}}}"
@@ -85,11 +86,6 @@ def unpack_tag(tag: bytes) -> int:
     return int.from_bytes(tag, "big")
 
 
-@lru_cache(maxsize=16_384)  # campaigns in use: 8 MB; to make it anew takes a microsecond
-def _reserve_head(campaign_id: CampaignId) -> Command:
-    return (b"FCALL", b"headrace4_reserve", 7, *keys_of(campaign_id))
-
-
 def _call(function: bytes, campaign_id: CampaignId, *arguments: bytes | int) -> Command:
     return (b"FCALL", function, 7, *keys_of(campaign_id), *arguments)
 
@@ -103,8 +99,9 @@ def round_command(call: Reserve | Resolve) -> Command:
         call.most_ahead_us, call.total_budget_micros, call.daily_budget_micros, call.allowance_micros, call.cap,
         call.cost_micros, call.new_users,
     )  # fmt: skip
-    return (
-        *_reserve_head(call.campaign_id),
+    return _call(
+        b"headrace4_reserve",
+        call.campaign_id,
         call.generation,
         pack_tag(call.tag),
         _encode(numbers),  # (fourteen arguments would cost more, here and in Redis)

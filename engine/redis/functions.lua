@@ -17,7 +17,7 @@
 --                   ...]]; abkt is -1 if none of the ids is ahead
 --   3 {c}:u   hash  user -> impressions on `day`
 --   4 {c}:i0, 5 {c}:i1   hash  event id (16 bytes) -> tag, for even and odd buckets of the dedup window
---   6 {c}:a0, 7 {c}:a1   the same, for ids whose time was ahead of their receipt
+--   6 {c}:a0, 7 {c}:a1   the same, for ids whose time was ahead of the engine's clock
 -- The watermark: no id that was ever committed, and that is in no bucket, has an id time above w. So an event whose id
 -- time is above w, and whose id is in no bucket, is new.
 -- Units: money is integer micros, exact below 2^53 (Redis writes such numbers whole); days count from 1970-01-01; id
@@ -77,16 +77,15 @@ end
 
 local function packed_ahead(ahead) return struct.pack('>ddd', ahead.bkt, ahead.m0, ahead.m1) end
 
--- Which of the older buckets hold ids of a reservation that nobody has settled yet: it may still commit, and without its
--- ids it could not be told from a new event.
-local function pending_in_older(keys, s, ahead)
-    local older, older_ahead = false, false
+-- Whether a reservation that nobody has settled yet was made before the current bucket: it may still commit, and without
+-- its ids it could not be told from a new event. Ids that are ahead need no look of their own: their buckets close only
+-- together with one of the others.
+local function pending_in_older(keys, s)
     for _, record in ipairs(redis.call('HVALS', keys[2])) do
-        local _, bkt, ahead_bkt = unpack(cmsgpack.unpack(record))
-        older = older or bkt < s.bkt
-        older_ahead = older_ahead or (ahead_bkt >= 0 and ahead_bkt < ahead.bkt)
+        local _, bkt = unpack(cmsgpack.unpack(record))
+        if bkt < s.bkt then return true end
     end
-    return older, older_ahead
+    return false
 end
 
 -- Forget the older bucket: the watermark rises to the highest id time that was in it, and a new bucket begins at `at`.
@@ -94,9 +93,7 @@ end
 -- Ids that are ahead are forgotten when the watermark has passed them, so that they do not raise it; but where they are
 -- more than the others, and more than a few (80 KB), they are forgotten like those.
 local function advance(keys, s, at, age)
-    local ahead = read_ahead(s)
-    local blocked, blocked_ahead = pending_in_older(keys, s, ahead)
-    if blocked then
+    if pending_in_older(keys, s) then
         s.began = at - age + 1000000
         redis.call('HSET', keys[1], 'window', packed_window(s))
         return
@@ -104,7 +101,8 @@ local function advance(keys, s, at, age)
     local odd = s.bkt % 2 == 1
     s.w = math.max(s.w, odd and s.m0 or s.m1)
     redis.call('UNLINK', odd and keys[4] or keys[5])
-    if s.ahead and not blocked_ahead then
+    if s.ahead then
+        local ahead = read_ahead(s)
         local odd_ahead = ahead.bkt % 2 == 1
         local most = odd_ahead and ahead.m0 or ahead.m1
         local many = redis.call('HLEN', keys[6]) + redis.call('HLEN', keys[7])

@@ -42,11 +42,12 @@ from engine.redis.calls import Command
 from engine.redis.connection import Connection, Part
 from engine.steps import Begin, LoadUsers, Ready
 
-# Besides the round's own connection and those of the recoveries: probes, the look for orphans, the sweep.
-_OTHER_CONNECTIONS: Final = 3
+# Besides the round's own connection and those of the recoveries: probes, the look for orphans, the sweep,
+# and the question of how much memory is used.
+_OTHER_CONNECTIONS: Final = 4
 VERSION_MIN: Final = (7, 0)
 _INFO: Final = ("server", "memory", "replication", "stats", "cluster")
-# Keys that one SCAN looks at: five a campaign. Redis does nothing else for 0.1 ms, and 1.5 ms for the looks at them.
+# Keys that one SCAN looks at: seven a campaign. Redis does nothing else for 0.1 ms, and 1.5 ms for the looks at them.
 _SCANNED: Final = 500
 
 _log = logging.getLogger(__name__)

@@ -468,7 +468,7 @@ async def test_a_kept_state_keeps_its_window(ledger: Ledger) -> None:
 
 
 def ahead(time_us: int, **fields: Any) -> Reserve:
-    """One event that is ahead of its receipt."""
+    """One event whose id time is ahead of the engine's clock."""
     kinds = bytes([BILLABLE | AHEAD])
     return reserve(**{"kinds": kinds, "time_us": time_us, "most_us": NO_TIME, "most_ahead_us": time_us, **fields})
 

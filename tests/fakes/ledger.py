@@ -1,4 +1,4 @@
-"""A Redis of plain Python: the ledger's five keys a campaign, its functions, and faults on demand.
+"""A Redis of plain Python: the ledger's seven keys a campaign, its functions, and faults on demand.
 
 Passes the same contract tests as the real ledger. Faults: `fail_next` lets one round trip go wrong, `away` makes every
 one `NotRun`, `forget` empties the memory, `restart` makes it another image with the old data, `full` is a Redis that is
@@ -412,8 +412,6 @@ def _close(book: Book, at_us: int, bucket_us: int) -> None:
     book.began_us = at_us
     ahead = book.ahead
     if len(ahead) == 0 and not any(ahead.most_us):
-        return
-    if any(record.ahead_bucket is not None and record.ahead_bucket < ahead.number for record in book.pending.values()):
         return
     if len(ahead) > max(AHEAD_MAX, len(book.window)):
         book.watermark_us = max(book.watermark_us, ahead.most_in_older_us)

@@ -166,8 +166,8 @@ MUTANTS = [
         "every-reply-tells-the-window",
         "What has to be looked up is looked up at once, not asked of Redis first.",
         CAMPAIGN,
-        "            self.bucket, self.watermark_us = reply.bucket, reply.watermark_us\n",
-        "            pass\n",
+        "        self.see_window(call.generation, reply.bucket, reply.watermark_us)\n",
+        "",
         f"{WINDOW}::test_redis_says_once_what_has_to_be_looked_up",
     ),
     one(

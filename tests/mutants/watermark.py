@@ -81,7 +81,7 @@ BUCKETS = [
     lua(
         "what-may-still-commit-is-not-forgotten",
         "The retry of an event whose flush is under way can be told from a new one.",
-        "    if blocked then\n",
+        "    if pending_in_older(keys, s) then\n",
         "    if false then\n",
         "test_a_bucket_is_not_forgotten_while_a_reservation_of_it_is_not_settled",
     ),
@@ -180,14 +180,6 @@ AHEAD = [
         "ahead.m0 = math.max(ahead.m0, call.most_ahead)",
         "ahead.m0 = ahead.m0 == 0 and call.most_ahead or ahead.m0",
         "test_where_most_ids_are_ahead_they_are_forgotten_like_others",
-    ),
-    lua(
-        "what-is-ahead-and-may-still-commit-is-not-forgotten",
-        "The retry of an event whose flush is under way can be told from a new one.",
-        "    if s.ahead and not blocked_ahead then\n",
-        "    if s.ahead then\n",
-        "test_ids_that_are_ahead_are_not_forgotten_while_a_reservation_of_them_is_not_settled",
-        second=True,  # (ahead buckets close with the others, and what is pending there puts those off, too)
     ),
     lua(
         "many-that-are-ahead-are-forgotten-like-others",
