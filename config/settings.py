@@ -170,6 +170,14 @@ class Settings:
         1 << 20,
         or_zero=True,
     )
+    postgres_memory_mb: int = _number(
+        0,
+        "`shared_buffers` of the embedded Postgres, in MB. 0: a quarter of the machine's memory, or of what the cgroup "
+        "allows where that is less; from 128 to 8,192. Ids that tell no time (UUIDv4) want the day's index to fit.",
+        16,
+        1 << 20,
+        or_zero=True,
+    )
     failpoint: str = _text("", "For fault tests: where this process kills or freezes itself (engine/failpoints.py).")
 
     def __post_init__(self) -> None:

@@ -38,7 +38,7 @@ def data_folder() -> Iterator[Path]:
 def stores() -> Iterator[Stores]:
     """A real Postgres and a real Redis, started once and stopped at the end."""
     for folder in _data_folder():
-        with open_stores(Settings(data=str(folder))) as stores:
+        with open_stores(Settings(data=str(folder), postgres_memory_mb=128)) as stores:  # TRUNCATE looks through all
             yield stores
 
 

@@ -95,7 +95,7 @@ def open_stores(settings: Settings, stopping: Stopping = lambda: False) -> Itera
         home = open_home(data)
         used = lock_file(home.path / "used.lock")
         fcntl.flock(used, fcntl.LOCK_SH)
-    own_postgres = Embedded("postgres", data, home, partial(postgres.start, home))
+    own_postgres = Embedded("postgres", data, home, partial(postgres.start, home, settings.postgres_memory_mb))
     own_redis = Embedded("redis", data, home, partial(redis.start, home, settings.redis_memory_mb))
     with used:
         try:

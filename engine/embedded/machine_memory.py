@@ -1,6 +1,6 @@
-"""How much memory there is for an embedded Redis that nobody gave a size.
+"""How much memory there is for embedded stores that nobody gave a size.
 
-Owns the share, and where the kernel says what this process may use. Knows no Redis.
+Owns their shares, and where the kernel says what this process may use. Knows no store.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 _MB: Final = 1 << 20
-# A quarter for Redis, one for Postgres with its page cache, one for the engines, and one to spare.
+# A quarter for Redis, one for Postgres, one for the engines, and one for the page cache.
 SHARE: Final = 4
 # At full rate (110,000 new ids a second) it holds the ids of 3 to 20 s, and less is soon full of users.
 REDIS_MB_MIN: Final = 256
+POSTGRES_MB_MIN: Final = 128  # its own default
+# Every session maps what it touches, page by page: of 8 GB, 16 MB of page tables each.
+POSTGRES_MB_MAX: Final = 8_192
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,10 @@ class MachineMemory:
     def redis_mb(self) -> int:
         """What of it an embedded Redis gets."""
         return max(REDIS_MB_MIN, self.bytes // SHARE // _MB)
+
+    def postgres_mb(self) -> int:
+        """What of it an embedded Postgres gets."""
+        return min(max(POSTGRES_MB_MIN, self.bytes // SHARE // _MB), POSTGRES_MB_MAX)
 
     def __str__(self) -> str:
         return f"{self.bytes // _MB:,} MB " + ("that the cgroup allows" if self.limited else "of this machine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import pwd
 import shutil
@@ -15,12 +16,15 @@ from urllib.parse import quote
 
 import psycopg
 
-from engine.embedded.daemon import Stopping, start_daemon, stop_daemon
+from engine.embedded.daemon import Stopping, is_alive, start_daemon, stop_daemon
 from engine.embedded.home import SOCKET_NAME, Home, as_user, configuration, within_reach, write_shared
+from engine.embedded.machine_memory import POSTGRES_MB_MAX, POSTGRES_MB_MIN, machine_memory
 from engine.errors import EngineError
 
 MAJOR: Final = "18"
 ROLE: Final = "headrace"
+
+_log = logging.getLogger(__name__)
 
 
 def stop(home: Home) -> None:
@@ -28,8 +32,11 @@ def stop(home: Home) -> None:
     stop_daemon(home, "postgres", home.run / SOCKET_NAME, (signal.SIGINT, signal.SIGQUIT))
 
 
-def start(home: Home, stopping: Stopping = lambda: False) -> str:
-    """Start it, or find it again; its URL. Raises `EngineError`."""
+def start(home: Home, memory_mb: int, stopping: Stopping = lambda: False) -> str:
+    """Start it with so much of shared buffers (0: the machine's share), or find it again; its URL.
+
+    Raises `EngineError`.
+    """
     folder = programs(home)
     data = home.path / "postgres"
     if not data.exists():
@@ -37,7 +44,15 @@ def start(home: Home, stopping: Stopping = lambda: False) -> str:
     if (made_by := (data / "PG_VERSION").read_text().strip()) != MAJOR:
         raise EngineError(f"{data} was made by Postgres {made_by}, this is {MAJOR}: dump and load it.")
     url = url_of(home)
-    configuration = _configure(home)
+    if not memory_mb:
+        memory = machine_memory()
+        memory_mb = memory.postgres_mb()
+        if not is_alive(home, "postgres"):
+            _log.info(
+                "the embedded Postgres gets %s MB of shared buffers: a quarter of the %s, from %d to %s MB "
+                "(HEADRACE_POSTGRES_MEMORY_MB)", f"{memory_mb:,}", memory, POSTGRES_MB_MIN, f"{POSTGRES_MB_MAX:,}",
+            )  # fmt: skip
+    configuration = _configure(home, memory_mb)
     command = [str(folder / "postgres"), "-D", str(data), "-c", f"config_file={configuration}"]
     # Nobody of ours is alive when these go. Postgres would take a pid that another program has by now for itself.
     left_over = [home.run / SOCKET_NAME, home.run / f"{SOCKET_NAME}.lock"]
@@ -74,7 +89,7 @@ def make_data(home: Home, initdb: Path, data: Path) -> None:
     half.rename(data)
 
 
-def _configure(home: Home) -> Path:
+def _configure(home: Home, memory_mb: int) -> Path:
     user = pwd.getpwuid(os.geteuid()).pw_name
     access = write_shared(home.path / "pg_hba.conf", "local all all peer map=headrace\n")
     names = write_shared(home.path / "pg_ident.conf", f'headrace "{user}" {ROLE}\n')
@@ -85,6 +100,7 @@ def _configure(home: Home) -> Path:
         "unix_socket_permissions": "0700",
         "hba_file": str(access),
         "ident_file": str(names),
+        "shared_buffers": f"{memory_mb}MB",
     }
     lines = [f"{name} = '{value.replace(chr(39), chr(39) * 2)}'" for name, value in values.items()]
     return configuration(home, "postgres.conf", lines)

@@ -116,7 +116,7 @@ def stop_redis(folder: Path, redis_url: str) -> Callable[[], object]:
 def stop_postgres(folder: Path, _: str) -> Callable[[], object]:
     """Stop Postgres; returns how to start it."""
     embedded_postgres.stop(open_home(folder))
-    return lambda: embedded_postgres.start(open_home(folder))
+    return lambda: embedded_postgres.start(open_home(folder), 256)
 
 
 @pytest.mark.parametrize("stop", [stop_redis, stop_postgres])

@@ -191,24 +191,28 @@ def test_both_are_safe(settings: Settings) -> None:
             }
 
 
-def test_redis_gets_the_memory_that_a_setting_names(data_folder: Path) -> None:
+def test_stores_get_the_memory_that_settings_name(data_folder: Path) -> None:
     """To the byte."""
     with (
-        open_stores(Settings(data=str(data_folder), redis_memory_mb=77)) as stores,
+        open_stores(Settings(data=str(data_folder), redis_memory_mb=77, postgres_memory_mb=33)) as stores,
         redis.Redis.from_url(stores.redis_url) as client,
+        psycopg.connect(stores.db_url) as connection,
     ):
         assert client.config_get("maxmemory") == {"maxmemory": str(77 << 20)}
+        assert connection.execute("SHOW shared_buffers").fetchone() == ("33MB",)
 
 
-def test_how_much_memory_redis_gets_of_itself_is_told_once(
+def test_how_much_memory_stores_get_of_themselves_is_told_once(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not by the next engine, which finds it running."""
+    """Not by the next engine, which finds them running."""
     caplog.set_level(logging.INFO)
     with open_stores(settings), open_stores(settings):
-        told = [message for message in caplog.messages if "embedded Redis gets" in message]
-    assert len(told) == 1
-    assert f"gets {machine_memory().redis_mb():,} MB: a quarter of the " in told[0]
+        told = [message for message in caplog.messages if "a quarter of the " in message]
+    memory = machine_memory()
+    assert [message.split(" of ")[0].split(":")[0] for message in told] == [
+        f"the embedded Postgres gets {memory.postgres_mb():,} MB", f"the embedded Redis gets {memory.redis_mb():,} MB"
+    ]  # fmt: skip
 
 
 def test_after_a_machine_crash(settings: Settings) -> None:

@@ -72,15 +72,22 @@ def test_no_limit_is_none(tmp_path: Path, cgroup: str, limits: dict[str, str]) -
     assert kernel(tmp_path, cgroup, limits) == MachineMemory(MACHINE, limited=False)
 
 
-def test_redis_gets_a_quarter() -> None:
+def test_each_store_gets_a_quarter() -> None:
     """In whole megabytes."""
-    assert MachineMemory(2_050 * MB, limited=True).redis_mb() == 512
+    memory = MachineMemory(2_050 * MB, limited=True)
+    assert memory.redis_mb() == memory.postgres_mb() == 512
 
 
 @pytest.mark.parametrize("machine_mb", [0, 512, 1_024])
 def test_redis_gets_256_mb_at_least(machine_mb: int) -> None:
     """Where a quarter is less, and where nobody says how much there is."""
     assert MachineMemory(machine_mb * MB, limited=False).redis_mb() == 256
+
+
+@pytest.mark.parametrize(("machine_mb", "postgres_mb"), [(0, 128), (500, 128), (32_768, 8_192), (65_536, 8_192)])
+def test_postgres_gets_between_128_mb_and_8_gb(machine_mb: int, postgres_mb: int) -> None:
+    """Where a quarter is less, or more."""
+    assert MachineMemory(machine_mb * MB, limited=False).postgres_mb() == postgres_mb
 
 
 def test_this_machine_says_how_much_it_has() -> None:
