@@ -16,6 +16,7 @@ from engine.steps import Begin
 from tests.contract.reservations import reserve
 from tests.fakes.ledger import Book, Trouble
 from tests.unit.test_engine import World, shown
+from tests.unit.test_window import at
 
 BUCKET_SECONDS = 600  # of a campaign that keeps them longest
 PASS_SECONDS = 90.0  # the longest pause before a pass
@@ -142,6 +143,34 @@ async def test_a_full_redis_is_swept_at_once(autojump_clock: MockClock, world: W
     world.ledger.full = False
     await trio.sleep(3)
     assert await world.reasons(shown(new)) == ["accepted"]
+
+
+async def test_a_full_redis_drops_what_is_idle_though_sweeps_have_closed_its_buckets(
+    autojump_clock: MockClock, world: World
+) -> None:
+    """Whoever closes buckets of a campaign uses it only if it is a call: here sweeps do for five minutes."""
+    ended, new = await world.campaign(**CAPPED), await world.campaign()
+    assert await world.reasons(at(world, ended, 290_000_000)) == ["accepted"]
+    world.ledger.used_and_max_bytes = (70, 100)  # buckets of seconds
+    await trio.sleep(BUCKET_SECONDS)
+    assert held(world, ended) == (1, 0)
+    world.ledger.full = True
+    assert await world.reasons(shown(new)) == ["unavailable"]
+    await trio.sleep(5)
+    assert book(world, ended) is None
+
+
+async def test_ids_that_were_ahead_go_when_their_time_has_passed(autojump_clock: MockClock, world: World) -> None:
+    """Also when they are the last of their campaign; and with them all of it, as of any that has ended."""
+    campaign = await world.campaign()
+    assert await world.reasons(at(world, campaign, 290_000_000)) == ["accepted"]
+    world.ledger.used_and_max_bytes = (70, 100)
+    await trio.sleep(280)
+    assert held(world, campaign) == (0, 1)
+    await trio.sleep(30)
+    assert held(world, campaign) == (0, 0)
+    await later(world, 2 * 86_400)
+    assert book(world, campaign) is None
 
 
 async def test_what_dead_engines_left_in_an_idle_campaign_is_recovered_first(
