@@ -23,6 +23,7 @@ from engine.letters import COUNTS_FOR_CAP as COUNTS_FOR_CAP
 from engine.letters import FREE as FREE
 from engine.letters import Letter as Letter
 from engine.locks import Locked
+from engine.memory import MemoryUse
 from engine.model import (
     Campaign,
     CampaignId,
@@ -210,8 +211,8 @@ class Ledger(Protocol):
         """How a reserve for this campaign would fail now; None if Redis would decide it. Nothing is written."""
         ...
 
-    async def memory(self) -> tuple[int, int] | None:
-        """Bytes that Redis uses, and may use (0: no limit); None: it can't be asked."""
+    async def memory(self) -> MemoryUse | None:
+        """Bytes that Redis uses and may use, and its time; None: it can't be asked."""
         ...
 
     async def clock_offset_us(self) -> int | None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import trio
 
 from engine.leftovers import Advance, Drop, GiveBackReply, Held, Survey, Used
-from engine.memory import BUCKET_MIN_US
+from engine.memory import BUCKET_MIN_US, MemoryUse
 from engine.model import CampaignId, EventId
 from engine.ports import (
     AHEAD,
@@ -149,6 +149,7 @@ class FakeLedger:
         self.behind_us = 0  # its clock's distance from the machine's
         self.full = False
         self.used_and_max_bytes = (0, 0)
+        self.now_us: Callable[[], int] | None = None  # its clock, if it tells the time with its memory
         self.round_trips = 0
         self._trouble: deque[tuple[Trouble, int]] = deque()
         self._late: list[Callable[[], object]] = []
@@ -228,10 +229,11 @@ class FakeLedger:
             return NotRun("the fake is away")
         return NotRun("OOM", full=True) if self.full else None
 
-    async def memory(self) -> tuple[int, int] | None:
+    async def memory(self) -> MemoryUse | None:
         """What the test says of it."""
         await trio.lowlevel.checkpoint()
-        return None if self.away else self.used_and_max_bytes
+        now_us = None if self.now_us is None else self.now_us()
+        return None if self.away else MemoryUse(*self.used_and_max_bytes, now_us)
 
     async def clock_offset_us(self) -> int | None:
         """How far our clock is ahead."""
