@@ -170,7 +170,7 @@ MUTANTS = [
         LEFTOVERS,
         "    return (now_us + EARLIEST_ZONE_US) // DAY_US\n",
         "    return now_us // DAY_US\n",
-        f"{SWEEPING}::test_the_day_is_that_of_the_campaigns_own_zone",
+        f"{DECISIONS}::test_no_campaigns_day_is_later_than_the_latest",
     ),
     one(
         "halted-is-evidence",

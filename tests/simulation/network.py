@@ -107,6 +107,7 @@ class Wire:
         self.cut: set[str] = set()  # stores that can't be reached
         self.dead = False  # its engine was killed
         self.redis: FakeLedger | None = None  # the server that it still believes in, after a split
+        self.look_up_seconds = 0.0  # how much longer its look-ups take than those of others
         self.on_look_up: Callable[[], None] | None = None  # what befalls when its next look-up is carried out
 
     def server(self) -> FakeLedger:
@@ -382,7 +383,11 @@ class StoreLink:
                 befalls()
             return found
 
-        return await self._ask(f"look up {[each.event_id.hex()[:6] for each in wanted]}", run)
+        found = await self._ask(f"look up {[each.event_id.hex()[:6] for each in wanted]}", run)
+        if self._wire.look_up_seconds:
+            await sleep(self._wire.look_up_seconds)
+            await self._wire.sender.awake()
+        return found
 
     async def raise_generations(
         self, campaign_ids: Sequence[CampaignId], *, wait: bool

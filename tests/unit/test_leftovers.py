@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zoneinfo
 from dataclasses import replace
 
 import pytest
@@ -18,9 +19,11 @@ from engine.leftovers import (
     decide_due,
     decide_untrusted,
     is_due,
+    latest_day,
 )
 from engine.memory import SPREAD
-from engine.model import SECOND_US, CampaignId
+from engine.model import DAY_US, SECOND_US, CampaignId
+from engine.pacing import spend_day
 
 TODAY, NOW_US = 20_000, 20_000 * 86_400 * SECOND_US
 BUCKET_US, IDLE_US = 5 * SECOND_US, 480 * SECOND_US  # memory is short: buckets close sooner than campaigns are idle
@@ -83,6 +86,13 @@ def test_ids_go_bucket_by_bucket() -> None:
 def test_a_day_never_moves_back() -> None:
     """An engine whose clock is ahead has moved it on already."""
     assert decided(replace(HELD, day=TODAY + 1)) == moved_on(TODAY + 1)
+
+
+@pytest.mark.parametrize("hour", [0, 9, 10, 11, 23])
+def test_no_campaigns_day_is_later_than_the_latest(hour: int) -> None:
+    """So what is left alone on that day is left alone in every zone."""
+    now_us = TODAY * DAY_US + hour * 3_600 * SECOND_US
+    assert latest_day(now_us) == max(spend_day(now_us, zone).day for zone in zoneinfo.available_timezones())
 
 
 def test_users_of_a_day_that_is_over_go() -> None:
