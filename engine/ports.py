@@ -55,7 +55,7 @@ class Reserve(msgspec.Struct, frozen=True, gc=False):
     `unlooked_us` is the least id time among those events that were not looked up in Postgres: what is at or below the
     watermark must be. The others were looked up while `looked_bucket` was the current bucket, which it must be still.
     `most_us` and `most_ahead_us` are the greatest id times of events that are not ahead, and of those that are. Its
-    bucket closes with this call if it is `bucket_us` old at `at_us`.
+    bucket closes with this call if it is `bucket_us` old at `at_us`, by Redis's clock.
     """
 
     campaign_id: CampaignId

@@ -22,8 +22,8 @@
 -- The watermark: no id that was ever committed, and that is in no bucket, has an id time above w. So an event whose id
 -- time is above w, and whose id is in no bucket, is new.
 -- Units: money is integer micros, exact below 2^53 (Redis writes such numbers whole); days count from 1970-01-01; id
--- times, `began`, `used` and ages are micros (since 1970), by Redis's clock but for id times; an event without an id time
--- has -1. Tags are 8 bytes, ids 16 bytes.
+-- times, `began`, `used` and ages are micros (since 1970), by Redis's clock as far as engines know it, but for id
+-- times; an event without an id time has -1. Tags are 8 bytes, ids 16 bytes.
 -- `run` is "<run_id> <master_replid>" of the server that wrote the state, and the format of the state.
 -- Replies are arrays whose first element is the result's name:
 --   LOST        no state, or that of another memory image     STALE g     the state has generation g
