@@ -48,6 +48,8 @@ TAKEN_UP_MAX: Final = 100
 # So many passes running that Redis refuses to be looked through are told, once: that is no short outage, which is told
 # as such, but a right (SCAN) that is missing.
 FAILURES_TOLD: Final = 3
+# However short the dedup window is set: what is dropped has its users read again at its next use, all of the day.
+IDLE_MIN_US: Final = 300 * SECOND_US
 # Closed campaigns that are remembered from one time around to the next; there are more only when Redis was emptied.
 CLOSED_MAX: Final = 10_000
 # Time zones of campaigns that are remembered: 10 MB. A zone never changes.
@@ -71,12 +73,12 @@ class Sweep:
     ) -> None:
         """`number` is that of the engine; `orphaned` tells of a tag whether its engine is dead.
 
-        A campaign that nobody has used for `idle_us` is idle.
+        A campaign that nobody has used for `idle_us`, or `IDLE_MIN_US`, is idle.
         """
         self._ledger = ledger
         self._store = store
         self._clock = clock
-        self._idle_us = idle_us
+        self._idle_us = max(idle_us, IDLE_MIN_US)
         self._memory_policy = memory_policy
         self._orphaned = orphaned
         self._take_up = take_up

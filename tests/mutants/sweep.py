@@ -149,6 +149,14 @@ MUTANTS = [
         f"{SWEEPING}::test_while_new_users_are_refused_those_of_idle_campaigns_make_room",
     ),
     one(
+        "no-campaign-is-idle-after-seconds",
+        "A Redis that is full has no users read again and again.",
+        SWEEP,
+        "        self._idle_us = max(idle_us, IDLE_MIN_US)\n",
+        "        self._idle_us = idle_us\n",
+        f"{SWEEPING}::test_a_campaign_that_is_used_every_few_minutes_is_not_idle",
+    ),
+    one(
         "no-plan-is-asked-for-in-vain",
         "A Redis that is short of memory does not keep Postgres busy.",
         SWEEP,

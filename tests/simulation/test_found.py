@@ -277,9 +277,10 @@ async def new_users_are_refused(simulation: Simulation) -> None:
     await process.engine.update_campaign(campaign_id, {"freq_cap_impressions_per_day": 1})
     await simulation.clients.answer_of(process, shown(campaign_id, 1, world.now_us()))
     world.used_bytes = lambda: 0 if world.calm else 900  # type: ignore[method-assign]
-    await sleep(30)
-    if campaign_id in world.redis.books:
-        world.checker.violated(f"users are refused, and Redis holds {world.redis.books[campaign_id].users}")
+    await sleep(400)
+    book = world.redis.books.get(campaign_id)
+    if book is not None and book.users:  # (in some seeds the day is over by then)
+        world.checker.violated(f"users are refused, and Redis holds {book.users}")
 
 
 FOUND = [

@@ -176,6 +176,22 @@ async def test_while_new_users_are_refused_those_of_idle_campaigns_make_room(
     assert await world.reasons(shown(ended), shown(ended, "bob")) == ["accepted", "overloaded"]  # it was rebuilt
 
 
+async def test_a_campaign_that_is_used_every_few_minutes_is_not_idle(autojump_clock: MockClock) -> None:
+    """However short the dedup window is set: its users would be read again at each use."""
+    async with trio.open_nursery() as nursery:
+        world = World(nursery, dedup_bucket_seconds=1)
+        campaign = await world.campaign(**CAPPED)
+        assert await world.reasons(shown(campaign)) == ["accepted"]
+        world.ledger.used_and_max_bytes = (90, 100)
+        for _ in range(4):
+            await trio.sleep(290)
+            assert await world.reasons(shown(campaign)) == ["accepted"]
+        assert world.store.ledger[CampaignId(campaign)].gen == 1
+        await trio.sleep(400)
+        assert book(world, campaign) is None
+        nursery.cancel_scope.cancel()
+
+
 async def test_postgres_is_asked_only_for_campaigns_that_may_have_something_to_give(
     autojump_clock: MockClock, world: World
 ) -> None:
