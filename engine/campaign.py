@@ -247,7 +247,7 @@ class CampaignState:
             tag,
             plan.version,
             today.day,
-            now_us,
+            now_us + policy.redis_ahead_us,
             int(policy.bucket_us * self._bucket_times),
             unlooked_us,
             looked_bucket,

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Final, Protocol
 
 from engine.memory import SPREAD
-from engine.model import SECOND_US, CampaignId
+from engine.model import DAY_US, SECOND_US, CampaignId
 from engine.ports import Closed, Done, Ledger, Lost, NotRun, Stale, Unknown
 
 # A campaign with nothing but its sums left is dropped when it was used neither today nor yesterday. Its next use costs
@@ -22,14 +22,16 @@ IDLE_DAYS: Final = 2
 # A bucket closes with the first call after its time, put off by a second at most: one that has begun so long before
 # its time was over is that of a campaign without calls.
 PUT_OFF_US: Final = 2 * SECOND_US
-# A campaign is closed while it is rebuilt, and in a bulk of a thousand it waits for those before it, each of which may
-# take minutes. To drop a rebuild that goes on costs that rebuild; one that has stopped costs its memory for so long.
+# No zone's day begins sooner before UTC's than that of Kiribati's Line Islands.
+EARLIEST_ZONE_US: Final = 14 * 3_600 * SECOND_US
+# A campaign is closed while it is rebuilt, and in a bulk of 5,000 it waits for those before it, some of which may take
+# minutes. To drop a rebuild that goes on costs that rebuild; one that has stopped costs its memory for so long.
 ABANDONED_SECONDS: Final = 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The state of one campaign in Redis. `day`, `bucket` and `began_us` are 0 while it is rebuilt."""
+    """The state of one campaign in Redis. `day`, `bucket`, `began_us` and `used_us` are 0 while it is rebuilt."""
 
     campaign_id: CampaignId
     generation: int
@@ -37,7 +39,8 @@ class Held:
     open: bool
     day: int
     bucket: int  # the current one of the dedup window
-    began_us: int  # when that began
+    began_us: int  # when that began, also if a sweep closed the one before
+    used_us: int  # when a call last accepted an event or closed a bucket; 0: none has
     pending: int  # reservations that nobody has settled
     users: int  # of `day`
     ids: int  # of the dedup window
@@ -118,12 +121,22 @@ def decide_untrusted(held: Held, unchanged_seconds: float) -> Decision | None:
 
 def is_due(held: Held, now_us: int, bucket_us: int) -> bool:
     """Whether the bucket of an open campaign should have closed: no call has come since."""
-    return now_us - held.began_us >= bucket_us * (1 + SPREAD) + PUT_OFF_US
+    return _is_old(held.began_us, now_us, bucket_us)
+
+
+def _is_old(since_us: int, now_us: int, age_us: int) -> bool:
+    return now_us - since_us >= age_us * (1 + SPREAD) + PUT_OFF_US
+
+
+def latest_day(now_us: int) -> int:
+    """The number of the day where it begins first: no campaign's spend day is later by a clock that is right."""
+    return (now_us + EARLIEST_ZONE_US) // DAY_US
 
 
 def decide_due(held: Held, today: int | None, now_us: int, bucket_us: int, idle_us: int, *, pressed: bool) -> Decision:
     """What to do with such a campaign, whose spend day it is `today`; None: Postgres does not know it.
 
+    What is left alone on some day is left alone on every day before it.
     `pressed`: Redis refuses for want of memory. Then a campaign goes whole that was used by nobody for `idle_us`, with
     the users of the present day: a rebuild reads them again.
     """
@@ -131,7 +144,7 @@ def decide_due(held: Held, today: int | None, now_us: int, bucket_us: int, idle_
         return LEAVE if today is None else RECOVER
     if today is None:
         return Drop(held)
-    idle = is_due(held, now_us, idle_us)
+    idle = _is_old(held.used_us or held.began_us, now_us, idle_us)
     advance = Advance(held.campaign_id, held.generation, max(held.day, today), now_us, bucket_us)
     if held.ids and not (idle and pressed):
         return advance

@@ -58,6 +58,11 @@ dedup_bucket_seconds = Gauge(
     "Age at which buckets of the dedup window close now.",
     multiprocess_mode="livemostrecent",
 )
+new_users_refused = Gauge(
+    "headrace_new_users_refused",
+    "1 while new users of campaigns with a cap are refused because Redis is nearly full, else 0.",
+    multiprocess_mode="livemostrecent",
+)
 look_ups = Counter("headrace_look_ups_total", "Events that were looked up in Postgres.")
 clock_offset_seconds = Gauge(
     "headrace_clock_offset_seconds", "Our clock less that of Postgres.", multiprocess_mode="livemostrecent"

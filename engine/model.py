@@ -198,12 +198,14 @@ class HeartbeatReply(msgspec.Struct, frozen=True):
     It may be wrong by half of `round_trip_us`, which the answer took.
     `alive` are the numbers of engines that were heard of lately, `newest` the highest number given out so far: what
     was reserved by an engine up to `newest` that is not alive may be recovered.
+    `slowest_look_up_us` is how long a look-up took lately in that one of the others that is slowest.
     """
 
     clock_offset_us: int
     alive: frozenset[int]
     newest: int
     round_trip_us: int = 0
+    slowest_look_up_us: int = 0
 
 
 class Report(msgspec.Struct, frozen=True):

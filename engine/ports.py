@@ -23,6 +23,7 @@ from engine.letters import COUNTS_FOR_CAP as COUNTS_FOR_CAP
 from engine.letters import FREE as FREE
 from engine.letters import Letter as Letter
 from engine.locks import Locked
+from engine.memory import MemoryUse
 from engine.model import (
     Campaign,
     CampaignId,
@@ -54,7 +55,7 @@ class Reserve(msgspec.Struct, frozen=True, gc=False):
     `unlooked_us` is the least id time among those events that were not looked up in Postgres: what is at or below the
     watermark must be. The others were looked up while `looked_bucket` was the current bucket, which it must be still.
     `most_us` and `most_ahead_us` are the greatest id times of events that are not ahead, and of those that are. Its
-    bucket closes with this call if it is `bucket_us` old at `at_us`.
+    bucket closes with this call if it is `bucket_us` old at `at_us`, by Redis's clock.
     """
 
     campaign_id: CampaignId
@@ -210,8 +211,8 @@ class Ledger(Protocol):
         """How a reserve for this campaign would fail now; None if Redis would decide it. Nothing is written."""
         ...
 
-    async def memory(self) -> tuple[int, int] | None:
-        """Bytes that Redis uses, and may use (0: no limit); None: it can't be asked."""
+    async def memory(self) -> MemoryUse | None:
+        """Bytes that Redis uses and may use, and its time; None: it can't be asked."""
         ...
 
     async def clock_offset_us(self) -> int | None:

@@ -83,7 +83,7 @@ class Registry:
         self._look_ups = LookUps(
             store, clock, events_max=settings.lookup_events_max, queue_events_max=settings.engine_events_max
         )
-        self.forgetting = Forgetting(ledger, self._look_ups.slowest_us, bucket_us)
+        self.forgetting = Forgetting(ledger, clock, self._look_ups.slowest_us, bucket_us)
         self._recoveries = Recoveries(
             Recovery(ledger, store, clock),
             nursery,

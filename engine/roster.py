@@ -14,8 +14,8 @@ from engine.model import HeartbeatReply
 class Roster(Protocol):
     """Engine processes and housekeeping. Raises `StoreUnavailable`."""
 
-    async def heartbeat(self, number: int) -> HeartbeatReply:
-        """Say that this engine lives; hear who else does, and how far our clock is off.
+    async def heartbeat(self, number: int, slowest_look_up_us: int = 0) -> HeartbeatReply:
+        """Say that this engine lives, and how slow its look-ups are; hear of others, and how far our clock is off.
 
         Raises `ConfigurationUnsafe` when the server, as it is set up now, could lose a commit or can't take one.
         """

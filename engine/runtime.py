@@ -97,7 +97,7 @@ async def heartbeats(
     while True:
         reading_us = clock.reading_us()
         try:
-            reply = await roster.heartbeat(engines.own)
+            reply = await roster.heartbeat(engines.own, registry.forgetting.slowest_look_up_us)
         except StoreUnavailable as away:
             registry.outages.failed(POSTGRES, f"no heartbeat: {away}", trio.current_time())
         except ConfigurationUnsafe as found:
@@ -105,6 +105,7 @@ async def heartbeats(
         else:
             died = engines.alive - reply.alive - {engines.own}
             engines.heard(reply)
+            registry.forgetting.heard(reply.slowest_look_up_us)
             judge_clock(engine, clock, reading_us, reply, await _redis_clock(ledger))
             _judge_stores(engine, await ledger.unsafe())
             if died or trio.current_time() - looked_at > _ORPHANS_SECONDS:

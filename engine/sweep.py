@@ -27,6 +27,7 @@ from engine.leftovers import (
     decide_due,
     decide_untrusted,
     is_due,
+    latest_day,
 )
 from engine.memory import Policy
 from engine.model import SECOND_US, CampaignId
@@ -47,8 +48,12 @@ TAKEN_UP_MAX: Final = 100
 # So many passes running that Redis refuses to be looked through are told, once: that is no short outage, which is told
 # as such, but a right (SCAN) that is missing.
 FAILURES_TOLD: Final = 3
+# However short the dedup window is set: what is dropped has its users read again at its next use, all of the day.
+IDLE_MIN_US: Final = 300 * SECOND_US
 # Closed campaigns that are remembered from one time around to the next; there are more only when Redis was emptied.
 CLOSED_MAX: Final = 10_000
+# Time zones of campaigns that are remembered: 10 MB. A zone never changes.
+ZONES_MAX: Final = 100_000
 
 
 class Sweep:
@@ -68,12 +73,12 @@ class Sweep:
     ) -> None:
         """`number` is that of the engine; `orphaned` tells of a tag whether its engine is dead.
 
-        A campaign that nobody has used for `idle_us` is idle.
+        A campaign that nobody has used for `idle_us`, or `IDLE_MIN_US`, is idle.
         """
         self._ledger = ledger
         self._store = store
         self._clock = clock
-        self._idle_us = idle_us
+        self._idle_us = max(idle_us, IDLE_MIN_US)
         self._memory_policy = memory_policy
         self._orphaned = orphaned
         self._take_up = take_up
@@ -86,6 +91,7 @@ class Sweep:
         # Closed campaigns as they were found, and since when: the last time around, and this time.
         self._closed: dict[CampaignId, tuple[Held, float]] = {}
         self._closed_now: dict[CampaignId, tuple[Held, float]] = {}
+        self._zones: dict[CampaignId, str] = {}
 
     def hurry(self) -> None:
         """Redis refuses for want of memory: sweep at once."""
@@ -97,7 +103,7 @@ class Sweep:
             pause_seconds = min(PAUSE_SECONDS, self._memory_policy().bucket_us / SECOND_US)
             with trio.move_on_after(pause_seconds * self._jitter.uniform(0.5, 1.5)):
                 await self._full.wait()
-            pressed, self._full = self._full.is_set(), trio.Event()
+            pressed, self._full = self._full.is_set() or not self._memory_policy().new_users, trio.Event()
             await self.sweep(pressed=pressed)
             if pressed:
                 await trio.sleep(PRESSED_PAUSE_SECONDS)
@@ -127,27 +133,43 @@ class Sweep:
                 return
 
     async def _decide(self, found: Sequence[Held], pressed: bool) -> dict[CampaignId, Decision]:
-        bucket_us, now_us = self._memory_policy().bucket_us, self._clock.now_us()
+        policy, now_us = self._memory_policy(), self._clock.now_us()
+        at_us = now_us + policy.redis_ahead_us
         decisions: dict[CampaignId, Decision] = {}
         due: list[Held] = []
         for held in found:
             decision = decide_untrusted(held, self._unchanged_seconds(held))
             if decision is not None:
                 decisions[held.campaign_id] = decision
-            elif is_due(held, now_us, bucket_us):
+            elif is_due(held, at_us, policy.bucket_us) and self._may_give(held, now_us, policy, pressed):
                 due.append(held)
         if due:
             plans = await self._store.plans([held.campaign_id for held in due])
             now_us = self._clock.now_us()
             for held in due:
                 plan, row = plans.get(held.campaign_id, (None, None))
-                today = None if plan is None else spend_day(now_us, plan.timezone).day
+                today = None if plan is None else self._today(plan.id, plan.timezone, now_us)
                 # (What Redis holds of a halted campaign is left to whoever looks for what is wrong with its books.)
                 halted = row is not None and row.halted is not None
-                decisions[held.campaign_id] = (
-                    LEAVE if halted else decide_due(held, today, now_us, bucket_us, self._idle_us, pressed=pressed)
-                )
+                decisions[held.campaign_id] = LEAVE if halted else self._due(held, today, now_us, policy, pressed)
         return decisions
+
+    def _may_give(self, held: Held, now_us: int, policy: Policy, pressed: bool) -> bool:
+        """Whether there is something to ask Postgres for: not on any day that it may be in the campaign's zone."""
+        zone = self._zones.get(held.campaign_id)
+        today = latest_day(now_us) if zone is None else spend_day(now_us, zone).day
+        return self._due(held, today, now_us, policy, pressed) is not LEAVE
+
+    def _due(self, held: Held, today: int | None, now_us: int, policy: Policy, pressed: bool) -> Decision:
+        at_us = now_us + policy.redis_ahead_us
+        return decide_due(held, today, at_us, policy.bucket_us, self._idle_us, pressed=pressed)
+
+    def _today(self, campaign_id: CampaignId, timezone: str, now_us: int) -> int:
+        """The spend day, where it is that campaign's; its zone is remembered."""
+        if len(self._zones) >= ZONES_MAX:
+            self._zones.clear()
+        self._zones[campaign_id] = timezone
+        return spend_day(now_us, timezone).day
 
     def _unchanged_seconds(self, held: Held) -> float:
         """For how long a closed campaign was found exactly so."""

@@ -16,6 +16,7 @@ import trio
 
 from engine.errors import StoreBusy, StoreUnavailable
 from engine.leftovers import Advance, Drop, GiveBackReply, Survey, SweptLedger
+from engine.memory import MemoryUse
 from engine.model import Campaign, CampaignId, StoredEvent
 from engine.outages import HELD_ROWS, Outages
 from engine.ports import (
@@ -107,7 +108,7 @@ class WatchedLedger:
         """How a reserve would fail now."""
         return self._judge_one(await self._ledger.probe(campaign_id))
 
-    async def memory(self) -> tuple[int, int] | None:
+    async def memory(self) -> MemoryUse | None:
         """What Redis uses and may use. No event waits for the answer, so its lack is no outage."""
         return await self._ledger.memory()
 

@@ -59,25 +59,30 @@ async def register_engine(database: Database) -> int:
 
 
 async def heartbeat(
-    database: Database, number: int, dead_after_seconds: float, now_us: Callable[[], int]
+    database: Database, number: int, slowest_look_up_us: int, dead_after_seconds: float, now_us: Callable[[], int]
 ) -> HeartbeatReply:
-    """Say that this process is alive; hear who else is, and how far our clock is off."""
+    """Say that this process is alive, and how slow its look-ups are; hear of others, and how far our clock is off."""
     sent_us = now_us()
     rows = await database.fetch(
         """
-        WITH own AS (INSERT INTO engines (id) VALUES ($1)
-                     ON CONFLICT (id) DO UPDATE SET heartbeat_at = clock_timestamp())
+        WITH own AS (INSERT INTO engines (id, slowest_look_up_us) VALUES ($1, $3)
+                     ON CONFLICT (id) DO UPDATE SET heartbeat_at = clock_timestamp(),
+                                                    slowest_look_up_us = excluded.slowest_look_up_us),
+             living AS (SELECT id, slowest_look_up_us FROM engines
+                         WHERE heartbeat_at >= clock_timestamp() - $2 * interval '1 second')
         SELECT clock_timestamp() AS now,
                (SELECT last_value FROM engine_number) AS newest,
-               array(SELECT id FROM engines
-                      WHERE heartbeat_at >= clock_timestamp() - $2 * interval '1 second') AS alive
+               array(SELECT id FROM living) AS alive,
+               (SELECT coalesce(max(slowest_look_up_us), 0) FROM living WHERE id <> $1) AS slowest
         """,
         number,
         dead_after_seconds,
+        slowest_look_up_us,
     )
     row, heard_us = rows[0], now_us()
     offset_us = (sent_us + heard_us) // 2 - row["now"]
-    return HeartbeatReply(offset_us, frozenset(row["alive"]) | {number}, row["newest"], heard_us - sent_us)
+    alive = frozenset(row["alive"]) | {number}
+    return HeartbeatReply(offset_us, alive, row["newest"], heard_us - sent_us, row["slowest"])
 
 
 async def end_dead_sessions(database: Database, own: int | None, dead_after_seconds: float) -> dict[int, int]:

@@ -163,13 +163,14 @@ class PostgresStore:
         await self._pulse.sign()
         return self._signature.number
 
-    async def heartbeat(self, number: int) -> HeartbeatReply:
-        """Say that this engine lives; hear who else does, and how far our clock is off.
+    async def heartbeat(self, number: int, slowest_look_up_us: int = 0) -> HeartbeatReply:
+        """Say that this engine lives, and how slow its look-ups are; hear of others, and how far our clock is off.
 
         Raises `ConfigurationUnsafe` when the server, as it is set up now, could lose a commit or can't take one.
         """
         await self._pulse.run(check_server)  # (first: a standby takes no heartbeat, and should be told as what it is)
-        return await engines.heartbeat(self._pulse, number, self._settings.engine_dead_seconds, self._now_us)
+        dead_after_seconds = self._settings.engine_dead_seconds
+        return await engines.heartbeat(self._pulse, number, slowest_look_up_us, dead_after_seconds, self._now_us)
 
     async def end_dead_sessions(self, number: int) -> Mapping[int, int]:
         """End what engines that are dead have open here; by engine, how many sessions."""

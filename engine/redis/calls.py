@@ -45,7 +45,7 @@ from engine.steps import Emptied, Kept, LoadUsers, Mismatch, Pending, Ready
 
 Command = tuple[bytes | str | int, ...]
 
-LIBRARY: Final = b"headrace4"  # of functions.lua: a number more with every change of what a function takes or answers
+LIBRARY: Final = b"headrace5"  # of functions.lua: a number more with every change of what a function takes or answers
 FORMAT: Final = 4  # of what the keys hold
 OPEN: Final = b"1"
 CLOSED: Final = b"0"
@@ -66,7 +66,7 @@ _REFUSALS: Final = (
 )
 _REFUSAL_CODES: Final = ("BUSY", "MISCONF", "NOREPLICAS", "SHAPE")
 # Redis ends so what comes out of a function that has begun, whatever its code is: then some of it may be written.
-_FROM_INSIDE: Final = "script: headrace4_"
+_FROM_INSIDE: Final = "script: headrace5_"
 
 
 @lru_cache(maxsize=16_384)  # campaigns in use: 8 MB; to make them anew takes a microsecond
@@ -100,7 +100,7 @@ def round_command(call: Reserve | Resolve) -> Command:
         call.cost_micros, call.new_users,
     )  # fmt: skip
     return _call(
-        b"headrace4_reserve",
+        b"headrace5_reserve",
         call.campaign_id,
         call.generation,
         pack_tag(call.tag),
@@ -114,31 +114,31 @@ def round_command(call: Reserve | Resolve) -> Command:
 
 def advance_command(call: Advance) -> Command:
     """Move the day on and close a bucket, and forget what they leave behind."""
-    return _call(b"headrace4_advance", call.campaign_id, call.generation, call.day, call.at_us, call.bucket_us)
+    return _call(b"headrace5_advance", call.campaign_id, call.generation, call.day, call.at_us, call.bucket_us)
 
 
 def resolve_command(campaign_id: CampaignId, generation: int, tag: int, *, commit: bool, needs: bytes) -> Command:
     """Settle one reservation; `needs` is OPEN for an engine, CLOSED for a recoverer."""
     what = b"commit" if commit else b"void"
-    return _call(b"headrace4_resolve", campaign_id, generation, pack_tag(tag), what, needs)
+    return _call(b"headrace5_resolve", campaign_id, generation, pack_tag(tag), what, needs)
 
 
 def begin_command(campaign_id: CampaignId, generation: int) -> Command:
     """Close a campaign under a new generation."""
-    return _call(b"headrace4_begin", campaign_id, generation)
+    return _call(b"headrace5_begin", campaign_id, generation)
 
 
 def load_command(call: LoadUsers) -> Command:
     """One chunk of a rebuild."""
     flat = _encode([part for user in call.users for part in user])
-    return _call(b"headrace4_load", call.campaign_id, call.generation, flat)
+    return _call(b"headrace5_load", call.campaign_id, call.generation, flat)
 
 
 def ready_command(call: Ready) -> Command:
     """Open a campaign with these sums."""
     spend = call.spend
     return _call(
-        b"headrace4_ready",
+        b"headrace5_ready",
         call.campaign_id,
         call.generation,
         spend.spent_micros,
@@ -167,15 +167,15 @@ def read_scan(reply: Any) -> tuple[int, list[CampaignId]] | NotRun:
 
 def look_command(campaign_id: CampaignId) -> Command:
     """What is held of a campaign."""
-    return _call(b"headrace4_look", campaign_id)
+    return _call(b"headrace5_look", campaign_id)
 
 
 def read_look(campaign_id: CampaignId, reply: Any) -> Held | None:
     """What is held of it; None if nothing is, or nobody knows."""
     if not isinstance(reply, list) or reply[0] != b"OK":
         return None
-    generation, ours, is_open, day, bucket, began_us, pending, users, ids = map(int, reply[1:])
-    return Held(campaign_id, generation, bool(ours), bool(is_open), day, bucket, began_us, pending, users, ids)
+    generation, ours, is_open, *place_and_counts = map(int, reply[1:])
+    return Held(campaign_id, generation, bool(ours), bool(is_open), *place_and_counts)
 
 
 def give_back_command(call: Advance | Drop) -> Command:
@@ -183,13 +183,13 @@ def give_back_command(call: Advance | Drop) -> Command:
     if isinstance(call, Advance):
         return advance_command(call)
     held = call.held
-    return _call(b"headrace4_drop", held.campaign_id, held.generation, OPEN if held.open else CLOSED, held.bucket)
+    return _call(b"headrace5_drop", held.campaign_id, held.generation, OPEN if held.open else CLOSED, held.bucket)
 
 
 def probe_command(campaign_id: CampaignId) -> Command:
     """A reserve that no state answers with more than STALE: Redis refuses it for all that it refuses reserves for."""
     numbers = _encode((0,) * 14)
-    return _call(b"headrace4_reserve", campaign_id, -1, pack_tag(0), numbers, b"\0", bytes(16), _encode([""]), b"")
+    return _call(b"headrace5_reserve", campaign_id, -1, pack_tag(0), numbers, b"\0", bytes(16), _encode([""]), b"")
 
 
 def read_reply(reply: Any) -> Any:

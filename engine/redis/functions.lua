@@ -1,4 +1,4 @@
-#!lua name=headrace4
+#!lua name=headrace5
 --
 -- The ledger's functions: reserve, advance, resolve, begin, load, ready, look, drop (docs/architecture.md; the protocol
 -- behind them is checked by tests/contract/test_ledger.py, against this file and against a fake in Python).
@@ -11,7 +11,8 @@
 --   1 {c}:s   hash  gen, run, open ("1"/"0"), ver, day, total, today, unc (the latest day on which events were accepted
 --                   whose users are not in `u`), window (5 doubles: bkt, the number of the dedup window's current
 --                   bucket; began, when that bucket did; w, the watermark; m0 and m1, the highest id time in i0 and
---                   in i1), ahead (3 doubles: abkt, am0, am1, the same of a0 and a1; absent while they are empty).
+--                   in i1), ahead (3 doubles: abkt, am0, am1, the same of a0 and a1; absent while they are empty),
+--                   used (when reserve last accepted an event, to a second, or closed a bucket; absent until then).
 --                   After `begin` said EMPTY: gen, run, open only
 --   2 {c}:p   hash  tag -> pending record: msgpack of [day, bkt, abkt, amount, ids in one string, [user, impressions,
 --                   ...]]; abkt is -1 if none of the ids is ahead
@@ -21,14 +22,16 @@
 -- The watermark: no id that was ever committed, and that is in no bucket, has an id time above w. So an event whose id
 -- time is above w, and whose id is in no bucket, is new.
 -- Units: money is integer micros, exact below 2^53 (Redis writes such numbers whole); days count from 1970-01-01; id
--- times, `began` and ages are micros (since 1970); an event without an id time has -1. Tags are 8 bytes, ids 16 bytes.
+-- times, `began`, `used` and ages are micros (since 1970), by Redis's clock as far as engines know it, but for id
+-- times; an event without an id time has -1. Tags are 8 bytes, ids 16 bytes.
 -- `run` is "<run_id> <master_replid>" of the server that wrote the state, and the format of the state.
 -- Replies are arrays whose first element is the result's name:
 --   LOST        no state, or that of another memory image     STALE g     the state has generation g
 --   CLOSED      `open` is not what the function needs
 -- or the error SHAPE: the arguments do not fit each other, and nothing was done.
 -- Atomicity: a function checks everything before its first write, and nothing after it can fail. Redis itself refuses
--- (out of memory, read-only, ...) before a function starts. Those that only give back may run out of memory, too.
+-- (out of memory, read-only, ...) before a function starts. Functions that only give memory back also run when there
+-- is none left.
 
 -- The identity of this memory image. INFO costs 13 us, so it is read once; a restart and a full resync load the
 -- library anew, and with it this local.
@@ -48,7 +51,7 @@ local function shape(what) return redis.error_reply('SHAPE arguments of ' .. wha
 -- The state, or the reply that refuses the call. `open` is "1" or "0": what the function needs.
 local function enter(keys, gen, open)
     local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open', 'ver', 'day', 'total', 'today', 'unc', 'window',
-        'ahead')
+        'ahead', 'used')
     if not s[1] or s[2] ~= this_image() then return nil, {'LOST'} end
     if s[1] ~= gen then return nil, {'STALE', s[1]} end
     if s[3] ~= open then return nil, {'CLOSED'} end
@@ -57,6 +60,7 @@ local function enter(keys, gen, open)
     return {
         ver = tonumber(s[4]), day = tonumber(s[5]), total = tonumber(s[6]), today = tonumber(s[7]),
         unc = tonumber(s[8]), bkt = bkt, began = began, w = w, m0 = m0, m1 = m1, ahead = s[10],
+        used = tonumber(s[11] or 0),
     }
 end
 
@@ -90,8 +94,9 @@ end
 
 -- Forget the older bucket: the watermark rises to the highest id time that was in it, and a new bucket begins at `at`.
 -- Put off by a second if the bucket holds ids that may still commit, because finding that out reads what is pending.
--- Ids that are ahead are forgotten when the watermark has passed them, so that they do not raise it; but where they are
--- more than the others, and more than a few (80 KB), they are forgotten like those.
+-- Ids that are ahead are forgotten when they are no longer: when the watermark has passed them, or they are older than
+-- the current bucket, as what the older bucket holds. So they raise the watermark above no fresh id, and go when nothing
+-- else raises it, too. But where they are more than the others, and more than a few (80 KB), they are forgotten at once.
 local function advance(keys, s, at, age)
     if pending_in_older(keys, s) then
         s.began = at - age + 1000000
@@ -106,10 +111,9 @@ local function advance(keys, s, at, age)
         local odd_ahead = ahead.bkt % 2 == 1
         local most = odd_ahead and ahead.m0 or ahead.m1
         local many = redis.call('HLEN', keys[6]) + redis.call('HLEN', keys[7])
-        if many > 1000 and many > redis.call('HLEN', keys[4]) + redis.call('HLEN', keys[5]) then
+        local others = redis.call('HLEN', keys[4]) + redis.call('HLEN', keys[5])
+        if most <= math.max(s.w, s.began) or (many > 1000 and many > others) then
             s.w = math.max(s.w, most)
-        end
-        if most <= s.w then
             redis.call('UNLINK', odd_ahead and keys[6] or keys[7])
             if odd_ahead then ahead.m0 = 0 else ahead.m1 = 0 end
             ahead.bkt = ahead.bkt + 1
@@ -233,6 +237,8 @@ local function hold(keys, s, call, amount, accepted, ahead_ids, asked, before, c
             changes[#changes + 1], changes[#changes + 2] = 'window', packed_window(s)
         end
     end
+    -- (To a second: it is not written by each of a thousand calls.)
+    if call.at - s.used >= 1000000 then changes[#changes + 1], changes[#changes + 2] = 'used', call.at end
     if at > 0 then redis.call('HSET', keys[3], unpack(counts)) end
     if call.cap < 0 and s.unc ~= call.day then changes[#changes + 1], changes[#changes + 2] = 'unc', call.day end
     local record = cmsgpack.pack({call.day, s.bkt, ahead_bkt, amount, table.concat(accepted), undo})
@@ -309,7 +315,16 @@ local function reserve(keys, argv)
     elseif amount > 0 or #changes > 0 then
         redis.call('HSET', keys[1], 'total', total, 'today', today, unpack(changes))
     end
-    if call.at - s.began >= call.age then advance(keys, s, call.at, call.age) end
+    if s.began - call.at > 5000000 then
+        -- It began by a clock that is ahead, and would not close for as long as that: it begins now. (A call takes at most
+        -- 5 s; if less were enough, each that comes late would let a bucket close early.)
+        s.began = call.at
+        redis.call('HSET', keys[1], 'window', packed_window(s))
+    end
+    if call.at - s.began >= call.age then
+        redis.call('HSET', keys[1], 'used', call.at)
+        advance(keys, s, call.at, call.age)
+    end
     return {'OK', letters, total, today, s.bkt, s.w}
 end
 
@@ -420,17 +435,17 @@ local function ready(keys, argv)
 end
 
 -- look: what a campaign's keys hold, changing nothing. For the sweep (engine/sweep.py), which finds the idle ones.
--- Reply OK gen, "1" if this memory image wrote it, open, day, bkt, began (all 0 while it is rebuilt), pending, users, ids
---       | LOST
+-- Reply OK gen, "1" if this memory image wrote it, open, day, bkt, began (all 0 while it is rebuilt), used (0: not yet),
+--       pending, users, ids | LOST
 local function look(keys, _)
-    local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open', 'day', 'window')
+    local s = redis.call('HMGET', keys[1], 'gen', 'run', 'open', 'day', 'window', 'used')
     if not s[1] then return {'LOST'} end
     local bkt, began = 0, 0
     if s[5] then bkt, began = struct.unpack('>ddddd', s[5]) end
     local pending, users, ids = redis.call('HLEN', keys[2]), redis.call('HLEN', keys[3]), 0
     for i = 4, 7 do ids = ids + redis.call('HLEN', keys[i]) end
     local ours = s[2] == this_image() and '1' or '0'
-    return {'OK', s[1], ours, s[3], s[4] or '0', bkt, began, pending, users, ids}
+    return {'OK', s[1], ours, s[3], s[4] or '0', bkt, began, s[6] or '0', pending, users, ids}
 end
 
 -- drop: forget a campaign whole, if it is still as `look` found it. At its next use it is LOST, and rebuilt.
@@ -451,11 +466,11 @@ end
 -- What frees memory must work without any. (reserve and load wait until there is some.)
 local frees = {'allow-oom'}
 
-redis.register_function('headrace4_reserve', reserve)
-redis.register_function{function_name = 'headrace4_advance', callback = advance_idle, flags = frees}
-redis.register_function{function_name = 'headrace4_resolve', callback = resolve, flags = frees}
-redis.register_function{function_name = 'headrace4_begin', callback = begin, flags = frees}
-redis.register_function('headrace4_load', load)
-redis.register_function{function_name = 'headrace4_ready', callback = ready, flags = frees}
-redis.register_function{function_name = 'headrace4_look', callback = look, flags = {'no-writes'}}
-redis.register_function{function_name = 'headrace4_drop', callback = drop, flags = frees}
+redis.register_function('headrace5_reserve', reserve)
+redis.register_function{function_name = 'headrace5_advance', callback = advance_idle, flags = frees}
+redis.register_function{function_name = 'headrace5_resolve', callback = resolve, flags = frees}
+redis.register_function{function_name = 'headrace5_begin', callback = begin, flags = frees}
+redis.register_function('headrace5_load', load)
+redis.register_function{function_name = 'headrace5_ready', callback = ready, flags = frees}
+redis.register_function{function_name = 'headrace5_look', callback = look, flags = {'no-writes'}}
+redis.register_function{function_name = 'headrace5_drop', callback = drop, flags = frees}

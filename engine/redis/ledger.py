@@ -24,7 +24,7 @@ from config.settings import Settings, SettingsError
 from engine.clock import machine_us
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
 from engine.leftovers import Advance, Drop, GiveBackReply, Survey
-from engine.memory import BUCKET_MIN_US, capacity, megabytes
+from engine.memory import BUCKET_MIN_US, MemoryUse, capacity, megabytes
 from engine.model import CampaignId
 from engine.ports import (
     BeginReply,
@@ -153,9 +153,9 @@ class RedisLedger:
         seconds, micros = told
         return (sent_us + self._now_us()) // 2 - (int(seconds) * 1_000_000 + int(micros))
 
-    async def memory(self) -> tuple[int, int] | None:
-        """Bytes that Redis uses, and may use (0: no limit); None when it can't be asked."""
-        reply = await self._send_one((b"INFO", b"memory"))
+    async def memory(self) -> MemoryUse | None:
+        """Bytes that Redis uses and may use, and its time; None when it can't be asked."""
+        reply = await self._send_one((b"INFO", b"memory", b"server"))
         return _memory_of(_fields(reply)) if isinstance(reply, bytes) else None
 
     async def unsafe(self) -> str | None:
@@ -175,7 +175,7 @@ class RedisLedger:
         """
         info = await self._info()
         check_configuration(info)
-        _log_memory(*_memory_of(info))
+        _log_memory(_memory_of(info))
         if await self._has_library():
             return
         loaded = await self._send_one((b"FUNCTION", b"LOAD", b"REPLACE", self._library))
@@ -243,19 +243,25 @@ def _fields(info: bytes) -> dict[str, str]:
     return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
 
 
-def _memory_of(info: Mapping[str, str]) -> tuple[int, int]:
-    """Bytes that Redis uses, and may use. One that hides its limit counts as one without."""
-    return int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
+def _memory_of(info: Mapping[str, str]) -> MemoryUse:
+    """What Redis says of its memory. One that hides its limit counts as one without."""
+    now_us = info.get("server_time_usec")
+    return MemoryUse(
+        int(info.get("used_memory", 0)), int(info.get("maxmemory", 0)), None if now_us is None else int(now_us)
+    )
 
 
 def _forget(refused: Reserve) -> Advance:
-    """What gives back memory of the campaign whose call Redis had no memory for."""
+    """What gives back memory of the campaign whose call Redis had no memory for.
+
+    However long look-ups take now: a full Redis refuses every event, so memory wins, as `engine/memory.py` has it.
+    """
     bucket_us = min(refused.bucket_us, BUCKET_MIN_US)
     return Advance(refused.campaign_id, refused.generation, refused.day, refused.at_us, bucket_us)
 
 
-def _log_memory(used_bytes: int, max_bytes: int) -> None:
-    used = megabytes(used_bytes)
+def _log_memory(memory: MemoryUse) -> None:
+    used, max_bytes = megabytes(memory.used_bytes), memory.max_bytes
     if max_bytes:
         _log.info("Redis may use %s, and uses %s: it holds %s", megabytes(max_bytes), used, capacity(max_bytes))
     else:

@@ -413,6 +413,16 @@ async def test_a_bucket_closes_when_it_is_old_enough(ledger: Ledger) -> None:
     assert await ask(ledger, call) == Reserved(b"A", 3 * COST, 3 * COST, 2, AT_US)
 
 
+async def test_a_bucket_that_began_by_a_clock_that_is_ahead_closes_no_later_than_others(ledger: Ledger) -> None:
+    """It begins with the next call; but calls that come late, by as much as they may take, make no bucket older."""
+    for seconds, bucket in ((60, 1), (55, 1), (61, 1), (20, 1), (21, 1), (22, 2), (17, 2), (23, 2), (24, 3)):
+        at_us = AT_US + seconds * 1_000_000
+        call = reserve(total_budget_micros=0, at_us=at_us, bucket_us=2_000_000, time_us=ALL_LOOKED_UP)
+        reply = await ask(ledger, call)
+        assert isinstance(reply, Reserved)
+        assert (seconds, reply.bucket) == (seconds, bucket)
+
+
 async def test_a_bucket_is_not_forgotten_while_a_reservation_of_it_is_not_settled(ledger: Ledger) -> None:
     """It may commit still, and its ids would be new again. It is put off by a second."""
     held = reserve()

@@ -168,8 +168,10 @@ async def test_a_ledger_tells_what_redis_uses_and_may_use(redis_url: str) -> Non
                 client.config_set("maxmemory", before)
             uses = int(client.info("memory")["used_memory"])
     assert told is not None
-    assert told[1] == 77 << 20
-    assert uses / 2 < told[0] < uses * 2
+    assert told.max_bytes == 77 << 20
+    assert uses / 2 < told.used_bytes < uses * 2
+    assert told.now_us is not None
+    assert abs(told.now_us - machine_us()) < 60 * 1_000_000
 
 
 async def test_a_redis_that_cannot_be_asked_for_its_memory_tells_none(scripted: ScriptedRedis) -> None:

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from engine.leftovers import Advance, Drop, Held, Survey, SweptLedger, Used
 from engine.model import CampaignId
-from engine.ports import BILLABLE, COUNTS_FOR_CAP, Closed, DayBehind, Done, Lost, Reserved, Stale
+from engine.ports import (
+    AHEAD,
+    ALL_LOOKED_UP,
+    BILLABLE,
+    COUNTS_FOR_CAP,
+    FREE,
+    NO_TIME,
+    Closed,
+    DayBehind,
+    Done,
+    Lost,
+    Reserved,
+    Stale,
+)
 from tests.contract.reservations import (
     AT_US,
     BUCKET_US,
@@ -69,8 +82,9 @@ async def test_a_survey_finds_what_is_held(rig: Rig) -> None:
     await begin(rig.ledger, campaigns[1], 5)
     everything = await found(rig.ledger)
     assert everything.keys() == set(campaigns)
-    assert everything[campaigns[0]] == Held(campaigns[0], 1, True, True, DAY, 0, AT_US, 1, 2, 3)
-    assert everything[campaigns[1]] == Held(campaigns[1], 5, True, False, 0, 0, 0, 0, 0, 0)
+    assert everything[campaigns[0]] == Held(campaigns[0], 1, True, True, DAY, 0, AT_US, AT_US, 1, 2, 3)
+    assert everything[campaigns[1]] == Held(campaigns[1], 5, True, False, 0, 0, 0, 0, 0, 0, 0)
+    assert everything[campaigns[2]] == Held(campaigns[2], 1, True, True, DAY, 0, AT_US, 0, 0, 0, 0)
     rig.restart()
     assert not any(held.ours for held in (await found(rig.ledger)).values())
 
@@ -82,9 +96,43 @@ async def test_moving_on_leaves_ids_and_users_behind(rig: Rig) -> None:
         for minutes in (10, 20):
             assert await give_back(rig.ledger, move_on(minutes, day=DAY + 1)) == Done()
     began_us = AT_US + 20 * MINUTE_US
-    assert (await found(rig.ledger))[CAMPAIGN] == Held(CAMPAIGN, 1, True, True, DAY + 1, 2, began_us, 0, 0, 0)
+    assert (await found(rig.ledger))[CAMPAIGN] == Held(CAMPAIGN, 1, True, True, DAY + 1, 2, began_us, AT_US, 0, 0, 0)
     reply = await ask(rig.ledger, reserve(day=DAY + 1, time_us=AT_US + 1))
     assert reply == Reserved(b"A", 3 * COST, COST, 2, AT_US)
+
+
+async def test_a_sweep_uses_no_campaign(rig: Rig) -> None:
+    """When it was used last is told apart from when its bucket began: accepted events and buckets that calls close."""
+    await used(rig.ledger)
+    assert await give_back(rig.ledger, move_on(10)) == Done()
+    held = (await found(rig.ledger))[CAMPAIGN]
+    assert (held.began_us, held.used_us) == (AT_US + 10 * MINUTE_US, AT_US)
+    looked_up = {"most_us": NO_TIME, "unlooked_us": ALL_LOOKED_UP, "looked_bucket": 1}
+    free = reserve(at_us=AT_US + 11 * MINUTE_US, kinds=bytes([FREE]), **looked_up)
+    for call, used_us in (
+        (free, free.at_us),
+        (reserve(at_us=free.at_us + 500_000), free.at_us),
+        (reserve(at_us=AT_US + 19 * MINUTE_US, total_budget_micros=0), AT_US + 19 * MINUTE_US),
+        (reserve(at_us=AT_US + 20 * MINUTE_US, total_budget_micros=0), AT_US + 19 * MINUTE_US),
+    ):
+        await ask_all(rig.ledger, [call, commit(call)])
+        assert (await found(rig.ledger))[CAMPAIGN].used_us == used_us
+
+
+async def test_ids_that_were_ahead_go_when_their_time_has_passed(rig: Rig) -> None:
+    """Though nothing else is used any more; the watermark is where they were, and above no id that is fresh then."""
+    await opened(rig.ledger)
+    for minutes in (1, 3, 2):
+        most_us = AT_US + minutes * MINUTE_US
+        call = reserve(kinds=bytes([BILLABLE | AHEAD]), time_us=most_us, most_us=NO_TIME, most_ahead_us=most_us)
+        await ask_all(rig.ledger, [call, commit(call)])
+    for seconds, ids in ((100, 3), (179, 3), (190, 3), (200, 0)):
+        at_us = AT_US + seconds * 1_000_000
+        assert await give_back(rig.ledger, Advance(CAMPAIGN, 1, DAY, at_us, 1_000_000)) == Done()
+        assert (seconds, (await found(rig.ledger))[CAMPAIGN].ids) == (seconds, ids)
+    reply = await ask(rig.ledger, reserve(total_budget_micros=0, time_us=AT_US + 3 * MINUTE_US + 1))
+    assert isinstance(reply, Reserved)
+    assert reply.watermark_us == AT_US + 3 * MINUTE_US
 
 
 async def test_a_day_and_a_window_never_move_back(rig: Rig) -> None:
@@ -152,6 +200,6 @@ async def test_a_rebuild_that_has_stopped_is_dropped(rig: Rig) -> None:
     assert await begin(rig.ledger, CAMPAIGN, 3)
     await load_users(rig.ledger, CAMPAIGN, 3, [("ada", 1)])
     held = (await found(rig.ledger))[CAMPAIGN]
-    assert held == Held(CAMPAIGN, 3, True, False, 0, 0, 0, 0, 1, 0)
+    assert held == Held(CAMPAIGN, 3, True, False, 0, 0, 0, 0, 0, 1, 0)
     assert await give_back(rig.ledger, Drop(held)) == Done()
     assert await found(rig.ledger) == {}

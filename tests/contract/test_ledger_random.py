@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from engine.leftovers import Advance, SweptLedger
+from engine.leftovers import Advance, Held, Survey, SweptLedger
 from engine.model import CampaignId, CampaignSpend, Micros
 from engine.ports import (
     AHEAD,
@@ -63,7 +63,7 @@ class Script:
     def move(self) -> None:
         """Midnight, time that passes, a new plan: now and then, and clocks may lag."""
         self.day += self.draw.choices((0, 1, -1), (40, 1, 0.5))[0]
-        self.at_us += self.draw.choices((1_000, 400_000, 2_000_000, -100_000), (30, 10, 1, 1))[0]
+        self.at_us += self.draw.choices((1_000, 400_000, 2_000_000, -100_000, -7_000_000), (60, 20, 2, 2, 1))[0]
         self.version += self.draw.choices((0, 1, -1), (40, 1, 0.5))[0]
 
     def reserve(self, campaign_id: CampaignId) -> Reserve:
@@ -202,6 +202,18 @@ def plain(reply: object) -> object:
     return reply
 
 
+async def everything(ledger: SweptLedger) -> list[Held]:
+    """What both hold of every campaign."""
+    held, cursor = list[Held](), 0
+    while True:
+        survey = await ledger.survey(cursor)
+        assert isinstance(survey, Survey)
+        held += survey.held
+        cursor = survey.cursor
+        if not cursor:
+            return sorted(held, key=lambda each: each.campaign_id)
+
+
 async def drive(seed: int, fake: FakeRig, real: RedisRig, steps: int = STEPS) -> set[str]:
     """Do the same to both, and return the kinds of replies that were met."""
     script, met = Script(random.Random(seed), fake), set[str]()
@@ -213,6 +225,8 @@ async def drive(seed: int, fake: FakeRig, real: RedisRig, steps: int = STEPS) ->
         step = script.step()
         said, expected = await step(real.ledger), await step(fake.ledger)
         assert plain(said) == plain(expected), f"seed {seed}, step {at}"
+        held = [await everything(rig.ledger) for rig in (real, fake)]
+        assert held[0] == held[1], f"seed {seed}, step {at}"
         pending = [await rig.ledger.pending_tags(CAMPAIGNS) for rig in (real, fake)]
         assert plain(pending[0]) == plain(pending[1]), f"seed {seed}, step {at}"
         met |= _kinds(said)

@@ -97,11 +97,11 @@ async def test_the_library_of_another_version_works_beside_ours(rig: RedisRig) -
     """While workers are started anew, those of the older version go on with theirs, whoever loads what."""
     client: Any = rig.client  # redis-py leaves these methods untyped
     ours = files("engine.redis").joinpath("functions.lua").read_text()
-    client.function_load(ours.replace("headrace4", "headrace5"), replace=True)
+    client.function_load(ours.replace("headrace5", "headrace6"), replace=True)
     assert await letters(rig.ledger, reserve()) == b"A"
-    client.function_delete("headrace4")
+    client.function_delete("headrace5")
     assert await letters(rig.ledger, reserve()) == b"A"
-    assert client.fcall("headrace5_advance", 7, *keys_of(CAMPAIGN), 1, DAY, AT_US, BUCKET_US) == [b"OK"]
+    assert client.fcall("headrace6_advance", 7, *keys_of(CAMPAIGN), 1, DAY, AT_US, BUCKET_US) == [b"OK"]
 
 
 @pytest.mark.stores
@@ -299,7 +299,7 @@ async def test_of_a_round_that_breaks_the_parts_that_were_not_sent_did_nothing(
     parts = [large, [reserve()], [reserve()]]
     await talking.round(parts, lambda replies: heard.append(set(map(type, replies))))
     assert heard == [{Unknown}, {NotRun}, {NotRun}]
-    assert scripted.heard == [b"headrace4_reserve"]
+    assert scripted.heard == [b"headrace5_reserve"]
     scripted.answers.append(ACCEPTED)
     assert await ask(talking, reserve()) == reserved(b"A", COST, COST)
 
@@ -353,7 +353,7 @@ async def test_a_call_without_an_answer_is_unknown(
     scripted.answers.append(end)
     call = reserve()
     assert [type(reply) for reply in await ask_all(talking, [call, commit(call)])] == [Unknown, Unknown]
-    assert scripted.heard.count(b"headrace4_reserve") == 1
+    assert scripted.heard.count(b"headrace5_reserve") == 1
     scripted.answers.append(ACCEPTED)
     assert await ask(talking, reserve()) == reserved(b"A", COST, COST)
 
@@ -401,8 +401,8 @@ async def test_a_refusal_of_redis_did_nothing(scripted: ScriptedRedis, talking: 
 @pytest.mark.parametrize(
     "told",
     [
-        "ERR user_function:12: attempt to index a nil value script: headrace4_reserve, on @user_function:12.",
-        "OOM command not allowed when used memory > 'maxmemory'. script: headrace4_reserve, on @user_function:12.",
+        "ERR user_function:12: attempt to index a nil value script: headrace5_reserve, on @user_function:12.",
+        "OOM command not allowed when used memory > 'maxmemory'. script: headrace5_reserve, on @user_function:12.",
         "ERR Error running script: Script killed by user with FUNCTION KILL.",
         "NEWCODE of a newer Redis",
     ],
@@ -419,7 +419,7 @@ async def test_a_library_that_cannot_be_loaded_did_nothing(scripted: ScriptedRed
     scripted.loading = b"-NOPERM no permissions to run the 'function|load' command\r\n"
     scripted.answers.extend([b"-ERR Function not found\r\n"] * 2)
     assert isinstance(await ask(talking, reserve()), NotRun)
-    assert scripted.heard == [b"headrace4_reserve", b"FUNCTION", b"headrace4_reserve"]
+    assert scripted.heard == [b"headrace5_reserve", b"FUNCTION", b"headrace5_reserve"]
 
 
 async def test_only_the_calls_that_did_not_run_are_sent_again(scripted: ScriptedRedis, talking: RedisLedger) -> None:
@@ -429,7 +429,7 @@ async def test_only_the_calls_that_did_not_run_are_sent_again(scripted: Scripted
         Lost(),
         reserved(b"A", COST, COST),
     ]
-    assert scripted.heard == [b"headrace4_reserve", b"headrace4_reserve", b"FUNCTION", b"headrace4_reserve"]
+    assert scripted.heard == [b"headrace5_reserve", b"headrace5_reserve", b"FUNCTION", b"headrace5_reserve"]
 
 
 async def test_parts_after_a_lost_library_keep_their_order(scripted: ScriptedRedis, talking: RedisLedger) -> None:
@@ -460,5 +460,5 @@ async def test_a_connection_that_owes_an_answer_is_not_used_again(
     assert isinstance(await ask(talking, reserve()), Unknown)
     assert await ask(talking, reserve()) == Lost()
     first, *greeting, second = scripted.heard
-    assert first == second == b"headrace4_reserve"
+    assert first == second == b"headrace5_reserve"
     assert b"CLIENT" in greeting

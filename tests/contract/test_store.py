@@ -476,8 +476,15 @@ async def test_engines_know_of_each_other(store: Store) -> None:
     assert {first, second} <= reply.alive
     assert reply.newest == second
     assert abs(reply.clock_offset_us) < 5_000_000
+    await store.heartbeat(second, 7_000_000)
+    assert (await store.heartbeat(first, 9_000_000)).slowest_look_up_us == 7_000_000  # of the others
+    assert (await store.heartbeat(second, 0)).slowest_look_up_us == 9_000_000
+    assert (await store.heartbeat(first, 9_000_000)).slowest_look_up_us == 0
+    await store.heartbeat(second, 7_000_000)
     await store.retire_engine(second)
-    assert second not in (await store.heartbeat(first)).alive
+    after = await store.heartbeat(first)
+    assert second not in after.alive
+    assert after.slowest_look_up_us == 0
     assert await store.register_engine() > second
 
 

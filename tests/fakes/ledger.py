@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import trio
 
 from engine.leftovers import Advance, Drop, GiveBackReply, Held, Survey, Used
-from engine.memory import BUCKET_MIN_US
+from engine.memory import BUCKET_MIN_US, MemoryUse
 from engine.model import CampaignId, EventId
 from engine.ports import (
     AHEAD,
@@ -50,6 +50,7 @@ CHUNK = 1_000
 SURVEYED = 3  # campaigns of one survey: few, so that there are more of them
 T = TypeVar("T")
 SECOND_US = 1_000_000
+CALL_US = 5 * SECOND_US  # no call is under way for longer
 AHEAD_MAX = 1_000  # ids that are ahead, and are not forgotten though there are more of them than of others
 
 
@@ -125,6 +126,7 @@ class Book:
     users: Counter[str] = field(default_factory=Counter)
     watermark_us: int = 0
     began_us: int = 0
+    used_us: int = 0  # when a call last accepted an event, to a second, or closed a bucket
     window: Pair = field(default_factory=Pair)
     ahead: Pair = field(default_factory=Pair)
 
@@ -147,6 +149,7 @@ class FakeLedger:
         self.behind_us = 0  # its clock's distance from the machine's
         self.full = False
         self.used_and_max_bytes = (0, 0)
+        self.now_us: Callable[[], int] | None = None  # its clock, if it tells the time with its memory
         self.round_trips = 0
         self._trouble: deque[tuple[Trouble, int]] = deque()
         self._late: list[Callable[[], object]] = []
@@ -226,10 +229,11 @@ class FakeLedger:
             return NotRun("the fake is away")
         return NotRun("OOM", full=True) if self.full else None
 
-    async def memory(self) -> tuple[int, int] | None:
+    async def memory(self) -> MemoryUse | None:
         """What the test says of it."""
         await trio.lowlevel.checkpoint()
-        return None if self.away else self.used_and_max_bytes
+        now_us = None if self.now_us is None else self.now_us()
+        return None if self.away else MemoryUse(*self.used_and_max_bytes, now_us)
 
     async def clock_offset_us(self) -> int | None:
         """How far our clock is ahead."""
@@ -306,7 +310,7 @@ class FakeLedger:
             book.pending.pop(tag, None)
         _move_day(book, call.day)
         letters = _decide(book, sums, call)
-        _close(book, call.at_us, call.bucket_us)
+        _use(book, call, accepted=Letter.ACCEPTED.value in letters)
         return Reserved(letters, sums.total, sums.today, book.window.number, book.watermark_us)
 
     def _resolve(self, call: Resolve, *, needs_open: bool) -> ResolveReply:
@@ -336,7 +340,7 @@ class FakeLedger:
     def _held(self, campaign_id: CampaignId, book: Book) -> Held:
         day = 0 if book.sums is None else book.sums.day
         ours, ids = book.image == self.image, len(book.window) + len(book.ahead)
-        place = day, book.window.number, book.began_us
+        place = day, book.window.number, book.began_us, book.used_us
         return Held(campaign_id, book.generation, ours, book.open, *place, len(book.pending), len(book.users), ids)
 
     def _give_back(self, call: Advance | Drop) -> GiveBackReply:
@@ -400,25 +404,34 @@ def _move_day(book: Book, day: int) -> None:
         book.users.clear()
 
 
-def _close(book: Book, at_us: int, bucket_us: int) -> None:
-    """Close the bucket if it is that old, unless the older one holds ids that may still commit."""
+def _use(book: Book, call: Reserve, *, accepted: bool) -> None:
+    """Note that it was used, and close its bucket if it is time; one that a clock began which is ahead begins now."""
+    if accepted and call.at_us - book.used_us >= SECOND_US:
+        book.used_us = call.at_us
+    if book.began_us - call.at_us > CALL_US:
+        book.began_us = call.at_us
+    if _close(book, call.at_us, call.bucket_us):
+        book.used_us = call.at_us
+
+
+def _close(book: Book, at_us: int, bucket_us: int) -> bool:
+    """Close the bucket if it is that old, which is told, unless the older one holds ids that may still commit."""
     if at_us - book.began_us < bucket_us:
-        return
+        return False
     if any(record.bucket < book.window.number for record in book.pending.values()):
         book.began_us = at_us - bucket_us + SECOND_US
-        return
+        return True
     book.watermark_us = max(book.watermark_us, book.window.most_in_older_us)
     book.window.turn()
-    book.began_us = at_us
-    ahead = book.ahead
+    ahead, before_us, book.began_us = book.ahead, max(book.watermark_us, book.began_us), at_us
     if len(ahead) == 0 and not any(ahead.most_us):
-        return
-    if len(ahead) > max(AHEAD_MAX, len(book.window)):
+        return True
+    if ahead.most_in_older_us <= before_us or len(ahead) > max(AHEAD_MAX, len(book.window)):
         book.watermark_us = max(book.watermark_us, ahead.most_in_older_us)
-    if ahead.most_in_older_us <= book.watermark_us:
         ahead.turn()
     if not any(ahead.most_us):
         book.ahead = Pair()
+    return True
 
 
 def _decide(book: Book, sums: Sums, call: Reserve) -> bytes:

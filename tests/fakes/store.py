@@ -92,6 +92,7 @@ class FakeStore:
         self.ledger: dict[CampaignId, Line] = {}
         self.events: dict[tuple[CampaignId, bytes, int], Kept] = {}
         self.engines: dict[int, int] = {}  # number -> last heartbeat
+        self.slowest_look_ups_us: dict[int, int] = {}
         self.newest_engine = 0
         self.sessions: defaultdict[int, set[str]] = defaultdict(set)  # of engines, by the newest one's number
         self.dead_after_us = 15_000_000
@@ -336,13 +337,15 @@ class FakeStore:
         self.engines[self.newest_engine] = self.now_us()
         return self.newest_engine
 
-    async def heartbeat(self, number: int) -> HeartbeatReply:
+    async def heartbeat(self, number: int, slowest_look_up_us: int = 0) -> HeartbeatReply:
         """Say that this engine lives. The fake's clock is everybody's."""
         await self._answer()
         self.engines[number] = self.now_us()
+        self.slowest_look_ups_us[number] = slowest_look_up_us
         heard_us = self.now_us() - self.dead_after_us
         alive = frozenset(engine for engine, seen_us in self.engines.items() if seen_us >= heard_us)
-        return HeartbeatReply(0, alive, self.newest_engine)
+        slowest_us = max((self.slowest_look_ups_us.get(engine, 0) for engine in alive - {number}), default=0)
+        return HeartbeatReply(0, alive, self.newest_engine, slowest_look_up_us=slowest_us)
 
     async def end_dead_sessions(self, number: int) -> dict[int, int]:
         """End what engines opened that are silent by now."""

@@ -8,7 +8,7 @@ from bench.proxy import Direction, Flow
 from tests.faults.waiting import WAIT_SECONDS, until, within
 from tests.faults.world import OTHERS_SECONDS, Fault, World
 
-RESERVE = b"headrace4_reserve"  # as it stands in a command to Redis
+RESERVE = b"headrace5_reserve"  # as it stands in a command to Redis
 
 
 async def latency(world: World) -> None:

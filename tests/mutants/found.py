@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from tests.mutants import engine, lookups
+from tests.mutants import engine, lookups, memory, sweep
 from tests.mutants.mutant import Edit, Mutant
 
 TEST: Final = "tests/simulation/test_found.py::test_what_was_found_once_is_not_found_again"
+TABLES: Final = engine.MUTANTS + lookups.MUTANTS + memory.MUTANTS + sweep.MUTANTS
 ENGINE: Final = "engine/engine.py"
 FAKE: Final = "tests/fakes/ledger.py"
 LOOKED: Final = "call.looked_bucket not in (NONE_LOOKED_UP, book.window.number)"
@@ -20,7 +21,7 @@ LOOKED: Final = "call.looked_bucket not in (NONE_LOOKED_UP, book.window.number)"
 
 def again(name: str, script: str) -> Mutant:
     """A mutant of another table, which only its script may notice."""
-    mutant = next(each for each in engine.MUTANTS + lookups.MUTANTS if each.name == name)
+    mutant = next(each for each in TABLES if each.name == name)
     return replace(mutant, name=f"found-{name}", tests=[f"{TEST}[{script}]"], own=True)
 
 
@@ -66,6 +67,22 @@ MUTANTS = [
         LOOKED,
         "call.looked_bucket not in (NONE_LOOKED_UP, book.window.number, book.window.number - 1)",
         "an_advance_is_one_too_many",
+    ),
+    again("who-is-refused-as-a-new-user-is-helped", "new_users_are_refused"),
+    again("calls-name-the-time-of-that-clock", "clocks_disagree"),
+    fake(
+        "ids-that-were-ahead-go-when-nothing-raises-the-watermark",
+        "Ended campaigns don't fill Redis with ids that were ahead.",
+        "max(book.watermark_us, book.began_us), at_us",
+        "book.watermark_us, at_us",
+        "the_last_ids_are_ahead",
+    ),
+    fake(
+        "the-watermark-rises-with-what-was-ahead",
+        "No committed id that Redis has forgotten is above the watermark.",
+        "        book.watermark_us = max(book.watermark_us, ahead.most_in_older_us)\n",
+        "",
+        "the_last_ids_are_ahead",
     ),
     fake(
         "what-may-still-commit-is-not-forgotten",

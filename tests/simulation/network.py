@@ -18,6 +18,7 @@ from trio import sleep
 
 from engine.errors import StoreBusy, StoreUnavailable
 from engine.leftovers import Advance, Drop, GiveBackReply, Survey
+from engine.memory import MemoryUse
 from engine.model import Campaign, CampaignId, CampaignSpend, HeartbeatReply, NewCampaign, Report, StoredEvent
 from engine.ports import (
     Batch,
@@ -106,6 +107,7 @@ class Wire:
         self.cut: set[str] = set()  # stores that can't be reached
         self.dead = False  # its engine was killed
         self.redis: FakeLedger | None = None  # the server that it still believes in, after a split
+        self.look_up_seconds = 0.0  # how much longer its look-ups take than those of others
         self.on_look_up: Callable[[], None] | None = None  # what befalls when its next look-up is carried out
 
     def server(self) -> FakeLedger:
@@ -305,10 +307,10 @@ class LedgerLink:
         """What a reserve would hear."""
         return await self._answer("probe", lambda: self._wire.server().probe(campaign_id))
 
-    async def memory(self) -> tuple[int, int] | None:
-        """As the seed wishes: it says when buckets close, and who is counted."""
+    async def memory(self) -> MemoryUse | None:
+        """As the seed wishes: it says when buckets close, and who is counted. Its clock is right."""
         await trio.lowlevel.checkpoint()
-        return self._wire.world.used_bytes(), MAX_BYTES
+        return MemoryUse(self._wire.world.used_bytes(), MAX_BYTES, self._wire.world.now_us())
 
     async def clock_offset_us(self) -> int | None:
         """Its clock is not what the simulation is about, either."""
@@ -381,7 +383,11 @@ class StoreLink:
                 befalls()
             return found
 
-        return await self._ask(f"look up {[each.event_id.hex()[:6] for each in wanted]}", run)
+        found = await self._ask(f"look up {[each.event_id.hex()[:6] for each in wanted]}", run)
+        if self._wire.look_up_seconds:
+            await sleep(self._wire.look_up_seconds)
+            await self._wire.sender.awake()
+        return found
 
     async def raise_generations(
         self, campaign_ids: Sequence[CampaignId], *, wait: bool
@@ -465,17 +471,18 @@ class StoreLink:
         """A number for this process."""
         return await self._ask("register", self._store.register_engine)
 
-    async def heartbeat(self, number: int) -> HeartbeatReply:
+    async def heartbeat(self, number: int, slowest_look_up_us: int = 0) -> HeartbeatReply:
         """Say that this engine lives; hear how far its clock is off, half of the round trip counted."""
         sent_us = self._now_us()
 
         async def run() -> tuple[HeartbeatReply, int]:
-            return await self._store.heartbeat(number), self._store.now_us()
+            return await self._store.heartbeat(number, slowest_look_up_us), self._store.now_us()
 
         reply, store_us = await self._ask("heartbeat", run)
         heard_us = self._now_us()
         offset_us = (sent_us + heard_us) // 2 - store_us
-        return HeartbeatReply(offset_us, reply.alive | {number}, reply.newest, heard_us - sent_us)
+        alive, slowest_us = reply.alive | {number}, reply.slowest_look_up_us
+        return HeartbeatReply(offset_us, alive, reply.newest, heard_us - sent_us, slowest_us)
 
     async def end_dead_sessions(self, number: int) -> Mapping[int, int]:
         """Nothing: what a flush of a dead engine holds here, it lets go by itself."""

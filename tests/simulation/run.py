@@ -96,6 +96,7 @@ def play(seed: int, steps: int, script: Script, say: Callable[[str], None] | Non
                     if not world.checker.violations:
                         await ran[0].mend()
                         ran[0].check()
+                        await ran[0].outlive_campaigns()
                 nursery.cancel_scope.cancel()
 
     try:

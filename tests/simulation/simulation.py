@@ -15,7 +15,7 @@ import trio
 from trio import sleep  # (engines sleep by a gate of their own: cluster.py)
 
 from engine.errors import EngineError, StoreBusy
-from engine.model import SECOND_US, CampaignId, Event, Status
+from engine.model import DAY_US, SECOND_US, CampaignId, Event, Status
 from tests.simulation.clients import Clients, Sent
 from tests.simulation.cluster import Process
 from tests.simulation.network import StoreLink, Wire
@@ -35,6 +35,12 @@ CHANGES: Final[tuple[Callable[[random.Random], dict[str, object]], ...]] = (
 CALM_SECONDS: Final = 25.0
 ORPHANS_SECONDS: Final = 70.0
 DRAIN_SECONDS: Final = 2.0
+# How much longer look-ups of an engine take, engine by engine: what they let the buckets of others wait for.
+LOOK_UPS_SECONDS: Final = ((0.0,), (0.0,), (0.0, 0.3), (0.0, 3.0), (0.3, 1.0, 5.0))
+CALM_LOOK_UP_SECONDS: Final = 0.3
+# Two days without a use, after ids and users are given back, which moves the day on.
+DAYS_UNTIL_EMPTY: Final = 5
+SWEEPS_A_DAY: Final = 4
 
 
 class Simulation:
@@ -46,6 +52,7 @@ class Simulation:
         self.processes: list[Process] = []
         self.leaving: list[Process] = []  # told to end
         self.born = 0
+        self.look_ups_seconds: Sequence[float] = (0.0,)
         source = world.source
         # Each seed knows some faults only, each as often as it likes: rare ones then meet in pairs.
         self.faults = {fault: source.choice((0.0, 0.0, 1.0, 3.0)) for fault in self._faults()}
@@ -60,6 +67,7 @@ class Simulation:
     async def set_up(self) -> None:
         """Engines and campaigns."""
         source = self.world.source
+        self.look_ups_seconds = source.choice(LOOK_UPS_SECONDS)
         for slot in range(source.choice((1, 2, 2, 3))):
             self.start_process(slot)
         await sleep(0.1)
@@ -92,6 +100,7 @@ class Simulation:
         """One more engine process, which begins to run with the next turn of the scheduler."""
         process = Process(self.world, slot, self.born)
         self.born += 1
+        process.wire.look_up_seconds = self.world.source.choice(self.look_ups_seconds)
         self.processes.append(process)
         self.world.nursery.start_soon(process.run)
         return process
@@ -422,6 +431,7 @@ class Simulation:
         world.heal_split(back=world.source.random() < 0.5)
         for process in self.processes:
             process.offset_us = 0
+            process.wire.look_up_seconds = min(process.wire.look_up_seconds, CALM_LOOK_UP_SECONDS)
             process.thaw()
         while self._insisting:  # else a campaign may be halted when it was looked at  # noqa: ASYNC110
             await sleep(1)
@@ -496,6 +506,26 @@ class Simulation:
         for process in self.leaving:
             if not process.ended:
                 checker.violated(f"{process.name}: was told to end, and has not")
+
+    async def outlive_campaigns(self) -> None:
+        """Nobody sends any more, and days pass: engines sweep until Redis holds nothing."""
+        world = self.world
+        process = self.start_process(0)
+        process.offset_us = 0
+        await sleep(1)
+        for _ in range(DAYS_UNTIL_EMPTY * SWEEPS_A_DAY):
+            world.leapt_us += DAY_US // SWEEPS_A_DAY
+            await sleep(1)
+            if process.registry is None or process.engine is None:
+                world.checker.violated(f"{process.name} does not serve when all is mended")
+                return
+            process.start_soon(partial(process.registry.sweep.sweep, pressed=False))
+            await sleep(1)
+            for campaign_id in world.redis.books:
+                world.checker.agree(campaign_id)
+                world.checker.agree_in_detail(campaign_id)
+        for campaign_id, book in world.redis.books.items():
+            world.checker.violated(f"c{campaign_id}: days after its last event, Redis holds {book}")
 
 
 class _Operator:

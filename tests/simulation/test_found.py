@@ -7,6 +7,7 @@ leaves to its seed no more than a few milliseconds here or there. Each is the on
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -237,6 +238,51 @@ async def an_advance_is_one_too_many(simulation: Simulation) -> None:
     await sleep(5)
 
 
+async def the_last_ids_are_ahead(simulation: Simulation) -> None:
+    """A sender's clock is ahead, and its campaign ends: days later Redis holds nothing of it."""
+    campaign_id, process = await serve(simulation, 0)
+    simulation.world.memory_is_short = False
+    ahead_us = (simulation.world.settings.occurred_ahead_seconds - 1) * SECOND_US
+    await simulation.clients.answer_of(process, shown(campaign_id, 1, simulation.world.now_us() + ahead_us))
+
+
+async def clocks_disagree(simulation: Simulation) -> None:
+    """As far as they may, while memory is short: buckets close neither by turns of both clocks, nor by one alone."""
+    world = simulation.world
+    worst_us = (int(world.settings.clock_refuse_seconds) - 3) * SECOND_US
+    world.settings = replace(world.settings, dedup_bucket_seconds=480)
+    campaign_id, _ = await serve(simulation, worst_us, -worst_us)
+    world.used_bytes = lambda: 0 if world.calm else 750  # type: ignore[method-assign]
+    await sleep(2)
+    numbers = itertools.count(1)
+    for senders in (simulation.processes, simulation.processes[1:]):
+        for place in range(100):
+            for process in senders:
+                told_us = world.now_us() - 2 * worst_us  # ahead of no clock
+                await simulation.clients.answer_of(process, shown(campaign_id, next(numbers), told_us))
+            await sleep(0.2)
+            if place == 10:
+                first = world.redis.books[campaign_id].window.number
+        closed = world.redis.books[campaign_id].window.number - first
+        if not 18 / 4 < closed <= 18 / 2 + 1:
+            world.checker.violated(f"{closed} buckets of 2 to 2.5 s have closed in 18 s")
+
+
+async def new_users_are_refused(simulation: Simulation) -> None:
+    """Users of an idle campaign hold the memory: they make room before their day is over."""
+    world = simulation.world
+    world.settings = replace(world.settings, dedup_bucket_seconds=1)
+    campaign_id, process = await serve(simulation, 0)
+    assert process.engine is not None
+    await process.engine.update_campaign(campaign_id, {"freq_cap_impressions_per_day": 1})
+    await simulation.clients.answer_of(process, shown(campaign_id, 1, world.now_us()))
+    world.used_bytes = lambda: 0 if world.calm else 900  # type: ignore[method-assign]
+    await sleep(400)
+    book = world.redis.books.get(campaign_id)
+    if book is not None and book.users:  # (in some seeds the day is over by then)
+        world.checker.violated(f"users are refused, and Redis holds {book.users}")
+
+
 FOUND = [
     a_clock_is_set_back,
     a_reply_is_thrown_away,
@@ -247,6 +293,9 @@ FOUND = [
     an_advance_is_one_too_many,
     a_repeat_was_committed_tomorrow,
     a_commit_outlasts_both_buckets,
+    the_last_ids_are_ahead,
+    new_users_are_refused,
+    clocks_disagree,
 ]
 
 

@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import trio
+from prometheus_client import REGISTRY
 from trio.testing import MockClock
 
+from engine.clock import SteadyClock
 from engine.forgetting import Forgetting
-from engine.memory import Policy, bucket_times
+from engine.memory import MemoryUse, Policy, bucket_times
 from engine.model import SECOND_US, CampaignId
 from engine.ports import Reserve, ReserveReply, Resolve, ResolveReply
 from tests.fakes.ledger import FakeLedger
@@ -32,7 +34,7 @@ async def world(autojump_clock: MockClock) -> AsyncIterator[World]:
 
 def forgetting(ledger: FakeLedger) -> Forgetting:
     """By itself, without slow look-ups."""
-    return Forgetting(ledger, lambda: 0, FULL_US)
+    return Forgetting(ledger, SteadyClock(), lambda: 0, FULL_US)
 
 
 async def observed(found: Forgetting, ledger: FakeLedger, *used_bytes: int) -> Policy:
@@ -57,7 +59,35 @@ async def test_new_users_that_are_refused_are_told_once_when_it_begins_and_once_
         assert (await observed(found, ledger, *[100] * 3)).new_users
         begun, ended = caplog.messages
         assert "new users of campaigns with a cap are answered 503 overloaded" in begun
+        assert "full of users" not in begun  # nobody has counted what it is full of
         assert "Redis has room again" in ended
+
+
+async def test_a_gauge_tells_that_new_users_are_refused() -> None:
+    """For an alarm: the log says it once."""
+    ledger = FakeLedger()
+    found = forgetting(ledger)
+    for used, refused in ((100, 0.0), (900, 1.0), (820, 1.0)):
+        await observed(found, ledger, used)
+        assert REGISTRY.get_sample_value("headrace_new_users_refused") == refused
+
+
+async def test_a_slow_answer_tells_nothing_of_redis_s_clock(autojump_clock: MockClock, world: World) -> None:
+    """It may be of any moment since it was asked for: what was known before holds."""
+    ahead_us, memory = 7 * SECOND_US, world.ledger.memory
+    world.ledger.now_us = lambda: world.now_us() + ahead_us
+    found = Forgetting(world.ledger, world, lambda: 0, FULL_US)
+    await found.observe()
+    assert found.policy.redis_ahead_us == ahead_us
+
+    async def slow() -> MemoryUse | None:
+        told = await memory()
+        await trio.sleep(0.6)
+        return told
+
+    world.ledger.memory = slow  # type: ignore[method-assign]
+    await found.observe()
+    assert found.policy.redis_ahead_us == ahead_us
 
 
 async def test_readiness_says_for_as_long_as_it_is_so_that_new_users_are_refused(
@@ -91,7 +121,7 @@ async def test_while_look_ups_are_slow_buckets_live_longer(autojump_clock: MockC
     """Also before the first slow one has its answer; a look-up counts only in the bucket in which it was sent."""
     campaign = await world.campaign()
     await world.send(timeless(campaign))
-    world.ledger.used_and_max_bytes = (900, MAX_BYTES)
+    world.ledger.used_and_max_bytes = (650, MAX_BYTES)
     await trio.sleep(2)
     policy = world.registry.forgetting
     assert policy.policy.bucket_us == 2 * SECOND_US

@@ -329,7 +329,7 @@ async def test_an_engine_whose_clock_is_far_off_takes_nothing(
     right_us = clock.now_us()
     monkeypatch.setattr("engine.clock.machine_us", lambda: right_us + offset * SECOND_US)
 
-    async def heartbeat(number: int) -> HeartbeatReply:
+    async def heartbeat(number: int, _: int) -> HeartbeatReply:
         await trio.lowlevel.checkpoint()
         return HeartbeatReply(offset * SECOND_US, frozenset([number]), number)
 
@@ -390,7 +390,7 @@ async def test_a_clock_that_a_slow_answer_calls_right_is_not_what_later_ones_are
     monkeypatch.setattr("engine.clock.even_us", lambda: int(trio.current_time() * SECOND_US))
     monkeypatch.setattr("engine.clock.machine_us", lambda: started_us + engine_clock.even_us() + wrong_us)
 
-    async def heartbeat(number: int) -> HeartbeatReply:
+    async def heartbeat(number: int, _: int) -> HeartbeatReply:
         await trio.sleep(seconds)
         return HeartbeatReply(wrong_us - seconds * SECOND_US // 2, frozenset([number]), number, seconds * SECOND_US)
 
@@ -432,7 +432,7 @@ async def test_an_engine_whose_postgres_became_unsafe_takes_nothing(
     campaign = await world.campaign()
     right = world.store.heartbeat
 
-    async def heartbeat(_: int) -> HeartbeatReply:
+    async def heartbeat(*_: int) -> HeartbeatReply:
         await trio.lowlevel.checkpoint()
         raise ConfigurationUnsafe("this Postgres is a standby")
 

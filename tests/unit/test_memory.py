@@ -9,6 +9,7 @@ import pytest
 from engine.memory import (
     FULL_AGE_SHARE,
     LEAST_AGE_SHARE,
+    LOOKUPS_LOSE_SHARE,
     NEW_USERS_SHARE,
     NO_NEW_USERS_SHARE,
     SPREAD,
@@ -73,24 +74,39 @@ def test_memory_that_rises_once_is_no_rate() -> None:
 
 
 def test_a_bucket_is_several_times_as_old_as_the_slowest_lookup() -> None:
-    """However full Redis is, and whatever the setting: a look-up counts only in the bucket in which it was sent."""
-    assert observed(MemoryPolicy(FULL_US), 0.9, slowest_lookup_us=3 * SECOND_US).bucket_us == 12 * SECOND_US
-    assert observed(MemoryPolicy(SECOND_US), 0.1, slowest_lookup_us=3 * SECOND_US).bucket_us == 12 * SECOND_US
+    """Whatever the setting, and whichever engine it is: a look-up counts only in the bucket in which it was sent."""
+    slow_us = 3 * SECOND_US
+    assert observed(MemoryPolicy(FULL_US), LEAST_AGE_SHARE, slowest_lookup_us=slow_us).bucket_us == 4 * slow_us
+    assert observed(MemoryPolicy(SECOND_US), 0.1, slowest_lookup_us=slow_us).bucket_us == 4 * slow_us
+    policy = MemoryPolicy(FULL_US)
+    policy.slowest_elsewhere_us = slow_us
+    assert observed(policy, LEAST_AGE_SHARE, slowest_lookup_us=1).bucket_us == 4 * slow_us
+
+
+def test_when_memory_gets_shorter_still_slow_lookups_lose() -> None:
+    """Else ids would fill Redis, and every event would be refused: the age falls to the least that there is."""
+    slow_us = 3 * SECOND_US
+    halfway = (LEAST_AGE_SHARE + LOOKUPS_LOSE_SHARE) / 2
+    found_us = observed(MemoryPolicy(FULL_US), halfway, slowest_lookup_us=slow_us).bucket_us
+    assert found_us == pytest.approx((4 * slow_us * LEAST_US) ** 0.5, abs=1)
+    for share in (LOOKUPS_LOSE_SHARE, 1.2):
+        assert observed(MemoryPolicy(FULL_US), share, slowest_lookup_us=slow_us).bucket_us == LEAST_US
+    assert observed(MemoryPolicy(SECOND_US), LOOKUPS_LOSE_SHARE, slowest_lookup_us=slow_us).bucket_us == SECOND_US
 
 
 def test_a_lookup_that_gets_slow_counts_at_once() -> None:
     """Where memory alone would let the age rise slowly: those in between would all be in vain."""
     policy = MemoryPolicy(FULL_US)
-    assert observed(policy, 0.9).bucket_us == LEAST_US
-    assert observed(policy, 0.9, slowest_lookup_us=3 * SECOND_US).bucket_us == 12 * SECOND_US
+    assert observed(policy, LEAST_AGE_SHARE).bucket_us == LEAST_US
+    assert observed(policy, LEAST_AGE_SHARE, slowest_lookup_us=3 * SECOND_US).bucket_us == 12 * SECOND_US
 
 
 def test_a_slow_lookup_is_remembered_for_a_minute() -> None:
     """The next one may be as slow."""
     policy = MemoryPolicy(FULL_US)
-    observed(policy, 0.9, slowest_lookup_us=3 * SECOND_US)
-    assert observed(policy, *[0.9] * (MINUTE - 1)).bucket_us == 12 * SECOND_US
-    assert observed(policy, 0.9).bucket_us == LEAST_US
+    observed(policy, LEAST_AGE_SHARE, slowest_lookup_us=3 * SECOND_US)
+    assert observed(policy, *[LEAST_AGE_SHARE] * (MINUTE - 1)).bucket_us == 12 * SECOND_US
+    assert observed(policy, LEAST_AGE_SHARE).bucket_us == LEAST_US
 
 
 def test_a_setting_below_the_least_age_stays() -> None:
@@ -122,8 +138,17 @@ def test_without_a_limit_nothing_is_short() -> None:
 
 @pytest.mark.parametrize("campaigns", [1, 100])
 @pytest.mark.parametrize("rate", [110_000, 150_000])
-def test_ids_at_full_rate_leave_a_quarter_of_a_small_redis_free(rate: int, campaigns: int) -> None:
-    """And keep it in use: a model of two hashes a campaign, whose tables double, in 256 MB for ten minutes."""
+@pytest.mark.parametrize(
+    ("lookup_seconds", "least", "most"),
+    [(0, 0.1, 0.7), (1, 0.1, 0.85), (3, 0.1, 0.85), (10, 0.1, 0.85), (60, 0.05, 0.85)],
+)
+def test_ids_at_full_rate_leave_a_part_of_a_small_redis_free(
+    rate: int, campaigns: int, lookup_seconds: int, least: float, most: float
+) -> None:
+    """However slow look-ups are, and keep it in use.
+
+    A model of two hashes a campaign, whose tables double, in 256 MB for ten minutes.
+    """
     policy, max_bytes = MemoryPolicy(FULL_US), 256 * MB
     older, current, age, used_shares = 0, 0, 0, []
     for tenth in range(6_000):
@@ -134,9 +159,9 @@ def test_ids_at_full_rate_leave_a_quarter_of_a_small_redis_free(rate: int, campa
         used = 10 * MB + campaigns * (hash_bytes(older) + hash_bytes(current))
         used_shares.append(used / max_bytes)
         if tenth % 10 == 0:
-            policy.observe(used, max_bytes, 0)
-    assert max(used_shares) < 0.75
-    assert min(used_shares[3_000:]) > 0.1
+            policy.observe(used, max_bytes, lookup_seconds * SECOND_US)
+    assert max(used_shares) < most
+    assert min(used_shares[3_000:]) > least
 
 
 def hash_bytes(entries: int) -> int:
@@ -146,9 +171,9 @@ def hash_bytes(entries: int) -> int:
 
 
 def test_what_memory_holds_is_said_in_round_numbers() -> None:
-    """With ids at their least age, or with users only."""
+    """With ids at their least age in the longest buckets that it gives, or with users only."""
     assert capacity(1_024 * MB) == (
-        "about 7,700,000 ids at once: at most 1,900,000 events/s at the shortest dedup window, or 9,600,000 users of "
+        "about 7,700,000 ids at once: at most 1,500,000 events/s at the shortest dedup window, or 9,600,000 users of "
         "capped campaigns a day"
     )
     assert megabytes(1_024 * MB) == "1,024 MB"

@@ -91,7 +91,7 @@ def test_a_reserve_is_sent_in_the_order_that_the_library_reads() -> None:
     """Seven arguments; numbers and users packed, tags and ids as plain bytes."""
     users = msgspec.msgpack.encode(["ada", "Zoë"])
     numbers = msgspec.msgpack.encode([4, 20_000, 11, 12, 13, 14, 15, 16, 60, 50, 40, 2, 10, True])
-    head = (b"FCALL", b"headrace4_reserve", 7, *KEYS)
+    head = (b"FCALL", b"headrace5_reserve", 7, *KEYS)
     committed = b"\0\0\0\0\0\0\0\x01" + TAG_BYTES
     assert calls.round_command(reserve(cap=2)) == (
         *head, 3, TAG_BYTES, numbers, b"\3\1", IDS, users, committed,
@@ -105,7 +105,7 @@ def test_without_a_cap_no_user_is_sent() -> None:
 
 def test_a_resolve_says_what_it_needs() -> None:
     """Of an engine: open. Of a recoverer: closed."""
-    head = (b"FCALL", b"headrace4_resolve", 7, *KEYS, 3, TAG_BYTES)
+    head = (b"FCALL", b"headrace5_resolve", 7, *KEYS, 3, TAG_BYTES)
     assert calls.round_command(Resolve(SEVEN, 3, TAG, commit=True)) == (*head, b"commit", b"1")
     assert calls.resolve_command(SEVEN, 3, TAG, commit=False, needs=calls.CLOSED) == (*head, b"void", b"0")
 
@@ -125,14 +125,14 @@ def test_the_calls_of_a_recovery_are_sent_in_order() -> None:
         (calls.advance_command(Advance(SEVEN, 3, 20_000, 5, 6)), b"advance", (3, 20_000, 5, 6)),
     ]
     for command, function, arguments in called:
-        assert command == (b"FCALL", b"headrace4_" + function, 7, *KEYS, *arguments)
+        assert command == (b"FCALL", b"headrace5_" + function, 7, *KEYS, *arguments)
 
 
 def test_every_function_that_is_called_is_registered() -> None:
     """The names are those of functions.lua."""
     source = files("engine.redis")
-    registered = set(re.findall(r"'(headrace4_\w+)'", source.joinpath("functions.lua").read_text()))
-    assert registered == set(re.findall(r'b"(headrace4_\w+)"', source.joinpath("calls.py").read_text()))
+    registered = set(re.findall(r"'(headrace5_\w+)'", source.joinpath("functions.lua").read_text()))
+    assert registered == set(re.findall(r'b"(headrace5_\w+)"', source.joinpath("calls.py").read_text()))
 
 
 # --- replies ---
@@ -213,10 +213,10 @@ def test_what_redis_refuses_before_it_runs_is_certain(error: RedisError) -> None
     "error",
     [
         ResponseError(
-            "ERR user_function:12: attempt to index a nil value script: headrace4_reserve, on @user_function:12."
+            "ERR user_function:12: attempt to index a nil value script: headrace5_reserve, on @user_function:12."
         ),
         OutOfMemoryError(
-            "command not allowed when used memory > 'maxmemory'. script: headrace4_reserve, on @user_function:9"
+            "command not allowed when used memory > 'maxmemory'. script: headrace5_reserve, on @user_function:9"
         ),
         ResponseError("SHAPELESS is another word"),
         ResponseError(""),

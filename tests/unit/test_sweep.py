@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 import trio
@@ -16,6 +16,7 @@ from engine.steps import Begin
 from tests.contract.reservations import reserve
 from tests.fakes.ledger import Book, Trouble
 from tests.unit.test_engine import World, shown
+from tests.unit.test_window import at
 
 BUCKET_SECONDS = 600  # of a campaign that keeps them longest
 PASS_SECONDS = 90.0  # the longest pause before a pass
@@ -142,6 +143,92 @@ async def test_a_full_redis_is_swept_at_once(autojump_clock: MockClock, world: W
     world.ledger.full = False
     await trio.sleep(3)
     assert await world.reasons(shown(new)) == ["accepted"]
+
+
+async def test_a_full_redis_drops_what_is_idle_though_sweeps_have_closed_its_buckets(
+    autojump_clock: MockClock, world: World
+) -> None:
+    """Whoever closes buckets of a campaign uses it only if it is a call: here sweeps do for five minutes."""
+    ended, new = await world.campaign(**CAPPED), await world.campaign()
+    assert await world.reasons(at(world, ended, 290_000_000)) == ["accepted"]
+    world.ledger.used_and_max_bytes = (70, 100)  # buckets of seconds
+    await trio.sleep(BUCKET_SECONDS)
+    assert held(world, ended) == (1, 0)
+    world.ledger.full = True
+    assert await world.reasons(shown(new)) == ["unavailable"]
+    await trio.sleep(5)
+    assert book(world, ended) is None
+
+
+async def test_while_new_users_are_refused_those_of_idle_campaigns_make_room(
+    autojump_clock: MockClock, world: World
+) -> None:
+    """Nobody is refused for want of memory that nobody uses; campaigns in use keep their users."""
+    ended, used = await world.campaign(**CAPPED), await world.campaign(**CAPPED)
+    assert await world.reasons(shown(ended), shown(used)) == ["accepted"] * 2
+    world.ledger.used_and_max_bytes = (90, 100)
+    for _ in range(4):
+        await trio.sleep(BUCKET_SECONDS / 2)
+        await world.reasons(shown(used))
+    assert book(world, ended) is None
+    assert held(world, used)[0] == 1
+    assert world.store.ledger[CampaignId(used)].gen == 1
+    assert await world.reasons(shown(ended), shown(ended, "bob")) == ["accepted", "overloaded"]  # it was rebuilt
+
+
+async def test_a_campaign_that_is_used_every_few_minutes_is_not_idle(autojump_clock: MockClock) -> None:
+    """However short the dedup window is set: its users would be read again at each use."""
+    async with trio.open_nursery() as nursery:
+        world = World(nursery, dedup_bucket_seconds=1)
+        campaign = await world.campaign(**CAPPED)
+        assert await world.reasons(shown(campaign)) == ["accepted"]
+        world.ledger.used_and_max_bytes = (90, 100)
+        for _ in range(4):
+            await trio.sleep(290)
+            assert await world.reasons(shown(campaign)) == ["accepted"]
+        assert world.store.ledger[CampaignId(campaign)].gen == 1
+        await trio.sleep(400)
+        assert book(world, campaign) is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_postgres_is_asked_only_for_campaigns_that_may_have_something_to_give(
+    autojump_clock: MockClock, world: World
+) -> None:
+    """In a Redis that is short of memory a pass comes every few seconds: not for users of today, nor for sums."""
+    # It is noon in UTC: where the day begins first it is the next one, so once Postgres must tell the zone.
+    users = [await world.campaign(**CAPPED) for _ in range(3)]
+    ids, sums = await world.campaign(), await world.campaign()
+    assert await world.reasons(*map(shown, [*users, sums])) == ["accepted"] * 4
+    world.ledger.used_and_max_bytes = (70, 100)
+    await trio.sleep(60)
+    asked: list[CampaignId] = []
+    plans = world.store.plans
+
+    async def note(campaign_ids: Sequence[CampaignId]) -> object:
+        asked.extend(campaign_ids)
+        return await plans(campaign_ids)
+
+    world.store.plans = note  # type: ignore[method-assign, assignment]
+    await trio.sleep(60)
+    assert asked == []
+    assert await world.reasons(at(world, ids)) == ["accepted"]
+    await trio.sleep(60)
+    assert set(asked) == {ids}
+    assert held(world, ids) == (0, 0)
+
+
+async def test_ids_that_were_ahead_go_when_their_time_has_passed(autojump_clock: MockClock, world: World) -> None:
+    """Also when they are the last of their campaign; and with them all of it, as of any that has ended."""
+    campaign = await world.campaign()
+    assert await world.reasons(at(world, campaign, 290_000_000)) == ["accepted"]
+    world.ledger.used_and_max_bytes = (70, 100)
+    await trio.sleep(280)
+    assert held(world, campaign) == (0, 1)
+    await trio.sleep(30)
+    assert held(world, campaign) == (0, 0)
+    await later(world, 2 * 86_400)
+    assert book(world, campaign) is None
 
 
 async def test_what_dead_engines_left_in_an_idle_campaign_is_recovered_first(
