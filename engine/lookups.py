@@ -29,8 +29,6 @@ from engine.verdicts import OVERLOADED, UNAVAILABLE
 # Each of the two queues holds a quarter of what may be inside the engine at most: so half of the engine always has room
 # for events that need no look-up, whoever sends ids that do.
 QUEUE_SHARE: Final = 4
-# Half of a campaign's mailbox at most is away for look-ups, for the same reason.
-MAILBOX_SHARE: Final = 2
 # An event that would wait longer than a quarter of a request's deadline is refused at once: after its look-up, it may
 # need a second one, and a reservation and a flush.
 DEADLINE_SHARE: Final = 4
@@ -52,9 +50,11 @@ class LookUps:
         self._clock = clock
         self._events_max = settings.lookup_events_max
         self._at_once = settings.look_ups_at_once
-        # (A request at most: one that is all of one campaign, and needs look-ups, is served by an engine at rest.)
-        self._queue_events_max = max(settings.engine_events_max // QUEUE_SHARE, settings.request_events_max)
-        self._campaign_events_max = max(settings.mailbox_events_max // MAILBOX_SHARE, settings.request_events_max)
+        # A mailbox always has room for a request that needs no look-up, for the same reason. (And an engine at rest for
+        # one that does, and is all of one campaign.)
+        request_events_max = settings.request_events_max
+        self._queue_events_max = max(settings.engine_events_max // QUEUE_SHARE, request_events_max)
+        self._campaign_events_max = max(settings.mailbox_events_max - request_events_max, request_events_max)
         self._wait_seconds = settings.request_deadline_seconds / DEADLINE_SHARE
         # Two clocks, each off by as much as is allowed, one to each side.
         self._clocks_differ_us = round(2 * settings.clock_refuse_seconds * SECOND_US)

@@ -253,21 +253,21 @@ async def test_repeats_leave_room_for_fresh_events_of_others(autojump_clock: Moc
 
 
 async def test_look_ups_leave_room_in_their_own_campaign(autojump_clock: MockClock) -> None:
-    """Half of its mailbox, which they share with what waits there."""
+    """Its mailbox keeps their places, and has room for a request beside them."""
     async with trio.open_nursery() as nursery:
         world = World(nursery, **SMALL)
         campaign = await world.campaign()
         await world.send(shown(campaign))
         held(world)
         heard = []
-        for _ in range(4):
+        for _ in range(5):
             heard.append(submitted(world, *[timeless(campaign) for _ in range(100)]))
             await trio.sleep(0.01)
         assert await world.reasons(fresh(world, campaign)) == ["accepted"]
-        assert await world.reasons(*[fresh(world, campaign) for _ in range(250)]) == ["accepted"] * 250
-        assert await world.reasons(*[fresh(world, campaign) for _ in range(251)]) == ["overloaded"] * 251
+        assert await world.reasons(*[fresh(world, campaign) for _ in range(100)]) == ["accepted"] * 100
+        assert await world.reasons(*[fresh(world, campaign) for _ in range(101)]) == ["overloaded"] * 101
         await trio.sleep(11)
-        assert sum((reasons for ((_, reasons),) in heard), Counter()) == {"unavailable": 250, "overloaded": 150}
+        assert sum((reasons for ((_, reasons),) in heard), Counter()) == {"unavailable": 400, "overloaded": 100}
         nursery.cancel_scope.cancel()
 
 
