@@ -86,7 +86,11 @@ class Settings:
         5.0, "What of a ledger round was sent and has no answer by then is unknown, and recovered.", 0.1, 300
     )
     query_connections: int = _number(
-        8, "Postgres connections for look-ups and recovery; half of them at most for campaigns and reports.", 2, 100
+        13,
+        "Postgres connections for queries, opened as they are needed: four for recoveries, four for look-ups, three "
+        "for campaigns and reports, one for ids on an unknown day and one for plans.",
+        7,
+        100,
     )
     query_timeout_seconds: float = _number(10.0, "A query to Postgres unanswered by then has failed.", 0.1, 300)
 
@@ -109,7 +113,7 @@ class Settings:
     restart_window_seconds: float = _number(60.0, "The window of `HEADRACE_RESTARTS_MAX`.", 1, 3_600)
     recoveries_max: int = _number(
         4,
-        "Recoveries at once, two of many campaigns, the others of one each: half of the query connections.",
+        "Recoveries at once, two of many campaigns, the others of one each.",
         3,
         64,
     )
@@ -194,6 +198,25 @@ class Settings:
                     f"{variable(smaller)} is {small} and {variable(larger)} is {large}: "
                     f"{variable(smaller)} may be at most {variable(larger)}, because {because}"
                 )
+        if self.query_connections < self.recoveries_max + _OTHER_QUERIES_MIN:
+            raise SettingsError(
+                f"{variable('recoveries_max')} is {self.recoveries_max} and {variable('query_connections')} is "
+                f"{self.query_connections}: {variable('query_connections')} {_CONNECTIONS}"
+            )
+
+    @property
+    def look_ups_at_once(self) -> int:
+        """Look-ups of events in Postgres: half of the connections that nothing else has."""
+        return (self._spare_connections + 1) // 2
+
+    @property
+    def callers_at_once(self) -> int:
+        """Calls about campaigns and reports: the other half. No number of them keeps a look-up waiting."""
+        return self._spare_connections // 2
+
+    @property
+    def _spare_connections(self) -> int:
+        return self.query_connections - self.recoveries_max - _OTHER_QUERIES_MIN + 2
 
     @property
     def data_path(self) -> Path:
@@ -201,6 +224,13 @@ class Settings:
         return Path(self.data).absolute()
 
 
+# Queries beside those of recoveries: one look-up and one call at least, one for ids on an unknown day, one for plans.
+# (What else asks now and then waits until one of them is free.)
+_OTHER_QUERIES_MIN = 4
+_CONNECTIONS = (
+    f"must be at least {_OTHER_QUERIES_MIN} more, because each recovery uses one connection, and look-ups, calls about "
+    "campaigns, ids on an unknown day, and plans at least one each"
+)
 _ORDERED = (
     ("reserve_events_max", "round_events_max", "a round carries whole calls"),
     ("reserve_events_max", "mailbox_events_max", "a call is filled from the mailbox"),
@@ -208,7 +238,6 @@ _ORDERED = (
     ("flush_events_max", "flush_queue_events_max", "a flush is filled from the queue"),
     ("mailbox_events_max", "engine_events_max", "the mailboxes share the engine's room"),
     ("request_events_max", "mailbox_events_max", "a batch may be all of one campaign"),
-    ("recoveries_max", "query_connections", "each recovery uses one connection"),
     ("request_bytes_max", "intake_bytes_max", "one full body must be able to arrive"),
     ("clock_warn_seconds", "clock_refuse_seconds", "a warning comes before a refusal"),
     ("heartbeat_seconds", "engine_dead_seconds", "a living engine must not look dead"),
@@ -271,6 +300,7 @@ def settings_page() -> str:
         )
     lines += ["", "Checked against each other:", ""]
     lines += [f"- `{variable(a)}` may be at most `{variable(b)}`: {because}." for a, b, because in _ORDERED]
+    lines.append(f"- `{variable('query_connections')}`, beside `{variable('recoveries_max')}`, {_CONNECTIONS}.")
     return "\n".join([*lines, ""])
 
 

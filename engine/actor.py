@@ -8,7 +8,6 @@ Knows no Redis and no Postgres, and no other actor. A fault in here closes this 
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,8 +15,8 @@ from engine.boundary import FaultBoundary
 from engine.campaign import CampaignState
 from engine.lifecycle import CLOSED, LOADING, OPEN, RESERVING, STOPPED, Signal
 from engine.mailbox import Mailbox
-from engine.model import Campaign, StoredEvent, Verdict
-from engine.patience import Patience
+from engine.model import Campaign, Verdict
+from engine.patience import REPEAT_PAUSE_SECONDS, Patience
 from engine.ports import (
     Behind,
     Closed,
@@ -41,7 +40,7 @@ from engine.ports import (
     Unknown,
 )
 from engine.reservations import Reservation, ReserveRequest
-from engine.services import Absent, LookUp, Services
+from engine.services import Absent, Found, LookUp, Services
 from engine.submission import Entry
 from engine.verdicts import IN_FLIGHT, UNAVAILABLE, UNKNOWN_CAMPAIGN
 
@@ -49,8 +48,6 @@ log = logging.getLogger(__name__)
 
 # Resolves that one round carries for one campaign: as many as a busy second leaves behind; the rest follows.
 RESOLVES_MAX: Final = 100
-# A tag that Redis could not be told is repeated after this pause, for as long as it takes.
-REPEAT_PAUSE_SECONDS: Final = 0.5
 
 
 class Actor:
@@ -164,14 +161,13 @@ class Actor:
     def calls(self, now_us: int, events_max: int) -> list[Reserve | Resolve]:
         """What the next round carries: undo first, then one reserve, else the tags that Redis must learn."""
         state = self.state
-        calls: list[Reserve | Resolve] = []
-        for generation, tag in state.voids[:RESOLVES_MAX]:
-            calls.append(Resolve(state.campaign_id, generation, tag, commit=False))
+        voids = state.voids[:RESOLVES_MAX]
+        calls: list[Reserve | Resolve] = [Resolve(state.campaign_id, *each, commit=False) for each in voids]
         if self.mailbox:
             taken = self.mailbox.take(min(events_max, self.reserve_events_max))
             admitted = state.admit(taken, self.services.next_tag(), self.services.memory_policy(), now_us)
             if admitted.late:
-                self.services.look_up([LookUp(self, entry, Absent.AGAIN) for entry in admitted.late])
+                self._look_up(admitted.late, Absent.AGAIN)
             self.mailbox.put_back(admitted.back)
             if admitted.request is not None:
                 self._request = admitted.request
@@ -221,8 +217,8 @@ class Actor:
             self.flushing += 1
             self.services.flush(self, applied.reservation)
         if applied.known:
-            absent = {Letter.DUPLICATE: Absent.CONTRADICTION, Letter.PENDING: Absent.IN_FLIGHT}
-            self.services.look_up([LookUp(self, entry, absent[letter]) for entry, letter in applied.known])
+            for letter, absent in ((Letter.DUPLICATE, Absent.CONTRADICTION), (Letter.PENDING, Absent.IN_FLIGHT)):
+                self._look_up([entry for entry, its_letter in applied.known if its_letter is letter], absent)
 
     def _heed(self, under: int, reply: ReserveReply | ResolveReply) -> None:
         """Do what a reply to a call under that generation asks for, if the call reserved nothing that counts."""
@@ -310,7 +306,7 @@ class Actor:
             # (Under an older generation its record belongs to the recovery that raised it.)
             state.voids.append((reservation.generation, reservation.tag))
         if cause is RefusalCause.DUPLICATE:
-            self.services.look_up([LookUp(self, entry, Absent.AGAIN) for entry in entries])
+            self._look_up(entries, Absent.AGAIN)
             return
         if cause is RefusalCause.BUDGET and state.plan is not None:
             self.distrusts = state.plan.version
@@ -324,14 +320,19 @@ class Actor:
 
     # --- look-ups and recovery ------------------------------------------------------------------------------
 
-    def looked_up(self, answers: Sequence[tuple[LookUp, StoredEvent | None]]) -> None:
-        """Postgres has these events, or has them not (None)."""
+    def _look_up(self, entries: Sequence[Entry], absent: Absent, tag: int | None = None) -> None:
+        self.mailbox.away += len(entries)
+        self.services.look_up(LookUp(self, entries, absent, tag))
+
+    def looked_up(self, look_up: LookUp, found: Found) -> None:
+        """Postgres was asked for these entries, and has those that were found."""
         with self.boundary:
+            self.mailbox.away -= len(look_up.entries)
             state, again = self.state, list[Entry]()
-            for look_up, stored in answers:
-                entry = look_up.entry
+            for entry in look_up.entries:
                 if state.in_flight.get(entry.event_id) is not entry:
                     continue  # the actor was stopped meanwhile
+                stored = found.get((entry.campaign_id, entry.event_id)) if found else None
                 if stored is not None:
                     state.settle_found(entry, stored, look_up.tag)
                 elif look_up.absent is Absent.AGAIN:
@@ -340,17 +341,16 @@ class Actor:
                     state.settle(entry, IN_FLIGHT)
                 else:
                     # No healthy race ends here: architecture.md, "What halts a campaign". It answers the others, too.
-                    what = f"event {uuid.UUID(bytes=entry.event_id)} committed"
-                    self.services.differs(self, f"Redis calls {what}, Postgres does not have it")
-            # (If it was halted for one of them, it has answered all, and has no mail.)
-            self.mailbox.put_back([entry for entry in again if state.in_flight.get(entry.event_id) is entry])
+                    self.services.differs(self, entry)
+            self.mailbox.put_back(again)
             self.services.run_soon(self)
 
-    def look_up_failed(self, look_up: LookUp) -> None:
-        """Postgres could not be asked: nothing is known, a retry is safe."""
+    def look_up_failed(self, look_up: LookUp, verdict: Verdict) -> None:
+        """These entries were not looked up: nothing is known, a retry is safe."""
         with self.boundary:
-            if self.state.in_flight.get(look_up.entry.event_id) is look_up.entry:
-                self.state.settle(look_up.entry, UNAVAILABLE)
+            self.mailbox.away -= len(look_up.entries)
+            for entry in look_up.entries:
+                self._refuse(entry, verdict)
 
     def doubt(self) -> None:
         """Redis or an outcome can't be trusted: close, and recover."""
@@ -370,7 +370,7 @@ class Actor:
         settled = [reservation for reservation in self._unknown if reservation.generation < seen]
         self._unknown = [reservation for reservation in self._unknown if reservation.generation >= seen]
         for reservation in settled:
-            self.services.look_up([LookUp(self, entry, Absent.AGAIN, reservation.tag) for entry in reservation.rows])
+            self._look_up(reservation.rows, Absent.AGAIN, reservation.tag)
 
     def recovered(self, generation: int) -> None:
         """The recovery is over; go on under this generation."""

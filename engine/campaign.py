@@ -199,13 +199,15 @@ class CampaignState:
             return Admitted(None, late, back)
         return Admitted(self._request(fresh, tag, unlooked_us, looked_bucket, policy, now_us), late, back)
 
-    def looking_up(self, entry: Entry) -> None:
-        """Postgres is about to be asked for this entry; the answer counts under generation and bucket known now.
+    def looking_up(self, entries: Iterable[Entry]) -> None:
+        """Postgres is about to be asked for these entries; the answer counts under generation and bucket known now.
 
         As long as that bucket is the current one, nothing was forgotten: Redis knows what was committed after the
         look-up. And the raise of that generation waited for every older flush, so the look-up sees what those left.
         """
-        entry.looked_up_under = self.generation, self.bucket
+        under = self.generation, self.bucket
+        for entry in entries:
+            entry.looked_up_under = under
 
     def not_tried(self, entries: Iterable[Entry]) -> None:
         """The call that carried these certainly did nothing: as if they had never been in it."""

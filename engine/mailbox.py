@@ -17,14 +17,15 @@ class Mailbox(list[Entry]):
     idle actor.)
     """
 
-    __slots__ = ("_events_max",)
+    __slots__ = ("_events_max", "away")
 
     def __init__(self, events_max: int) -> None:
         self._events_max = events_max
+        self.away = 0  # entries that are being looked up: they keep their room, and come back or are answered
 
     def has_room(self, events: int) -> bool:
         """Whether so many more may be put in."""
-        return len(self) + events <= self._events_max
+        return len(self) + self.away + events <= self._events_max
 
     def put(self, entries: Sequence[Entry]) -> None:
         """Take entries that it has room for."""

@@ -12,6 +12,8 @@ CLOSED_PAUSES_SECONDS: Final = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
 # Calls that Redis refuses for want of memory, and that are tried again: ids are forgotten for each. What does not help
 # twice running does not help soon, and whoever waits should hear so.
 FULL_MAX: Final = 2
+# A tag that Redis could not be told is repeated after this pause, for as long as it takes.
+REPEAT_PAUSE_SECONDS: Final = 0.5
 
 
 class Patience:

@@ -300,8 +300,7 @@ class Batch(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True, gc=False):
     """An event to look up: by its id, on these identity days, or on every day there is (None)."""
 
     campaign_id: CampaignId

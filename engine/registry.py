@@ -6,6 +6,7 @@ the engine's nursery; knows the stores only through the ports.
 
 from __future__ import annotations
 
+import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -21,7 +22,7 @@ from engine.forgetting import Forgetting
 from engine.halts import HALTED, Halts
 from engine.leftovers import SweptLedger
 from engine.lifecycle import Phase
-from engine.lookups import LOOK_UPS_AT_ONCE, LookUps
+from engine.lookups import LookUps
 from engine.mailbox import Mailbox
 from engine.model import SECOND_US, Campaign, CampaignId, Verdict
 from engine.outages import Outages
@@ -80,10 +81,8 @@ class Registry:
             queue_events_max=settings.flush_queue_events_max,
         )
         self._rounds = Rounds(ledger, self.flusher, clock, events_max=settings.round_events_max)
-        self._look_ups = LookUps(
-            store, clock, events_max=settings.lookup_events_max, queue_events_max=settings.engine_events_max
-        )
-        self.forgetting = Forgetting(ledger, clock, self._look_ups.slowest_us, bucket_us)
+        self._look_ups = LookUps(store, clock, settings)
+        self.forgetting = Forgetting(ledger, clock, self._look_ups.pace.slowest_us, bucket_us)
         self._recoveries = Recoveries(
             Recovery(ledger, store, clock),
             nursery,
@@ -119,8 +118,10 @@ class Registry:
         """Start the loops in the nursery."""
         self._nursery.start_soon(self._rounds.run)
         self._nursery.start_soon(self._rounds.resolve)
-        for _ in range(LOOK_UPS_AT_ONCE):
+        for _ in range(self._settings.look_ups_at_once):
             self._nursery.start_soon(self._look_ups.run)
+        self._nursery.start_soon(self._look_ups.run_elsewhere)
+        self._nursery.start_soon(self._look_ups.shedding.run)
         self._nursery.start_soon(self.forgetting.run)
         self._nursery.start_soon(self._load_loop)
         self._nursery.start_soon(self._recoveries.run)
@@ -140,7 +141,7 @@ class Registry:
         """What is refused though the engine is ready, a sentence each."""
         closed = self.campaigns_closed
         notes = [f"campaigns that are closed until they are recovered: {closed}"] if closed else []
-        return notes + self.forgetting.notes()
+        return notes + self.forgetting.notes() + self._look_ups.shedding.notes()
 
     def start_soon(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run it in the engine's nursery."""
@@ -311,7 +312,8 @@ class Registry:
             self.halts.met(actor.state.campaign_id, generation, reason)
             self._end_halted(actor)
 
-    def _differs(self, actor: Actor, what: str) -> None:
+    def _differs(self, actor: Actor, entry: Entry) -> None:
+        what = f"Redis calls event {uuid.UUID(bytes=entry.event_id)} committed, Postgres does not have it"
         self.halts.differs(actor.state.campaign_id, what)
         self._end_halted(actor)
 

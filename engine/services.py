@@ -6,17 +6,21 @@ of them: each is a callable that never waits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.memory import Policy
+from engine.model import CampaignId, StoredEvent
 from engine.reservations import Reservation
 from engine.submission import Entry
 
 if TYPE_CHECKING:
     from engine.actor import Actor
+
+
+Found = Mapping[tuple[CampaignId, bytes], StoredEvent]  # what a look-up found
 
 
 class Absent(Enum):
@@ -28,10 +32,10 @@ class Absent(Enum):
 
 
 class LookUp(NamedTuple):
-    """An entry to look up in Postgres; `tag` is that of its own reservation whose outcome is unknown."""
+    """Entries to look up in Postgres; `tag` is that of their own reservation whose outcome is unknown."""
 
     actor: Actor
-    entry: Entry
+    entries: Sequence[Entry]
     absent: Absent
     tag: int | None = None
 
@@ -44,9 +48,9 @@ class Services:
     memory_policy: Callable[[], Policy]
     run_soon: Callable[[Actor], None]
     flush: Callable[[Actor, Reservation], None]
-    look_up: Callable[[Sequence[LookUp]], None]
+    look_up: Callable[[LookUp], None]
     load: Callable[[Actor], None]
     recover: Callable[[Actor], None]
     rest: Callable[[Actor, float], None]
     crashed: Callable[[Actor], None]
-    differs: Callable[[Actor, str], None]
+    differs: Callable[[Actor, Entry], None]

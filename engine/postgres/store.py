@@ -53,8 +53,8 @@ class PostgresStore:
         """`pulse` is for heartbeats alone: whoever misses them takes this engine for dead."""
         self.database = database
         self._pulse = pulse
-        # Half of the connections at most: look-ups and recoveries, for which events wait, never queue behind reports.
-        self._callers = trio.Semaphore(max(1, settings.query_connections // 2))
+        # Look-ups and recoveries, for which events wait, have connections that no caller takes.
+        self._callers = trio.Semaphore(settings.callers_at_once)
         self._db_url = db_url
         self._settings = settings
         self._accepted = Accepted.of(settings)

@@ -145,7 +145,7 @@ MUTANTS: list[Mutant] = [
         "callers-leave-connections-to-events",
         "Look-ups and recoveries don't queue behind calls about campaigns.",
         STORE,
-        "trio.Semaphore(max(1, settings.query_connections // 2))",
+        "trio.Semaphore(settings.callers_at_once)",
         "trio.Semaphore(1_000_000)",
         f"{CONTRACT}::test_no_number_of_calls_from_outside_keeps_a_look_up_waiting",
     ),

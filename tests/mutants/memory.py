@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.mutants.engine import ACTOR, CAMPAIGN, DECISIONS, LOOKUPS, one
+from tests.mutants.engine import ACTOR, CAMPAIGN, DECISIONS, one
 from tests.mutants.ledger import ADAPTER, CONTRACT, REAL
 from tests.mutants.lookups import WINDOW
 
@@ -223,8 +223,8 @@ LOOP = [
     one(
         "a-look-up-under-way-is-as-slow-as-it-is-old",
         "The same, before the first slow one has its answer.",
-        LOOKUPS,
-        "max(self._slowest_seconds, *(now - started for started in self._started.values()), 0.0)",
+        "engine/pace.py",
+        "max(self._slowest_seconds, *self._ages(), 0.0)",
         "max(self._slowest_seconds, 0.0)",
         f"{ASKED}::test_while_look_ups_are_slow_buckets_live_longer",
     ),

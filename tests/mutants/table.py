@@ -8,6 +8,7 @@ from tests.mutants import (
     engine,
     found,
     judge,
+    lane,
     ledger,
     locks,
     lookups,
@@ -25,6 +26,7 @@ MUTANTS = (
     + watermark.MUTANTS
     + bounds.MUTANTS
     + lookups.MUTANTS
+    + lane.MUTANTS
     + memory.MUTANTS
     + locks.MUTANTS
     + sweep.MUTANTS

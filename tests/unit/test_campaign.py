@@ -272,7 +272,7 @@ def test_a_look_up_counts_under_the_generation_that_was_known_when_it_began() ->
         state.see_generation(generation)
         state.see_window(generation, BUCKET, WATERMARK_US)
         assert state.admit([one], 1, POLICY, NOON_US).late == [one]
-        state.looking_up(one)
+        state.looking_up([one])
     assert state.admit([one], 1, POLICY, NOON_US).late == []
 
 
@@ -282,14 +282,14 @@ def test_a_look_up_counts_under_the_bucket_that_was_known_when_it_began() -> Non
     for bucket in (3, 4, 9):
         state.see_window(state.generation, bucket, WATERMARK_US)
         assert state.admit([one], 1, POLICY, NOON_US).late == [one]
-        state.looking_up(one)
+        state.looking_up([one])
     assert state.admit([one], 1, POLICY, NOON_US).late == []
 
 
 def test_what_redis_told_of_the_dedup_window_holds_under_its_generation_only() -> None:
     """A recovery may have rebuilt it meanwhile: other buckets under the same numbers."""
     state, one = opened(), timed(WATERMARK_US)
-    state.looking_up(one)
+    state.looking_up([one])
     state.use_generation(5)
     state.see_window(4, BUCKET, WATERMARK_US)
     assert (called(state, one).unlooked_us, called(state, one).looked_bucket) == (WATERMARK_US, NONE_LOOKED_UP)
@@ -304,10 +304,10 @@ def test_a_call_says_what_was_looked_up_and_what_was_not() -> None:
     made_here = entry()
     call = called(state, *young, made_here)
     assert (call.unlooked_us, call.looked_bucket) == (WATERMARK_US + 3, NONE_LOOKED_UP)
-    state.looking_up(old)
+    state.looking_up([old])
     call = called(state, old)
     assert (call.unlooked_us, call.looked_bucket) == (ALL_LOOKED_UP, BUCKET)
-    state.looking_up(timeless)
+    state.looking_up([timeless])
     call = called(state, young[0], old, timeless, young[2])
     assert (call.unlooked_us, call.looked_bucket) == (WATERMARK_US + 4, BUCKET)
 
@@ -329,7 +329,7 @@ def test_a_call_tells_the_greatest_id_time_of_those_that_are_ahead_and_of_the_ot
 def test_a_call_without_id_times_tells_none() -> None:
     """Nothing of it raises a watermark: it is looked up whatever that is."""
     state, one = opened(), entry(event_id=uuid.uuid4())
-    state.looking_up(one)
+    state.looking_up([one])
     call = called(state, one)
     assert (call.most_us, call.most_ahead_us) == (NO_TIME, NO_TIME)
 
@@ -352,7 +352,7 @@ def test_an_entry_is_looked_up_again_only_as_long_as_its_sender_may_wait() -> No
         assert now_us <= NOON_US + 11 * SECOND_US
         state.see_window(state.generation, state.bucket + 1, WATERMARK_US)
         if state.admit([one], 1, POLICY, now_us).late:
-            state.looking_up(one)
+            state.looking_up([one])
         now_us += SECOND_US
     assert verdict_of(one) == UNAVAILABLE
 
@@ -455,7 +455,7 @@ def test_who_has_waited_too_long_is_not_reserved() -> None:
     first = entry(event_id=uuid.uuid4())
     repeat = entry(event_id=uuid.UUID(bytes=first.event_id))
     assert state.admit([first, repeat], 1, POLICY, NOON_US).late == [first]
-    state.looking_up(first)
+    state.looking_up([first])
     assert state.admit([first], 2, POLICY, NOON_US + 11 * SECOND_US).request is None
     assert verdict_of(first) == verdict_of(repeat) == UNAVAILABLE
 

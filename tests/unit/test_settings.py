@@ -40,6 +40,15 @@ def test_values_are_read_with_their_types() -> None:
             {"HEADRACE_FLUSH_EVENTS_MAX": "500"},
             ["HEADRACE_RESERVE_EVENTS_MAX is 1000", "HEADRACE_FLUSH_EVENTS_MAX is 500"],
         ),
+        (
+            {"HEADRACE_RECOVERIES_MAX": "10"},
+            [
+                "HEADRACE_RECOVERIES_MAX is 10",
+                "HEADRACE_QUERY_CONNECTIONS is 13",
+                "must be at least 4 more",
+                "look-ups",
+            ],
+        ),
         ({"HEADRACE_REDIS_MEMORY_MB": "63"}, ["HEADRACE_REDIS_MEMORY_MB", "63", "0, or from 64 to 1048576"]),
         ({"HEADRACE_FLUSH_TIMEOUT_SECONDS": "nan"}, ["HEADRACE_FLUSH_TIMEOUT_SECONDS", "nan", "from 0.1 to 300"]),
     ],
@@ -51,6 +60,15 @@ def test_a_wrong_value_is_refused_with_what_is_allowed(environment: dict[str, st
         load_settings(environment)
     for text in told:
         assert text in str(refused.value)
+
+
+@pytest.mark.parametrize("connections", range(7, 101))
+def test_look_ups_calls_and_recoveries_fit_into_the_connections_for_queries(connections: int) -> None:
+    """With two to spare, for ids on an unknown day and for plans; and there is one for each at least."""
+    for recoveries in range(3, min(connections - 4, 64) + 1):
+        settings = Settings(query_connections=connections, recoveries_max=recoveries)
+        assert min(settings.look_ups_at_once, settings.callers_at_once) >= 1
+        assert settings.look_ups_at_once + settings.callers_at_once + recoveries + 2 == connections
 
 
 def test_the_memory_of_redis_may_be_left_to_the_machine() -> None:

@@ -78,7 +78,7 @@ async def test_it_is_looked_up_on_its_own_day_even_where_redis_has_forgotten_it(
     look_up, asked = world.store.look_up, []
 
     async def note(wanted: Sequence[Wanted]) -> Any:
-        asked.extend([each.days for each in wanted])
+        asked.extend([[*(each.days or ())] for each in wanted])
         return await look_up(wanted)
 
     world.store.look_up = note  # type: ignore[method-assign]
@@ -163,7 +163,7 @@ def test_calls_without_a_budget_and_calls_with_one_take_turns() -> None:
         young = entry()
         assert state.admit([old, young], number, POLICY, NOON_US).late == [old]
         state.in_flight.clear()
-        state.looking_up(old)
+        state.looking_up([old])
         admitted = state.admit([old, young], number, POLICY, NOON_US)
         assert admitted.request is not None
         assert [*admitted.request.entries, *admitted.back] in ([old, young], [young, old])
@@ -178,7 +178,7 @@ def test_who_lets_the_other_sort_go_first_is_not_looked_up_again() -> None:
     olds = [entry(event_id=uuid.uuid4(), occurred_at=instant_text(NOON_US - PAST_US - SECOND_US)) for _ in range(2)]
     timeless, made_here = entry(event_id=uuid.uuid4()), entry(occurred_at=instant_text(NOON_US - 3_600 * SECOND_US))
     for each in [*olds, timeless]:
-        state.looking_up(each)
+        state.looking_up([each])
     assert state.admit([olds[0], timeless, made_here], 1, POLICY, NOON_US).back == [timeless, made_here]
     admitted = state.admit([olds[1], timeless, made_here], 2, POLICY, NOON_US)
     assert (admitted.late, admitted.back) == ([], [olds[1]])
@@ -190,7 +190,7 @@ def test_who_joins_is_refused_for_its_age_only_if_it_has_that_age() -> None:
     state, same = opened(), uuid.uuid4()
     first, second = [entry(event_id=same, occurred_at=instant_text(NOON_US - PAST_US - SECOND_US)) for _ in range(2)]
     young = entry(event_id=same)
-    state.looking_up(first)
+    state.looking_up([first])
     answered(state, [first, second, young], Letter.TOTAL)
     assert verdict_of(first) == verdict_of(second)
     assert verdict_of(first).reason is Reason.INVALID  # type: ignore[union-attr]

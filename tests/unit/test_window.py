@@ -284,13 +284,13 @@ def test_an_id_without_a_time_is_looked_up_from_two_days_before_its_receipt_to_t
     """Duplicates are known for 48 hours, and another try may have been received by a clock that is ahead."""
     one = entry(event_id=uuid.uuid4(), now_us=NOON_US + received_us)
     received, now = (NOON_US + received_us) // DAY_US, (NOON_US + now_us) // DAY_US
-    assert [*days_of(one, NOON_US + now_us)] == [*range(received - 2, now + 2)]
+    assert [*days_of(one, NOON_US + now_us, 60 * SECOND_US)] == [*range(received - 2, now + 2)]
 
 
 def test_an_event_that_tells_a_time_is_looked_up_on_its_day() -> None:
     """A repeat repeats the time, so it can be nowhere else."""
     one = entry(event_id=uuid.uuid4(), occurred_at=instant_text(NOON_US - 2 * DAY_US))
-    assert [*days_of(one, NOON_US)] == [NOON_US // DAY_US - 2]
+    assert [*days_of(one, NOON_US, 60 * SECOND_US)] == [NOON_US // DAY_US - 2]
 
 
 async def test_a_repeat_is_found_though_a_clock_that_is_ahead_has_received_it_on_the_next_day(
@@ -307,6 +307,33 @@ async def test_a_repeat_is_found_though_a_clock_that_is_ahead_has_received_it_on
         await forget(ahead, campaign)
         assert await behind.reasons(event) == ["duplicate"]
         nursery.cancel_scope.cancel()
+
+
+async def test_a_retry_within_48_hours_is_found_though_a_clock_that_is_behind_has_received_the_first_try(
+    autojump_clock: MockClock,
+) -> None:
+    """The first try came before midnight by the other clock, and after it by ours."""
+    async with trio.open_nursery() as nursery:
+        behind = World(nursery)
+        ahead = Second(behind, nursery)
+        campaign = await known_to_both(behind, ahead, before_midnight_seconds=10)
+        ahead.clock_step_us += 55 * SECOND_US
+        event = timeless(campaign)
+        assert await behind.reasons(event) == ["accepted"]
+        await forget(behind, campaign)
+        for each in (behind, ahead):
+            each.clock_step_us += 48 * HOUR_US - 2 * SECOND_US
+        assert await ahead.reasons(event) == ["duplicate"]
+        nursery.cancel_scope.cancel()
+
+
+def test_the_days_of_an_id_without_a_time_are_four_but_for_the_seconds_by_which_clocks_differ() -> None:
+    """Each day costs a probe more."""
+    midnight_us = NOON_US // DAY_US * DAY_US
+    for seconds, days in [(1, 5), (59, 5), (60, 4), (86_399, 4)]:
+        now_us = midnight_us + seconds * SECOND_US
+        one = entry(event_id=uuid.uuid4(), now_us=now_us)
+        assert len(days_of(one, now_us, MINUTE_US)) == days
 
 
 # --- for how long a look-up counts ---
