@@ -26,12 +26,14 @@ from engine.shedding import Shedding
 from engine.submission import Entry
 from engine.verdicts import OVERLOADED, UNAVAILABLE
 
-# Each of the two queues holds a quarter of what may be inside the engine at most: so half of the engine always has room
-# for events that need no look-up, whoever sends ids that do.
-QUEUE_SHARE: Final = 4
-# An event that would wait longer than a quarter of a request's deadline is refused at once: after its look-up, it may
-# need a second one, and a reservation and a flush.
-DEADLINE_SHARE: Final = 4
+# Ids that Redis knows may take a quarter of what may be inside the engine, and the others half: so a quarter of the engine
+# always has room for events that need no look-up, whoever sends ids that do. (Half is 50,000 events by default: at full
+# rate, 32 senders of batches of 1,000 have 32,000 in it.)
+KNOWN_SHARE: Final = 4
+UNKNOWN_SHARE: Final = 2
+# An event that would wait longer than half of a request's deadline is refused at once: after its look-up, it may need a
+# second one, and a reservation and a flush. (While Postgres stands still for a second, nothing is refused at full rate.)
+DEADLINE_SHARE: Final = 2
 # Ids that Redis knows, and that are on none of their own days: so many in one query over every partition there is,
 # where an id costs a hundred times as much; and so many such queries may wait.
 ELSEWHERE_EVENTS_MAX: Final = 100
@@ -53,14 +55,14 @@ class LookUps:
         # A mailbox always has room for a request that needs no look-up, for the same reason. (And an engine at rest for
         # one that does, and is all of one campaign.)
         request_events_max = settings.request_events_max
-        self._queue_events_max = max(settings.engine_events_max // QUEUE_SHARE, request_events_max)
         self._campaign_events_max = max(settings.mailbox_events_max - request_events_max, request_events_max)
         self._wait_seconds = settings.request_deadline_seconds / DEADLINE_SHARE
         # Two clocks, each off by as much as is allowed, one to each side.
         self._clocks_differ_us = round(2 * settings.clock_refuse_seconds * SECOND_US)
-        self._known = _Queue()  # to Redis
-        self._unknown = _Queue()
-        self._elsewhere = _Queue()
+        engine_events_max = settings.engine_events_max
+        self._known = _Queue(max(engine_events_max // KNOWN_SHARE, request_events_max))  # to Redis
+        self._unknown = _Queue(max(engine_events_max // UNKNOWN_SHARE, request_events_max))
+        self._elsewhere = _Queue(ELSEWHERE_EVENTS_MAX * _ELSEWHERE_QUERIES_MAX)
         self._work, self._elsewhere_work = trio.Event(), trio.Event()
         self._known_first = False
         self.pace = Pace()
@@ -71,7 +73,7 @@ class LookUps:
         queue = self._queue_of(look_up)
         if look_up.tag is None:  # (what was reserved must be settled, and is bounded by what may be reserved)
             others_away = look_up.actor.mailbox.away - len(look_up.entries)
-            in_queue_max = min(self._queue_events_max, self._events_in_time())
+            in_queue_max = min(queue.events_max, self._events_in_time())
             look_up = self._shed(look_up, min(in_queue_max - queue.events, self._campaign_events_max - others_away))
         if look_up.entries:
             queue.put(look_up)
@@ -154,7 +156,7 @@ class LookUps:
                 look_up.actor.looked_up(look_up, found)
 
     def _put_elsewhere(self, look_up: LookUp) -> None:
-        look_up = self._shed(look_up, ELSEWHERE_EVENTS_MAX * _ELSEWHERE_QUERIES_MAX - self._elsewhere.events)
+        look_up = self._shed(look_up, self._elsewhere.events_max - self._elsewhere.events)
         if look_up.entries:
             self._elsewhere.put(look_up)
             self._elsewhere_work.set()
@@ -180,7 +182,8 @@ class LookUps:
 class _Queue:
     """Look-ups that wait, first in first out."""
 
-    def __init__(self) -> None:
+    def __init__(self, events_max: int) -> None:
+        self.events_max = events_max  # whoever puts them heeds it
         self._look_ups: deque[LookUp] = deque()
         self.waiting = 0  # events
         self.asked = 0  # events, in queries that are under way

@@ -123,7 +123,7 @@ async def test_what_can_not_be_looked_up_in_time_is_overloaded_at_once(autojump_
         assert [reasons for each in others for _, reasons in each] == [{"overloaded": 1}] * 100
         await trio.sleep(9)
         ((seconds, reasons),) = heard
-        assert seconds <= world.settings.request_deadline_seconds / 2
+        assert seconds <= world.settings.request_deadline_seconds * 3 / 4
         assert reasons["accepted"] >= 20
         assert reasons["accepted"] + reasons["overloaded"] == 100
         nursery.cancel_scope.cancel()
@@ -137,7 +137,7 @@ async def test_a_query_that_is_slow_counts_before_it_is_answered(autojump_clock:
         await world.send(shown(campaign))
         held(world)
         submitted(world, timeless(campaign))
-        await trio.sleep(3)
+        await trio.sleep(6)
         first = [submitted(world, timeless(campaign)) for _ in range(20)]
         await trio.sleep(0.1)
         assert sum(each == [] for each in first) == 9  # beside the one that is under way
@@ -190,7 +190,7 @@ async def test_look_ups_that_are_refused_are_told_once_when_it_begins_and_once_w
             await trio.sleep(QUIET_SECONDS + 1)
             assert world.engine.notes() == []
             _, ended = caplog.messages
-            assert "in time again; events refused meanwhile: 91" in ended
+            assert "in time again; events refused meanwhile: 81" in ended
             _, released = held(world)
         nursery.cancel_scope.cancel()
 
