@@ -109,8 +109,8 @@ class Settings:
     restart_window_seconds: float = _number(60.0, "The window of `HEADRACE_RESTARTS_MAX`.", 1, 3_600)
     recoveries_max: int = _number(
         4,
-        "Recoveries at once, two of many campaigns, the others of one each: half of the query connections.",
-        3,
+        "Recoveries at once, three of many campaigns, the others of one each: half of the query connections.",
+        4,
         64,
     )
     lookup_events_max: int = _number(1_000, "Ids of one look-up in Postgres: 20 ms of index probes.", 1, 100_000)

@@ -124,7 +124,6 @@ class Registry:
         self._nursery.start_soon(self.forgetting.run)
         self._nursery.start_soon(self._load_loop)
         self._nursery.start_soon(self._recoveries.run)
-        self._nursery.start_soon(self._recoveries.run_large)
         self._nursery.start_soon(self._passivation_loop)
         self._nursery.start_soon(self.sweep.run)
         self._nursery.start_soon(self.probes.run)

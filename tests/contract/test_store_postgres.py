@@ -327,7 +327,7 @@ async def test_any_task_may_ask(database_url: str) -> None:
     """Calls come from nurseries that are older than the store, are cancelled, and go on."""
     async with (
         trio.open_nursery() as older,
-        open_store(database_url, Settings(query_connections=3, recoveries_max=3)) as store,
+        open_store(database_url, Settings(query_connections=4, recoveries_max=4)) as store,
     ):
         campaign = await new_campaign(store)
         answers: list[object] = []
@@ -337,11 +337,11 @@ async def test_any_task_may_ask(database_url: str) -> None:
             with trio.move_on_after(seconds):
                 await store.database.fetch("SELECT pg_sleep(10)")
             answers.append(await store.campaign(campaign))
-            if len(answers) == 4:
+            if len(answers) == 5:
                 all_answered.set()
 
         with trio.fail_after(30):
-            for _ in range(4):
+            for _ in range(5):
                 older.start_soon(ask_for, 0.05)
             await all_answered.wait()
         assert all(answers)

@@ -71,6 +71,18 @@ async def test_rebuilt_books_begin_above_every_id_time(world: World) -> None:
     assert watermark_us == row.latest_us > ahead.id_time_us
 
 
+async def test_a_campaign_with_many_users_is_brought_back_whole(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else waits for it, so what is too much to read by the key is read in one pass."""
+    monkeypatch.setattr("engine.recovery.KEYED_EVENTS", 0)
+    campaign = await world.campaign(freq_cap_impressions_per_day=2)
+    await world.deliver(campaign, lines(3))
+    (recovered,) = await recover(world.db_url, world.redis_url, [campaign], Settings())
+    assert recovered.trouble == ""
+    with redis.Redis.from_url(world.redis_url) as client:
+        assert client.hlen(f"{{{campaign}}}:u") == 3
+    await check_clean(world)
+
+
 async def test_a_machine_whose_clock_is_wrong_rebuilds_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The dedup window goes by it: young ids would be forgotten, or the campaign closed. The error says what to do."""
     campaign = await world.campaign()

@@ -390,11 +390,11 @@ REMEDY = [
         [
             Edit(
                 RECOVERY,
-                "                await self._raise(attempt, wait=reads is Reads.ALL)\n",
+                "                await self._raise(attempt, wait=wait)\n",
                 "                early = await self.store.plans(list(attempt.cases))\n"
                 "                days = {each: row.spend.day for each, (_, row) in early.items()}\n"
                 "                attempt.early = [users async for users in self.store.users_on(days, whole=True)]\n"
-                "                await self._raise(attempt, wait=reads is Reads.ALL)\n",
+                "                await self._raise(attempt, wait=wait)\n",
             ),
             Edit(RECOVERY, "            async for users in pieces:\n", "            for users in attempt.early:\n"),
         ],
@@ -497,15 +497,9 @@ REMEDY = [
             Edit(RECOVERY, "        await self._ready(attempt, uncounted, users_loaded=False)\n", ""),
             Edit(
                 RECOVERY,
-                "        if not to_read:\n            return\n        if reads is Reads.LITTLE:\n",
-                "        if not to_read:\n            await self._ready(attempt, uncounted, users_loaded=False)\n"
-                "            return\n        if reads is Reads.LITTLE:\n",
-            ),
-            Edit(
-                RECOVERY,
-                "                await self._rebuild(attempt, portion, whole=False)\n",
-                "                await self._rebuild(attempt, portion, whole=False)\n"
-                "            await self._ready(attempt, uncounted, users_loaded=False)\n",
+                "            await self._read(attempt, to_read, reads)\n",
+                "            await self._read(attempt, to_read, reads)\n"
+                "        await self._ready(attempt, uncounted, users_loaded=False)\n",
             ),
         ],
         [f"{BULK}::test_who_has_no_cap_is_open_before_others_are_read"],
@@ -530,9 +524,57 @@ REMEDY = [
         "large-ones-have-a-queue-of-their-own",
         "While large campaigns are read, small ones are recovered.",
         "engine/recoveries.py",
-        "                self._large.put(actor, attempts)\n",
-        "                self._nursery.start_soon(self._recover_alone, actor, attempts)\n",
+        "self._queues[Reads.MUCH].put(actor, attempts)",
+        "self._nursery.start_soon(self._recover, [(actor, attempts)], Reads.MUCH)",
         f"{QUEUES}::test_large_campaigns_that_come_while_others_are_read_share_the_next_pass",
+    ),
+    one(
+        "whoever-needs-no-users-is-opened-first",
+        "While a few users are read by the key, campaigns that need none are recovered.",
+        "engine/recoveries.py",
+        "        self._queues[Reads.NONE].put(actor, attempts)\n",
+        "        self._queues[Reads.LITTLE].put(actor, attempts)\n",
+        f"{QUEUES}::test_who_has_users_to_read_holds_up_nobody_who_has_none",
+    ),
+    one(
+        "who-waited-for-its-row-joins-the-others",
+        "No pass over the day's rows is for one campaign.",
+        "engine/recoveries.py",
+        "await self._recover([(actor, attempts)], Reads.NONE, wait=True)",
+        "await self._recover([(actor, attempts)], Reads.MUCH, wait=True)",
+        f"{QUEUES}::test_large_campaigns_whose_rows_were_held_share_the_next_pass",
+    ),
+    one(
+        "a-row-that-is-held-is-asked-for-again",
+        "A flush that ends within some ten milliseconds takes no campaign out of its bulk.",
+        RECOVERY,
+        "HELD_TRIES: Final = 3\n",
+        "HELD_TRIES: Final = 1\n",
+        f"{BULK}::test_a_row_that_a_flush_holds_for_a_moment_is_asked_for_again",
+    ),
+    one(
+        "what-redis-had-no-memory-for-is-loaded-again",
+        "A chunk that a full Redis refuses does not cost the whole pass again.",
+        RECOVERY,
+        "FULL_PAUSES_MAX: Final = 10",
+        "FULL_PAUSES_MAX: Final = 0",
+        f"{BULK}::test_what_redis_has_no_memory_for_is_loaded_again",
+    ),
+    one(
+        "nobody-opens-with-a-chunk-that-did-not-run",
+        "The replies to what was sent again count.",
+        RECOVERY,
+        "                replies[place] = reply\n",
+        "                replies[place] = Done()\n",
+        f"{BULK}::test_a_redis_that_stays_full_fails_a_rebuild_in_the_end",
+    ),
+    one(
+        "campaigns-that-are-closed-are-counted",
+        "A campaign whose actor failed while its users were read is not told as closed twice.",
+        "engine/recoveries.py",
+        "        return sum(actor.state.phase is Phase.CLOSED for actor in self._closed)\n",
+        "        return len(self._closed)\n",
+        f"{QUEUES}::test_who_failed_while_it_was_read_is_no_longer_counted_as_closed",
     ),
     one(
         "nothing-is-read-only-before-the-first-commit",
