@@ -35,7 +35,7 @@ BULK_MAX: Final = 5_000
 # One bulk of each kind is under way, however many wait: what waits is read together with the next one. Two that read by
 # the key would share one disk, and each campaign would wait for twice as long. Each uses one connection to Postgres.
 BULKS: Final = len(Reads)
-# Campaigns that are closed for longer are told, after so long, twice as long, and so on; then each time it is over again.
+# Campaigns that are closed for longer are told, and again after twice as long as the time before, at most a minute.
 TOLD_SECONDS: Final = 10.0
 TOLD_SECONDS_MAX: Final = 60.0
 # What is closed within so short a time is told together, when all of it is open.
