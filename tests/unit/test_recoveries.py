@@ -200,7 +200,7 @@ class Busy:
     def __init__(self, world: World, campaigns: Sequence[int]) -> None:
         self.campaigns = {*campaigns}
         self._raise_generations = world.store.raise_generations
-        world.store.raise_generations = self._raise  # type: ignore[method-assign]
+        world.store.raise_generations = self._raise  # type: ignore[method-assign, assignment]
 
     async def _raise(self, campaigns: Sequence[CampaignId], *, wait: bool) -> Any:
         held = [] if wait else [each for each in campaigns if each in self.campaigns]

@@ -299,7 +299,7 @@ class Full:
         self._ledger = ledger
         self._load = ledger.load
         self._until = trio.current_time() + seconds
-        ledger.load = self._note  # type: ignore[method-assign, assignment]
+        ledger.load = self._note  # type: ignore[method-assign]
 
     async def _note(self, calls: Any) -> Any:
         self.calls.append(len(calls))
