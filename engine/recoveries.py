@@ -25,7 +25,7 @@ from engine.clock import machine_us
 from engine.lifecycle import Phase
 from engine.model import SECOND_US, CampaignId
 from engine.outages import Outages
-from engine.recovery import Alone, Case, Failed, Followed, Halted, Large, Outcome, Reads, Recovery, Unread
+from engine.recovery import Alone, Case, Failed, Followed, Halted, Large, Left, Outcome, Reads, Recovery, Unread
 from engine.verdicts import UNAVAILABLE
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,10 @@ TOLD_SECONDS_MAX: Final = 60.0
 # What is closed within so short a time is told together, when all of it is open.
 TOGETHER_SECONDS: Final = 1.0
 NAMED_MAX: Final = 10  # campaigns that a line names
+# A campaign that another engine has closed is left to it as long as it lives, but no longer than a read may take
+# (engine/postgres/recovery.py). It is met again every 2.5 s (patience.py): what was not for so long is another matter.
+LEFT_SECONDS_MAX: Final = 1_800.0
+LEFT_AGAIN_SECONDS: Final = 30.0
 # Pauses between attempts to recover while a store is away. The last one goes on until the store is back:
 # there is no other way back, and it costs one small query.
 PAUSES_SECONDS: Final = (0.1, 0.2, 0.4, 0.8, 1.6, 2.0)
@@ -58,7 +62,9 @@ class Recoveries:
         recovered: Callable[[Actor, int], None],
         halted: Callable[[Actor, int, str], None],
         outages: Outages,
+        others: Callable[[], frozenset[int]],
     ) -> None:
+        """`others` tells which other engines live."""
         self._recovery = recovery
         self._nursery = nursery
         self._alone = trio.CapacityLimiter(recoveries_max - BULKS)
@@ -67,6 +73,9 @@ class Recoveries:
         self._outages = outages
         self._queues = {reads: _Queue() for reads in Reads}
         self._closed: dict[Actor, float] = {}  # since when each campaign is closed
+        self._others = others
+        self._ours: dict[CampaignId, int] = {}  # those that we raised and have not opened, and the generation
+        self._left: dict[CampaignId, _Left] = {}
         self._spell: _Spell | None = None
         self._spell_began = trio.Event()
 
@@ -99,7 +108,7 @@ class Recoveries:
         cases = []
         for actor, attempts in bulk:
             if actor.state.phase is Phase.CLOSED:
-                cases.append(self._case(actor, attempts))
+                cases.append(self._case(actor, attempts, leave=reads is Reads.NONE))
             else:
                 self._closed.pop(actor, None)
         await self._recovery.recover(cases, reads, wait=wait)
@@ -132,32 +141,54 @@ class Recoveries:
             self._recovery.users_read - spell.users_before,
         )
 
-    def _case(self, actor: Actor, attempts: int) -> Case:
+    def _case(self, actor: Actor, attempts: int, *, leave: bool) -> Case:
         state = actor.state
         assert state.plan is not None
         ended = partial(self._ended, actor, attempts)
         users_from = state.counts_users_from(self._recovery.clock.now_us())
-        return Case(state.campaign_id, state.plan.version, users_from, actor.generation_raised, ended)
+        left_to = state.generation if leave and self._may_be_anothers(state.campaign_id, state.generation) else None
+        raised = partial(self._raised, actor)
+        return Case(state.campaign_id, state.plan.version, users_from, raised, ended, left_to)
+
+    def _may_be_anothers(self, campaign_id: CampaignId, generation: int) -> bool:
+        """Whether an engine that lives may have closed it under that generation, and go on."""
+        left, now = self._left.get(campaign_id), trio.current_time()
+        if left is None or now >= left.latest + LEFT_AGAIN_SECONDS:
+            self._left.pop(campaign_id, None)
+            left = _Left(self._others(), now, now)
+        alive = bool(left.others) and left.others <= self._others()
+        return alive and now < left.since + LEFT_SECONDS_MAX and self._ours.get(campaign_id) != generation
+
+    def _leave(self, actor: Actor, generation: int) -> None:
+        """Another engine recovers it: the actor looks again until it is open."""
+        now = trio.current_time()
+        if len(self._left) >= BULK_MAX:
+            self._left = {each: left for each, left in self._left.items() if now < left.latest + LEFT_AGAIN_SECONDS}
+        left = self._left.setdefault(actor.state.campaign_id, _Left(self._others(), now, now))
+        left.latest = now
+        self._recovered(actor, generation)
+
+    def _raised(self, actor: Actor, generation: int) -> None:
+        self._ours[actor.state.campaign_id] = generation
+        actor.generation_raised(generation)
 
     def _ended(self, actor: Actor, attempts: int, outcome: Outcome) -> None:
         """What becomes of one campaign of a recovery; the others may be under way still."""
         campaign_id, now = actor.state.campaign_id, trio.current_time()
-        if isinstance(outcome, Followed | Halted) or actor.state.phase is not Phase.CLOSED:
+        if isinstance(outcome, Followed | Halted | Left) or actor.state.phase is not Phase.CLOSED:
             closed_since = self._closed.pop(actor, now)
+        if isinstance(outcome, Followed | Halted):
+            self._ours.pop(campaign_id, None)
+            self._left.pop(campaign_id, None)
         if actor.state.phase is not Phase.CLOSED:
             return  # its actor failed meanwhile; the next one recovers it again
         match outcome:
             case Followed(generation):
-                log.debug("campaign %s: recovered, generation %s", campaign_id, generation)
-                metrics.recoveries.labels("done").inc()
-                metrics.recovery_seconds.observe(now - closed_since)
-                assert self._spell is not None, "it was closed until now"
-                self._spell.count(campaign_id, now)
-                if attempts and not self._outages:
-                    log.warning("campaign %s: recovered, after %d failed attempts", campaign_id, attempts)
-                self._recovered(actor, generation)
+                self._opened(actor, attempts, generation, closed_since)
             case Halted(generation, reason):
                 self._halted(actor, generation, reason)
+            case Left(generation):
+                self._leave(actor, generation)
             case Alone():
                 self._nursery.start_soon(self._recover_alone, actor, attempts)
             case Unread():
@@ -165,15 +196,29 @@ class Recoveries:
             case Large():
                 self._queues[Reads.MUCH].put(actor, attempts)
             case Failed(detail):
-                # A store that is away was told once, for all campaigns; of what else there is, each doubling is told.
-                if not self._outages and attempts & (attempts + 1) == 0:
-                    told = "campaign %s: not recovered yet, after %d attempts: %s"
-                    log.warning(told, campaign_id, attempts + 1, detail)
-                metrics.recoveries.labels("failed").inc()
-                # Whoever waits is answered after each failure, so nobody waits for a dead store.
-                with actor.boundary:
-                    actor.refuse_mail(UNAVAILABLE)
-                self._nursery.start_soon(self._put_later, actor, attempts)
+                self._failed(actor, attempts, detail)
+
+    def _opened(self, actor: Actor, attempts: int, generation: int, closed_since: float) -> None:
+        campaign_id, now = actor.state.campaign_id, trio.current_time()
+        log.debug("campaign %s: recovered, generation %s", campaign_id, generation)
+        metrics.recoveries.labels("done").inc()
+        metrics.recovery_seconds.observe(now - closed_since)
+        assert self._spell is not None, "it was closed until now"
+        self._spell.count(campaign_id, now)
+        if attempts and not self._outages:
+            log.warning("campaign %s: recovered, after %d failed attempts", campaign_id, attempts)
+        self._recovered(actor, generation)
+
+    def _failed(self, actor: Actor, attempts: int, detail: str) -> None:
+        # A store that is away was told once, for all campaigns; of what else there is, each doubling is told.
+        if not self._outages and attempts & (attempts + 1) == 0:
+            told = "campaign %s: not recovered yet, after %d attempts: %s"
+            log.warning(told, actor.state.campaign_id, attempts + 1, detail)
+        metrics.recoveries.labels("failed").inc()
+        # Whoever waits is answered after each failure, so nobody waits for a dead store.
+        with actor.boundary:
+            actor.refuse_mail(UNAVAILABLE)
+        self._nursery.start_soon(self._put_later, actor, attempts)
 
     async def _recover_alone(self, actor: Actor, attempts: int) -> None:
         async with self._alone:
@@ -202,6 +247,15 @@ class _Queue:
         if not self._waiting:
             self._work = trio.Event()
         return taken
+
+
+@dataclass(slots=True)
+class _Left:
+    """A campaign that is left to other engines: those that lived when it was met first, when that was, and last."""
+
+    others: frozenset[int]
+    since: float
+    latest: float
 
 
 @dataclass(slots=True)

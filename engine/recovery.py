@@ -49,6 +49,7 @@ KEYED_EVENTS: Final = 200_000
 PORTION_EVENTS: Final = 50_000
 # Pending reservations that are looked up and settled together, as a look-up of events takes them.
 SETTLED_MAX: Final = 5_000
+NO_TAG: Final = 0  # engines are numbered from 1
 CHUNK: Final = 1_000  # the ledger's load takes so many at once
 # A flush holds its rows for some 10 ms, and most are free at the second or third look. All others wait for as long.
 HELD_TRIES: Final = 3
@@ -98,7 +99,14 @@ class Large:
     """It has too many users to read them by the key. The same as for `Unread`."""
 
 
-Outcome = Followed | Failed | Halted | Alone | Unread | Large
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Somebody else has closed it in Redis under this generation, and was to be left to it. Nothing was done."""
+
+    generation: int
+
+
+Outcome = Followed | Failed | Halted | Alone | Unread | Large | Left
 
 
 class Reads(Enum):
@@ -117,6 +125,9 @@ class Case:
     read: should anybody reserve for it yet, Redis has it rebuilt. `raised` is called with each generation that Postgres
     has committed, before Redis is touched: from then on, batches of older generations are in or out for good. `ended`
     is called once, as soon as it is known how it ends.
+
+    `left_to`: a generation of somebody else. If Redis is closed under it, they recover the campaign: a raise would undo
+    what they have read so far, as theirs would undo what we read (None: raise in any case).
     """
 
     campaign_id: CampaignId
@@ -124,6 +135,7 @@ class Case:
     counts_users_from: int | None
     raised: Callable[[int], None]
     ended: Callable[[Outcome], None]
+    left_to: int | None = None
 
 
 class Recovery:
@@ -142,6 +154,7 @@ class Recovery:
         """
         waiting = {case.campaign_id: case for case in cases}
         assert len(waiting) == 1 or not wait
+        await self._leave(waiting)
         for _ in range(ROUNDS_MAX):
             if not waiting:
                 break
@@ -156,6 +169,17 @@ class Recovery:
             waiting = attempt.again
         for campaign_id, case in waiting.items():
             case.ended(Failed(f"Redis did not follow campaign {campaign_id} in {ROUNDS_MAX} rounds"))
+
+    async def _leave(self, waiting: dict[CampaignId, Case]) -> None:
+        """End those that somebody else has closed, as settling a tag that nobody has tells: it does nothing there."""
+        calls = [
+            Resolve(campaign_id, case.left_to, NO_TAG, commit=False)
+            for campaign_id, case in waiting.items()
+            if case.left_to is not None
+        ]
+        for call, reply in zip(calls, await self.ledger.settle(calls) if calls else (), strict=True):
+            if isinstance(reply, Done):
+                waiting.pop(call.campaign_id).ended(Left(call.generation))
 
     async def _raise(self, attempt: _Attempt, *, wait: bool) -> None:
         """Step 1, of which one more does no harm: an unknown outcome is repeated by the next recovery."""

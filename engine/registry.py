@@ -91,6 +91,7 @@ class Registry:
             recovered=self._recovered,
             halted=self._halted,
             outages=self.outages,
+            others=lambda: engines.alive - {engines.own},
         )
         self.halts = Halts(store, clock, nursery)
         self._actors: dict[CampaignId, Actor] = {}

@@ -11,13 +11,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from engine.errors import StoreUnavailable
 from engine.model import CampaignId
-from engine.recoveries import TOLD_SECONDS
+from engine.recoveries import LEFT_SECONDS_MAX, TOLD_SECONDS
 from engine.recovery import KEYED_EVENTS
 from engine.submission import Submission
 from engine.verdicts import UNAVAILABLE
 from tests.fakes.store import Trouble
 from tests.unit.test_engine import World, shown
+from tests.unit.test_window import Second
 
 SETTINGS = {"recoveries_max": 4}  # three bulks, and one alone
 
@@ -360,3 +362,91 @@ async def test_many_unknown_commits_are_recovered_together(
     assert await world.reasons(*map(shown, campaigns)) == ["accepted"] * 100
     assert [len(each) for each, _ in raised] == [100]
     assert [world.spent(each) for each in campaigns] == [2_000] * 100
+
+
+@pytest.fixture
+async def other(world: World) -> AsyncGenerator[World, None]:
+    """Another engine on the same stores; each knows that the other lives."""
+    async with trio.open_nursery() as nursery:
+        second = Second(world, nursery)
+        world.registry._engines.alive = frozenset([1, 2])
+        yield second
+        nursery.cancel_scope.cancel()
+
+
+async def lost(world: World, other: World, count: int) -> list[int]:
+    """Campaigns with a cap and an event each, which the Redis of both engines has forgotten."""
+    campaigns = await capped(world, count)
+    other.ledger.image = world.ledger.image
+    return campaigns
+
+
+async def use(world: World, campaign: int) -> None:
+    """Send an event until it is accepted."""
+    while await world.reasons(shown(campaign, "bob")) != ["accepted"]:  # noqa: ASYNC110 - as senders do
+        await trio.sleep(0.1)
+
+
+@pytest.mark.parametrize("seconds", [5, 100])
+async def test_engines_leave_to_each_other_what_they_read(
+    autojump_clock: MockClock, world: World, other: World, seconds: int
+) -> None:
+    """However long that takes: nobody's read is undone by another's raise, and each campaign is read once."""
+    first, second = await lost(world, other, 2)
+    slow = Slow(world, [first, second])
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for engine, campaign in ((world, first), (other, second), (world, second), (other, first)):
+            nursery.start_soon(use, engine, campaign)
+            await trio.sleep(0.1)
+        await trio.sleep(seconds)
+        slow.release.set()
+    assert sorted(slow.passes) == [[first], [second]]
+    assert trio.current_time() - start < seconds + 5
+
+
+@pytest.mark.parametrize("dies", [True, False], ids=["an engine that dies", "one that never ends"])
+async def test_what_another_engine_reads_is_taken_over(
+    autojump_clock: MockClock, world: World, other: World, dies: bool
+) -> None:
+    """As soon as it is dead, or when no read takes as long: the campaign is not closed for ever."""
+    (campaign,) = await lost(world, other, 1)
+    slow = Slow(world, [campaign])
+    other.engine.submit([shown(campaign)], lambda _: None)
+    await trio.sleep(1)
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(use, world, campaign)
+        await trio.sleep(60)
+        assert len(slow.passes) == 1
+        if dies:
+            world.registry._engines.alive = frozenset([1])
+        while len(slow.passes) == 1:  # noqa: ASYNC110 - a read sets no event
+            await trio.sleep(1)
+        waited = trio.current_time() - start
+        slow.release.set()
+    assert 60 < waited < 65 if dies else LEFT_SECONDS_MAX <= waited < LEFT_SECONDS_MAX + 10
+
+
+async def test_an_engine_recovers_what_it_has_closed_itself(
+    autojump_clock: MockClock, world: World, other: World
+) -> None:
+    """Its actor failed after that, and a store was away: it is not left to others, who know nothing of it."""
+    (campaign,) = await lost(world, other, 1)
+    users_on, reads = world.store.users_on, 0
+
+    async def read(days: Mapping[CampaignId, int], *, whole: bool) -> AsyncGenerator[Any, None]:
+        nonlocal reads
+        reads += 1
+        if reads == 1:
+            world.registry._actors[CampaignId(campaign)].fail()
+            raise StoreUnavailable("gone", certain=True)
+        async with aclosing(users_on(days, whole=whole)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    world.store.users_on = read  # type: ignore[method-assign]
+    world.engine.submit([shown(campaign)], lambda _: None)
+    with trio.fail_after(5):
+        await use(world, campaign)
+    assert reads == 2

@@ -25,6 +25,7 @@ from engine.recovery import (
     Followed,
     Halted,
     Large,
+    Left,
     Outcome,
     Reads,
     Recovery,
@@ -289,6 +290,25 @@ async def test_a_chunk_that_was_refused_fails_its_campaign_only(world: World) ->
     failed = [each for each in campaigns if isinstance(ended[each], Failed)]
     assert len(failed) == 2
     assert [world.open(each) for each in campaigns] == [None if each in failed else 1 for each in campaigns]
+
+
+async def test_what_somebody_else_has_closed_is_left_to_them(world: World) -> None:
+    """Nothing is raised, so what they have loaded stays. What is open, or closed by nobody, is recovered."""
+    closed, opened, lost, newer = campaigns = await world.campaigns(4)
+    for each in campaigns:
+        await raise_generation(world.store, each)
+    await world.ledger.begin([Begin(each, 1) for each in (closed, opened)] + [Begin(newer, 7)])
+    await ready(world.ledger, opened, 1, (await ledger_of(world.store, opened)).spend, 1)
+    told: dict[CampaignId, Outcome] = {}
+    raised: list[CampaignId] = []
+    cases = [
+        Case(each, 1, None, lambda _, each=each: raised.append(each), partial(told.__setitem__, each), 1)  # type: ignore[misc]
+        for each in campaigns
+    ]
+    await world.asked.recovery.recover(cases, Reads.NONE)
+    assert told == {closed: Left(1), opened: Followed(2), lost: Followed(2), newer: Followed(7)}
+    assert sorted(raised) == [opened, lost, newer]
+    assert world.ledger.books[closed].generation == 1
 
 
 class Full:
