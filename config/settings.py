@@ -89,7 +89,7 @@ class Settings:
         13,
         "Postgres connections for queries, opened as they are needed: four for recoveries, four for look-ups, three "
         "for campaigns and reports, one for ids on an unknown day and one for plans.",
-        7,
+        8,
         100,
     )
     query_timeout_seconds: float = _number(10.0, "A query to Postgres unanswered by then has failed.", 0.1, 300)
@@ -113,8 +113,8 @@ class Settings:
     restart_window_seconds: float = _number(60.0, "The window of `HEADRACE_RESTARTS_MAX`.", 1, 3_600)
     recoveries_max: int = _number(
         4,
-        "Recoveries at once, two of many campaigns, the others of one each.",
-        3,
+        "Recoveries at once, three of many campaigns, the others of one each.",
+        4,
         64,
     )
     lookup_events_max: int = _number(1_000, "Ids of one look-up in Postgres: 20 ms of index probes.", 1, 100_000)

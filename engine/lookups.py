@@ -26,13 +26,13 @@ from engine.shedding import Shedding
 from engine.submission import Entry
 from engine.verdicts import OVERLOADED, UNAVAILABLE
 
-# Ids that Redis knows may take a quarter of what may be inside the engine, and the others half: so a quarter of the engine
-# always has room for events that need no look-up, whoever sends ids that do. (Half is 50,000 events by default: at full
-# rate, 32 senders of batches of 1,000 have 32,000 in it.)
+# Ids that Redis knows may take a quarter of what may be inside the engine, and the others half: so a quarter of the
+# engine always has room for events that need no look-up, whoever sends ids that do. (Half is 50,000 events by default:
+# at full rate, 32 senders of batches of 1,000 have 32,000 in it.)
 KNOWN_SHARE: Final = 4
 UNKNOWN_SHARE: Final = 2
 # An event that would wait longer than half of a request's deadline is refused at once: after its look-up, it may need a
-# second one, and a reservation and a flush. (While Postgres stands still for a second, nothing is refused at full rate.)
+# second one, and a reservation and a flush. (A second in which Postgres stands still refuses nothing at full rate.)
 DEADLINE_SHARE: Final = 2
 # Ids that Redis knows, and that are on none of their own days: so many in one query over every partition there is,
 # where an id costs a hundred times as much; and so many such queries may wait.

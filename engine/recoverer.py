@@ -21,7 +21,7 @@ from engine.ports import Ledger
 from engine.postgres.engines import clock_offset_us
 from engine.postgres.halt import Rebuilt, rebuild
 from engine.postgres.store import PostgresStore, open_store
-from engine.recovery import Case, Failed, Followed, Halted, Outcome, Reads, Recovery
+from engine.recovery import Case, Failed, Followed, Halted, Large, Outcome, Reads, Recovery
 from engine.redis.ledger import open_ledger
 
 # Rebuilds until Redis follows. One is enough, two if Redis is ahead of a Postgres that lost commits; more only if
@@ -83,7 +83,10 @@ async def _bring_back(store: PostgresStore, ledger: Ledger, campaign_id: Campaig
         plan, _ = (await store.plans([campaign_id]))[campaign_id]
         users_from = None if plan.freq_cap_impressions_per_day is None else 0  # of whatever day the ledger says
         case = Case(campaign_id, rebuilt.plan_version, users_from, lambda _: None, outcomes.append)
-        await recovery.recover([case], Reads.ALL)
+        await recovery.recover([case], Reads.LITTLE, wait=True)
+        if outcomes == [Large()]:  # (nobody else waits for it)
+            outcomes.clear()
+            await recovery.recover([case], Reads.MUCH, wait=True)
         match outcomes:
             case [Failed(why)]:
                 return Recovered(campaign_id, found, raised, f"its books are right, but Redis did not follow: {why}")
@@ -94,5 +97,5 @@ async def _bring_back(store: PostgresStore, ledger: Ledger, campaign_id: Campaig
                 # Redis is ahead: Postgres was restored from a backup, say. Its books are right; rise above Redis.
                 above_generation = generation
             case _:
-                assert isinstance(outcomes[0], Halted), "nobody is told to recover alone what is recovered alone"
+                assert isinstance(outcomes[0], Halted), "it waited for its row, and read all of its users"
     return Recovered(campaign_id, found, trouble=f"not brought back in {_ROUNDS_MAX} rounds")

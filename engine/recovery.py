@@ -5,7 +5,8 @@ twice at once. Knows Redis and Postgres only through their ports, and no actor: 
 
 Campaigns are recovered together and end one by one: whoever is halted, overtaken, or has to start over leaves the
 others' way. Nor does anybody wait for one of them: a campaign whose ledger row a flush holds ends as `Alone`, and is to
-be recovered by itself; one whose rebuild reads much ends as `Large`, and is to be recovered with others of the kind.
+be recovered by itself; one that has users to read ends as `Unread`, or as `Large` where they are many, and is to be
+recovered with others of the kind.
 
 A rebuild loads no id: what is committed is at or below the watermark, which comes from the ledger row. It loads the
 users of the ledger's day, where a cap asks for them today.
@@ -18,6 +19,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, TypeVar
+
+import trio
 
 from engine.days import EVER_ACCEPTED
 from engine.errors import StoreUnavailable
@@ -46,7 +49,17 @@ KEYED_EVENTS: Final = 200_000
 PORTION_EVENTS: Final = 50_000
 # Pending reservations that are looked up and settled together, as a look-up of events takes them.
 SETTLED_MAX: Final = 5_000
+NO_TAG: Final = 0  # engines are numbered from 1
 CHUNK: Final = 1_000  # the ledger's load takes so many at once
+# A flush holds its rows for some 10 ms, and most are free at the second or third look. All others wait for as long.
+HELD_TRIES: Final = 3
+HELD_PAUSE_SECONDS: Final = 0.02
+# A chunk that Redis has no memory for is loaded again when ids were forgotten: the refusal calls the sweep, and each
+# reserve that is refused forgets some of its own campaign. Both buckets of a campaign that nobody uses are gone after
+# 9 s (each is due after 2.5 s, and put off by 2 s). To give up at once would cost the whole pass again; the cursor of
+# that pass may rest for a minute (database.py).
+FULL_PAUSE_SECONDS: Final = 1.0
+FULL_PAUSES_MAX: Final = 10  # of one way through the steps: where nothing is given back, campaigns don't add up theirs
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +90,31 @@ class Alone:
 
 
 @dataclass(frozen=True, slots=True)
-class Large:
+class Unread:
     """Others would have to wait for its users: recover it together with those of which the same is said."""
 
 
-Outcome = Followed | Failed | Halted | Alone | Large
+@dataclass(frozen=True, slots=True)
+class Large:
+    """It has too many users to read them by the key. The same as for `Unread`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Somebody else has closed it in Redis under this generation, and was to be left to it. Nothing was done."""
+
+    generation: int
+
+
+Outcome = Followed | Failed | Halted | Alone | Unread | Large | Left
 
 
 class Reads(Enum):
-    """How much a recovery may read, and wait for, without others in the way."""
+    """What users a recovery reads. Those who have more end without them."""
 
-    LITTLE = "little"  # no row that a flush holds, and no more than `KEYED_EVENTS`
+    NONE = "none"  # who has any ends as `Unread`
+    LITTLE = "little"  # by the unique key, no more than `KEYED_EVENTS`; the others end as `Large`
     MUCH = "much"  # one pass over the day's rows for all of its campaigns
-    ALL = "all"  # for one campaign: the row is waited for, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +125,9 @@ class Case:
     read: should anybody reserve for it yet, Redis has it rebuilt. `raised` is called with each generation that Postgres
     has committed, before Redis is touched: from then on, batches of older generations are in or out for good. `ended`
     is called once, as soon as it is known how it ends.
+
+    `left_to`: a generation of somebody else. If Redis is closed under it, they recover the campaign: a raise would undo
+    what they have read so far, as theirs would undo what we read (None: raise in any case).
     """
 
     campaign_id: CampaignId
@@ -107,6 +135,7 @@ class Case:
     counts_users_from: int | None
     raised: Callable[[int], None]
     ended: Callable[[Outcome], None]
+    left_to: int | None = None
 
 
 class Recovery:
@@ -118,34 +147,48 @@ class Recovery:
         self.clock = clock
         self.users_read = 0  # by all recoveries so far
 
-    async def recover(self, cases: Iterable[Case], reads: Reads = Reads.LITTLE) -> int:
+    async def recover(self, cases: Iterable[Case], reads: Reads = Reads.LITTLE, *, wait: bool = False) -> None:
         """Fence what is under way, then bring Redis to what Postgres says. Each campaign once; raises nothing.
 
-        How many users were read for them.
+        `wait`, for one campaign only: a flush that holds its row is waited for.
         """
         waiting = {case.campaign_id: case for case in cases}
-        assert len(waiting) == 1 or reads is not Reads.ALL
-        users_read = 0
+        assert len(waiting) == 1 or not wait
+        await self._leave(waiting)
         for _ in range(ROUNDS_MAX):
             if not waiting:
                 break
             attempt = _Attempt(waiting)
             try:
-                await self._raise(attempt, wait=reads is Reads.ALL)
+                await self._raise(attempt, wait=wait)
                 await self._follow(attempt, reads)
             except StoreUnavailable as away:
                 for campaign_id in list(attempt.cases):
                     attempt.end(campaign_id, Failed(str(away)))
             assert not attempt.cases, "every campaign ends, or starts over"
-            users_read += attempt.users_read
             waiting = attempt.again
         for campaign_id, case in waiting.items():
             case.ended(Failed(f"Redis did not follow campaign {campaign_id} in {ROUNDS_MAX} rounds"))
-        return users_read
+
+    async def _leave(self, waiting: dict[CampaignId, Case]) -> None:
+        """End those that somebody else has closed, as settling a tag that nobody has tells: it does nothing there."""
+        calls = [
+            Resolve(campaign_id, case.left_to, NO_TAG, commit=False)
+            for campaign_id, case in waiting.items()
+            if case.left_to is not None
+        ]
+        for call, reply in zip(calls, await self.ledger.settle(calls) if calls else (), strict=True):
+            if isinstance(reply, Done):
+                waiting.pop(call.campaign_id).ended(Left(call.generation))
 
     async def _raise(self, attempt: _Attempt, *, wait: bool) -> None:
         """Step 1, of which one more does no harm: an unknown outcome is repeated by the next recovery."""
         rows = await self.store.raise_generations(list(attempt.cases), wait=wait)
+        for _ in range(HELD_TRIES - 1):
+            held = [campaign_id for campaign_id, row in rows.items() if row is None]
+            if held:
+                await trio.sleep(HELD_PAUSE_SECONDS)
+                rows |= await self.store.raise_generations(held, wait=False)
         for campaign_id, case in list(attempt.cases.items()):
             if campaign_id not in rows:
                 attempt.end(campaign_id, Failed(f"campaign {campaign_id} is not in Postgres"))
@@ -185,13 +228,8 @@ class Recovery:
         await self._settle(attempt, kept)
         await self._ready(attempt, [*kept, *untouched], users_loaded=True)
         await self._ready(attempt, uncounted, users_loaded=False)
-        if not to_read:
-            return
-        if reads is Reads.LITTLE:
-            for portion in await self._portions(attempt, to_read):
-                await self._rebuild(attempt, portion, whole=False)
-            return
-        await self._rebuild(attempt, to_read, whole=reads is Reads.MUCH or await self._is_large(to_read))
+        if to_read:
+            await self._read(attempt, to_read, reads)
 
     async def _settle(self, attempt: _Attempt, kept: Mapping[CampaignId, Sequence[Pending]]) -> None:
         """Every pending reservation: commit it if its first id stands under its very tag."""
@@ -223,9 +261,17 @@ class Recovery:
                 if call.campaign_id in attempt.rows:
                     attempt.end(call.campaign_id, Followed(call.generation))
 
-    async def _is_large(self, rows: Sequence[LedgerRow]) -> bool:
-        events = await self.store.events_since({row.campaign_id: row.spend.day for row in rows})
-        return sum(events.values()) > KEYED_EVENTS
+    async def _read(self, attempt: _Attempt, rows: Sequence[LedgerRow], reads: Reads) -> None:
+        """Users of these; those of whom more would have to be read end without them."""
+        match reads:
+            case Reads.NONE:
+                for row in rows:
+                    attempt.end(row.campaign_id, Unread())
+            case Reads.LITTLE:
+                for portion in await self._portions(attempt, rows):
+                    await self._rebuild(attempt, portion, whole=False)
+            case Reads.MUCH:
+                await self._rebuild(attempt, rows, whole=True)
 
     async def _portions(self, attempt: _Attempt, rows: Sequence[LedgerRow]) -> Iterable[Sequence[LedgerRow]]:
         """Who is read together, by the unique key, the small ones first. Their sizes are a matter of time only."""
@@ -251,10 +297,9 @@ class Recovery:
         async with aclosing(self.store.users_on(days, whole=whole)) as pieces:
             async for users in pieces:
                 assert complete.isdisjoint(users), "users of a campaign that was opened without them"
-                attempt.users_read += (count := sum(map(len, users.values())))
-                self.users_read += count
+                self.users_read += sum(map(len, users.values()))
                 calls = list(attempt.loads_of_users(users))
-                attempt.heed_all(calls, await self.ledger.load(calls))
+                await self._load(attempt, calls)
                 met = dict.fromkeys([latest, *users] if latest is not None else users)
                 latest = list(users)[-1]
                 del met[latest]
@@ -264,6 +309,20 @@ class Recovery:
                     return  # nobody is left to go on for
         await self._ready(attempt, days, users_loaded=True)
 
+    async def _load(self, attempt: _Attempt, calls: Sequence[LoadUsers]) -> None:
+        """Load chunks. Those that Redis had no memory for did not run: again, when others have given some back."""
+        replies = await self.ledger.load(calls)
+        while attempt.full_pauses < FULL_PAUSES_MAX:
+            refused = [place for place, reply in enumerate(replies) if isinstance(reply, NotRun) and reply.full]
+            if not refused:
+                break
+            attempt.full_pauses += 1
+            await trio.sleep(FULL_PAUSE_SECONDS)
+            again = await self.ledger.load([calls[place] for place in refused])
+            for place, reply in zip(refused, again, strict=True):
+                replies[place] = reply
+        attempt.heed_all(calls, replies)
+
 
 class _Attempt:
     """One way through the steps: who is under way, and who has to start over."""
@@ -272,7 +331,7 @@ class _Attempt:
         self.cases = dict(cases)  # under way
         self.rows: dict[CampaignId, LedgerRow] = {}  # those of them whose generation was raised
         self.again: dict[CampaignId, Case] = {}
-        self.users_read = 0
+        self.full_pauses = 0  # of loads that Redis had no memory for
 
     def end(self, campaign_id: CampaignId, outcome: Outcome) -> None:
         """It leaves the way of the others."""

@@ -90,6 +90,7 @@ class Registry:
             recovered=self._recovered,
             halted=self._halted,
             outages=self.outages,
+            others=lambda: engines.alive - {engines.own},
         )
         self.halts = Halts(store, clock, nursery)
         self._actors: dict[CampaignId, Actor] = {}
@@ -125,7 +126,6 @@ class Registry:
         self._nursery.start_soon(self.forgetting.run)
         self._nursery.start_soon(self._load_loop)
         self._nursery.start_soon(self._recoveries.run)
-        self._nursery.start_soon(self._recoveries.run_large)
         self._nursery.start_soon(self._passivation_loop)
         self._nursery.start_soon(self.sweep.run)
         self._nursery.start_soon(self.probes.run)

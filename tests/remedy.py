@@ -18,11 +18,18 @@ class Asked:
         self.ended: dict[int, Outcome] = {}
 
     async def recover(
-        self, campaigns: Sequence[int], reads: Reads = Reads.LITTLE, *, counts_users_from: int | None = 0
+        self,
+        campaigns: Sequence[int],
+        reads: Reads = Reads.LITTLE,
+        *,
+        wait: bool = False,
+        counts_users_from: int | None = 0,
     ) -> dict[int, Outcome]:
         """How each ended; asserts that each did, and once. Users are counted, of whatever day the ledger says."""
         self.ended = {}
-        await self.recovery.recover([self._case(campaign, counts_users_from) for campaign in campaigns], reads)
+        await self.recovery.recover(
+            [self._case(campaign, counts_users_from) for campaign in campaigns], reads, wait=wait
+        )
         assert self.ended.keys() == set(campaigns)
         return self.ended
 
@@ -40,4 +47,4 @@ class Asked:
 
 async def recover_alone(recovery: Recovery, campaign: int) -> Outcome:
     """Recover one, as whoever has only one."""
-    return (await Asked(recovery).recover([campaign], Reads.ALL))[campaign]
+    return (await Asked(recovery).recover([campaign], wait=True))[campaign]

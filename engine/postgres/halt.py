@@ -54,12 +54,22 @@ _REWRITE_HOURS: Final = """
     SELECT (SELECT count(*) FROM removed) + (SELECT count(*) FROM written)
 """
 
+# With the sums the highest id time, or a receipt. An event's id time is its `occurred_at` where its sender told one,
+# else that in its UUIDv7, which no setting lets be more than an hour ahead: one beyond that came with an `occurred_at`.
 _SUM: Final = """
     WITH days AS (
-        SELECT spend_day, sum(cost_micros)::bigint AS spend FROM events WHERE campaign_id = $1 GROUP BY 1
+        SELECT spend_day, sum(cost_micros)::bigint AS spend,
+               max(greatest(occurred, CASE WHEN of_id <= received + 3600000000 THEN of_id END)) AS latest
+          FROM (SELECT spend_day, cost_micros, (extract(epoch FROM occurred_at) * 1000000)::bigint AS occurred,
+                       (extract(epoch FROM received_at) * 1000000)::bigint AS received,
+                       CASE WHEN occurred_at = received_at AND substr(event_id::text, 15, 1) = '7' THEN
+                           ('x' || substr(replace(event_id::text, '-', ''), 1, 12))::bit(48)::bigint * 1000
+                       END AS of_id
+                  FROM events WHERE campaign_id = $1) AS timed GROUP BY 1
     )
     SELECT coalesce(sum(spend), 0)::bigint AS spent, coalesce(max(spend_day), date '1970-01-01') AS day,
-           coalesce((array_agg(spend ORDER BY spend_day DESC))[1], 0) AS today FROM days
+           coalesce((array_agg(spend ORDER BY spend_day DESC))[1], 0) AS today, coalesce(max(latest), 0) AS latest
+      FROM days
 """
 
 # A statement of its own, so that the next one sees a budget that was changed up to now.
@@ -67,12 +77,12 @@ _HOLD: Final = "SELECT FROM ledger WHERE campaign_id = $1 FOR NO KEY UPDATE"
 
 # The raised generation is the news for engines. By two: `begin` keeps only the direct predecessor's state, so whoever
 # is the first to make Redis follow keeps nothing of what it had. Whatever was wrong with the row, no committed id has a
-# time above `latest` then: no setting lets it be further ahead of its receipt than an hour.
+# time above `latest` then.
 _REWRITE_LEDGER: Final = """
     WITH rewritten AS (
         UPDATE ledger AS l
-           SET spent = $2, day = $3, today = $4, halted = NULL, gen = greatest(l.gen, $5) + 2, latest = greatest(
-                   l.latest, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint + 3600000000),
+           SET spent = $2, day = $3, today = $4, latest = greatest(l.latest, $5), halted = NULL,
+               gen = greatest(l.gen, $6) + 2,
                total_budget = c.total_budget_micros, daily_budget = c.daily_budget_micros
           FROM campaigns AS c
          WHERE l.campaign_id = $1 AND c.id = $1

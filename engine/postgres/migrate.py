@@ -6,13 +6,18 @@ start at once: one migrates, the others wait for its lock and find it done.
 
 from __future__ import annotations
 
+import logging
+import time
 from importlib.resources import files
 from typing import Final, NamedTuple
 
 from engine.errors import ConfigurationUnsafe
 from engine.postgres.database import Connection
 
+log = logging.getLogger(__name__)
+
 _LOCK: Final = int.from_bytes(b"headrace", "big")  # key of the advisory lock
+_LONG: Final = "-- May take long: "  # so begins a step whose time grows with the number of events
 
 
 class Migration(NamedTuple):
@@ -21,6 +26,12 @@ class Migration(NamedTuple):
     version: int
     name: str
     sql: str
+
+    @property
+    def takes_long(self) -> str:
+        """What of it may take minutes, as its first line says; empty if nothing does."""
+        first, _, _ = self.sql.partition("\n")
+        return first.removeprefix(_LONG) if first.startswith(_LONG) else ""
 
 
 def read_migrations() -> list[Migration]:
@@ -53,8 +64,18 @@ async def migrate(connection: Connection) -> int:
                 "run a Headrace at least as new as the one that made it"
             )
         for step in steps[found:]:
+            began = time.monotonic()
+            if found and step.takes_long:  # (a database that is new has no events)
+                log.info(
+                    "migration %d (%s): %s Where they are many, this may take minutes before anything is served.",
+                    step.version,
+                    step.name,
+                    step.takes_long,
+                )
             await connection.execute(step.sql)
             await connection.execute(
                 "INSERT INTO schema_migrations (version, name) VALUES ($1, $2)", step.version, step.name
             )
+            if found:
+                log.info("migration %d (%s): done in %.1f s", step.version, step.name, time.monotonic() - began)
     return len(steps) - int(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from engine.ports import (
     Resolve,
     Stale,
 )
+from engine.recovery import NO_TAG
 from engine.steps import Begin, Emptied, Kept, LoadUsers, Mismatch, Pending
 from tests.contract.reservations import (
     AT_US,
@@ -658,6 +660,17 @@ async def test_an_open_campaign_takes_no_rebuild(ledger: Ledger) -> None:
     assert await settle(ledger, CAMPAIGN, 1, 1, commit=True) == Closed()
     assert await load_users(ledger, CAMPAIGN, 1, [("ada", 1)]) == Closed()
     assert await ready(ledger, CAMPAIGN, 1, spend(), 1) == Closed()
+
+
+async def test_settling_a_tag_that_nobody_has_tells_whether_a_campaign_is_closed(ledger: Ledger) -> None:
+    """Under this generation, and changes nothing: who would recover it leaves it to those who do."""
+    unknown = CampaignId(CAMPAIGN + 1)
+    ask_for = partial(settle, ledger, unknown, tag=NO_TAG, commit=False)
+    assert await ask_for(generation=1) == Lost()
+    assert await begin(ledger, unknown, 1) == Emptied()
+    assert [await ask_for(generation=each) for each in (1, 2)] == [Done(), Stale(1)]
+    assert await ready(ledger, unknown, 1, spend(), 1) == Done()
+    assert await ask_for(generation=1) == Closed()
 
 
 async def test_begin_keeps_the_direct_predecessor(ledger: Ledger) -> None:

@@ -22,7 +22,7 @@ import trio.testing
 from config.settings import Settings
 from engine.errors import ConfigurationUnsafe, StoreUnavailable
 from engine.locks import Locked
-from engine.model import DAY_US, CampaignId, EventType, Micros
+from engine.model import DAY_US, CampaignId, EventType, Micros, new_event_id
 from engine.ports import Committed, LedgerRow, NotRun, Refused, Unknown, Wanted
 from engine.postgres.copy import guard_call, sum_rows
 from engine.postgres.migrate import read_migrations
@@ -327,7 +327,7 @@ async def test_any_task_may_ask(database_url: str) -> None:
     """Calls come from nurseries that are older than the store, are cancelled, and go on."""
     async with (
         trio.open_nursery() as older,
-        open_store(database_url, Settings(query_connections=7, recoveries_max=3)) as store,
+        open_store(database_url, Settings(query_connections=8, recoveries_max=4)) as store,
     ):
         campaign = await new_campaign(store)
         answers: list[object] = []
@@ -402,14 +402,68 @@ def older_database(url: str, version: int) -> None:
         )
 
 
-async def test_what_was_committed_before_the_watermark_is_below_it(database_url: str) -> None:
-    """Nobody knows its id times, but no setting lets one be more than an hour ahead of its receipt."""
+MINUTE_US = 60_000_000
+
+
+@pytest.mark.parametrize(
+    ("id_minutes", "occurred_minutes", "received_minutes", "latest_minutes"),
+    [
+        pytest.param(-1, -1, -1, 0, id="an id that is not ahead"),
+        pytest.param(-10, 20, -10, 20, id="an occurred_at that was 30 minutes ahead"),
+        pytest.param(50, -5, -5, 50, id="a UUIDv7 that was 55 minutes ahead"),
+        pytest.param(10**9, 20, -10, 20, id="an id of any bits, and an occurred_at"),
+        pytest.param(90, -10, -10, 0, id="the same, where that is the time of its receipt"),
+        pytest.param(50, -300, -5, 0, id="an id that was ahead, and an occurred_at that is late"),
+    ],
+)
+async def test_what_was_committed_before_the_watermark_is_below_it(
+    database_url: str, id_minutes: int, occurred_minutes: int, received_minutes: int, latest_minutes: int
+) -> None:
+    """By no more than must be: what comes after the migration is above it, and needs no look-up."""
     older_database(database_url, 4)
+    began_us = now() // 1_000 * 1_000
+    event_id = uuid.UUID(bytes=new_event_id(began_us + id_minutes * MINUTE_US, bytes(10)))
+    ask(
+        database_url,
+        "INSERT INTO events (campaign_id, cost_micros, occurred_at, received_at, batch, event_id, day, spend_day,"
+        " event_type, user_id) SELECT 1, 1, occurred, received, 1, %s, date '1970-01-01' + %s,"
+        " current_date, 0, 'ada' FROM (SELECT to_timestamp(%s::numeric / 1000000) AS occurred,"
+        " to_timestamp(%s::numeric / 1000000) AS received) AS at",
+        event_id,
+        (began_us + max(occurred_minutes, latest_minutes) * MINUTE_US) // DAY_US,
+        began_us + occurred_minutes * MINUTE_US,
+        began_us + received_minutes * MINUTE_US,
+    )
     async with open_store(database_url, Settings()):
         pass
     (used,), (new,) = ask(database_url, "SELECT latest FROM ledger ORDER BY campaign_id")
-    assert 0 <= now() + 3_600_000_000 - used < 60_000_000
+    assert 0 <= used - (began_us + latest_minutes * MINUTE_US) <= (0 if latest_minutes else now() - began_us)
     assert new == 0
+
+
+async def test_a_migration_that_may_take_long_says_so_first(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where there may be events: a database that is new says nothing."""
+    caplog.set_level("INFO", "engine.postgres.migrate")
+    older_database(database_url, 4)
+    async with open_store(database_url, Settings()):
+        pass
+    said = [record.getMessage() for record in caplog.records if record.name == "engine.postgres.migrate"]
+    long = {line.partition(":")[0] for line in said if "may take minutes" in line}
+    assert long == {"migration 5 (watermark)", "migration 6 (spend_day)"}
+    for step in long:
+        assert [line for line in said if line.startswith(step)][1].startswith(f"{step}: done in ")
+
+
+async def test_a_database_that_is_new_has_no_migration_that_takes_long(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its log says nothing of them."""
+    caplog.set_level("INFO", "engine.postgres.migrate")
+    async with open_store(database_url, Settings()):
+        pass
+    assert not [record for record in caplog.records if record.name == "engine.postgres.migrate"]
 
 
 async def test_an_engine_of_the_version_before_commits_nothing(database_url: str) -> None:

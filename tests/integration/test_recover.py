@@ -14,7 +14,7 @@ from api.recover import run
 from config.settings import Settings
 from engine.auditor import audit
 from engine.errors import ConfigurationUnsafe
-from engine.model import DAY_US, CampaignId
+from engine.model import DAY_US, CampaignId, new_event_id
 from engine.recoverer import recover
 from engine.steps import Emptied
 from tests.contract.flushes import COST, impression, ledger_of
@@ -57,18 +57,42 @@ async def test_books_are_rebuilt_from_the_events(world: World, statement: str) -
     assert (await ledger_of(world.store, campaign)).generation == recovered.generation
 
 
-async def test_rebuilt_books_begin_above_every_id_time(world: World) -> None:
-    """Whatever the row said of it: no committed id is above the watermark of the state that Redis gets from it."""
+@pytest.mark.parametrize("told", [True, False], ids=["by its occurred_at", "by its id"])
+async def test_rebuilt_books_begin_above_every_id_time(world: World, told: bool) -> None:
+    """Whatever the row said of it: Redis gets the highest id time for its watermark, and no higher one."""
     campaign = await world.campaign()
-    ahead = impression(now(), id_time_us=now() + 300_000_000)
-    await world.deliver(campaign, [ahead])
+    received_us, ahead_us = now(), now() // 1_000 * 1_000 + 300_000_000
+    ahead = impression(ahead_us, received_us=received_us, occurred_us=ahead_us if told else received_us)
+    await world.deliver(campaign, [impression(received_us), ahead, impression(received_us)])
     world.tamper("UPDATE ledger SET latest = 0, spent = spent + 1")
     await recover(world.db_url, world.redis_url, [campaign], Settings())
     row = await ledger_of(world.store, campaign)
     with redis.Redis.from_url(world.redis_url) as client:
         packed: Any = client.hget(f"{{{campaign}}}:s", "window")
         watermark_us = struct.unpack(">5d", packed)[2]
-    assert watermark_us == row.latest_us > ahead.id_time_us
+    assert watermark_us == row.latest_us == ahead_us
+
+
+async def test_an_id_of_any_bits_does_not_raise_rebuilt_books(world: World) -> None:
+    """It came with an `occurred_at`, which is its id time: nobody is looked up because of what its bits tell."""
+    campaign = await world.campaign()
+    received_us = now()
+    await world.deliver(campaign, [impression(received_us, event_id=new_event_id(received_us + DAY_US, bytes(10)))])
+    world.tamper("UPDATE ledger SET latest = 0, spent = spent + 1")
+    await recover(world.db_url, world.redis_url, [campaign], Settings())
+    assert (await ledger_of(world.store, campaign)).latest_us == received_us
+
+
+async def test_a_campaign_with_many_users_is_brought_back_whole(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else waits for it, so what is too much to read by the key is read in one pass."""
+    monkeypatch.setattr("engine.recovery.KEYED_EVENTS", 0)
+    campaign = await world.campaign(freq_cap_impressions_per_day=2)
+    await world.deliver(campaign, lines(3))
+    (recovered,) = await recover(world.db_url, world.redis_url, [campaign], Settings())
+    assert recovered.trouble == ""
+    with redis.Redis.from_url(world.redis_url) as client:
+        assert client.hlen(f"{{{campaign}}}:u") == 3
+    await check_clean(world)
 
 
 async def test_a_machine_whose_clock_is_wrong_rebuilds_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,7 @@ async def known_before_midnight(simulation: Simulation, *offsets_us: int) -> Cam
 async def look_up_and_freeze(simulation: Simulation, process: Process, events: list[Event]) -> None:
     """Send what is looked up first; its engine freezes with the answer on its way."""
     send(simulation, process, events)
-    await sleep(0.0005 * simulation.world.source.random())
+    await sleep(0.0002 * simulation.world.source.random())
     process.freeze()
     await sleep(0.5)
 

@@ -24,7 +24,7 @@ from tests.unit.test_engine import World, shown
 from tests.unit.test_window import HOUR_US, Second, by_id, id_of, timeless
 
 # One look-up at a time, of ten events at most.
-NARROW = {"query_connections": 7, "recoveries_max": 3, "lookup_events_max": 10}
+NARROW = {"query_connections": 8, "lookup_events_max": 10}
 SMALL = {
     "engine_events_max": 2_000, "mailbox_events_max": 500, "request_events_max": 100, "reserve_events_max": 100,
     "flush_events_max": 1_000,

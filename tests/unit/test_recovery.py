@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from engine import recovery as remedy
 from engine.errors import StoreUnavailable
 from engine.model import DAY_US, CampaignId, Micros
-from engine.ports import NO_TIME, Batch, Behind, Committed, Lost, Reserve, Reserved
+from engine.ports import NO_TIME, Batch, Behind, Committed, Lost, NotRun, Reserve, Reserved
 from engine.recovery import (
+    FULL_PAUSE_SECONDS,
+    FULL_PAUSES_MAX,
     KEYED_EVENTS,
     ROUNDS_MAX,
     Alone,
@@ -22,9 +25,11 @@ from engine.recovery import (
     Followed,
     Halted,
     Large,
+    Left,
     Outcome,
     Reads,
     Recovery,
+    Unread,
 )
 from engine.steps import Begin
 from tests.contract.flushes import Line, bunch, click, impression, ledger_of, new_campaign, raise_generation
@@ -150,10 +155,10 @@ async def test_who_asks_is_told_of_a_generation_before_redis_is_touched(world: W
     assert seen == [(1, False), Followed(1)]
 
 
-@pytest.mark.parametrize("reads", Reads)
+@pytest.mark.parametrize("reads", [Reads.LITTLE, Reads.MUCH])
 async def test_users_come_back_to_their_own_campaign(world: World, reads: Reads) -> None:
     """Of many campaigns in one read, however they are read: caps hold, and nobody is counted elsewhere."""
-    campaigns = await world.campaigns(1 if reads is Reads.ALL else 20)
+    campaigns = await world.campaigns(20)
     rows = {each: [impression(NOW_US - at, user=b"%d" % (each % 5)) for at in range(3)] for each in campaigns}
     await world.commit(*[bunch(each, rows[each], day=TODAY) for each in campaigns])
     assert await world.asked.recover(campaigns, reads) == dict.fromkeys(campaigns, Followed(1))
@@ -287,6 +292,84 @@ async def test_a_chunk_that_was_refused_fails_its_campaign_only(world: World) ->
     assert [world.open(each) for each in campaigns] == [None if each in failed else 1 for each in campaigns]
 
 
+async def test_what_somebody_else_has_closed_is_left_to_them(world: World) -> None:
+    """Nothing is raised, so what they have loaded stays. What is open, or closed by nobody, is recovered."""
+    closed, opened, lost, newer = campaigns = await world.campaigns(4)
+    for each in campaigns:
+        await raise_generation(world.store, each)
+    await world.ledger.begin([Begin(each, 1) for each in (closed, opened)] + [Begin(newer, 7)])
+    await ready(world.ledger, opened, 1, (await ledger_of(world.store, opened)).spend, 1)
+    told: dict[CampaignId, Outcome] = {}
+    raised: list[CampaignId] = []
+    cases = [
+        Case(each, 1, None, lambda _, each=each: raised.append(each), partial(told.__setitem__, each), 1)  # type: ignore[misc]
+        for each in campaigns
+    ]
+    await world.asked.recovery.recover(cases, Reads.NONE)
+    assert told == {closed: Left(1), opened: Followed(2), lost: Followed(2), newer: Followed(7)}
+    assert sorted(raised) == [opened, lost, newer]
+    assert world.ledger.books[closed].generation == 1
+
+
+class Full:
+    """Redis has no memory for a load; others give some back after so many seconds. How often loads were sent."""
+
+    def __init__(self, ledger: FakeLedger, seconds: float) -> None:
+        self.calls: list[int] = []
+        self._ledger = ledger
+        self._load = ledger.load
+        self._until = trio.current_time() + seconds
+        ledger.load = self._note  # type: ignore[method-assign]
+
+    async def _note(self, calls: Any) -> Any:
+        self.calls.append(len(calls))
+        self._ledger.full = trio.current_time() < self._until
+        return await self._load(calls)
+
+
+async def test_what_redis_has_no_memory_for_is_loaded_again(
+    autojump_clock: MockClock, world: World, read: Read
+) -> None:
+    """When others have forgotten ids: nobody's users are read twice, and caps hold."""
+    campaigns = await world.campaigns(3)
+    rows = {each: [impression(NOW_US, user=b"%d" % at) for at in range(1_500)] for each in campaigns}
+    await world.commit(*[bunch(each, rows[each], day=TODAY) for each in campaigns])
+    full = Full(world.ledger, 4)
+    assert await world.asked.recover(campaigns, Reads.MUCH) == dict.fromkeys(campaigns, Followed(1))
+    assert (len(read.calls), full.calls) == (1, [6] * 5)
+    for each in campaigns:
+        assert await world.letters(each, [impression(NOW_US + 1, user=b"1499")], cap=1) == b"C"
+
+
+async def test_only_what_did_not_run_is_loaded_again(autojump_clock: MockClock, world: World) -> None:
+    """A chunk of many, say."""
+    campaigns = await world.used(6)
+    sent: list[int] = []
+    load = world.ledger.load
+
+    async def short(calls: Any) -> Any:
+        sent.append(len(calls))
+        replies = await load(calls)
+        return [*replies[:-1], NotRun("OOM", full=True)] if len(calls) > 1 else replies
+
+    world.ledger.load = short  # type: ignore[method-assign]
+    assert await world.asked.recover(campaigns) == dict.fromkeys(campaigns, Followed(1))
+    assert sent == [6, 1]
+
+
+async def test_a_redis_that_stays_full_fails_a_rebuild_in_the_end(autojump_clock: MockClock, world: World) -> None:
+    """It is waited for once, however many pieces there are; and who has failed is not open."""
+    campaigns = await world.campaigns(3)
+    rows = [impression(NOW_US, user=b"%d" % at) for at in range(10_000)]
+    await world.commit(*[bunch(each, rows, day=TODAY) for each in campaigns])
+    full, began = Full(world.ledger, 1_000), trio.current_time()
+    ended = await world.asked.recover(campaigns, Reads.MUCH)
+    assert all(isinstance(outcome, Failed) for outcome in ended.values())
+    assert trio.current_time() - began == FULL_PAUSES_MAX * FULL_PAUSE_SECONDS
+    assert [world.open(each) for each in campaigns] == [None] * 3
+    assert full.calls == [10] * (1 + FULL_PAUSES_MAX) + [10, 10]
+
+
 async def test_each_pending_reservation_is_settled_as_postgres_says(world: World) -> None:
     """What has committed stays, what has not is given back, in each campaign by itself."""
     campaigns = await world.campaigns(4)
@@ -345,7 +428,7 @@ async def test_a_row_that_a_flush_holds_is_waited_for_alone(world: World) -> Non
         with trio.fail_after(1):
             assert await world.asked.recover([held, good]) == {held: Alone(), good: Followed(1)}
         assert (held in world.ledger.books, held in world.asked.raised) == (False, False)
-        nursery.start_soon(lambda: world.asked.recover([held], Reads.ALL))
+        nursery.start_soon(lambda: world.asked.recover([held], wait=True))
         await trio.sleep(1)
         assert world.asked.ended == {}
         release.set()
@@ -353,6 +436,34 @@ async def test_a_row_that_a_flush_holds_is_waited_for_alone(world: World) -> Non
     sums = world.ledger.books[held].sums
     assert sums is not None
     assert sums.total == 1_000
+
+
+async def test_a_row_that_a_flush_holds_for_a_moment_is_asked_for_again(
+    autojump_clock: MockClock, world: World
+) -> None:
+    """It is recovered with the others, which wait for some ten milliseconds more."""
+    held, good = await world.campaigns(2)
+
+    async def a_moment() -> None:
+        await trio.sleep(0.03)
+
+    world.store.hold = a_moment
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.store.flush, [bunch(held, [impression(NOW_US)], day=TODAY)])
+        await trio.sleep(0.01)
+        with trio.fail_after(0.1):
+            assert await world.asked.recover([held, good]) == {held: Followed(1), good: Followed(1)}
+    assert world.asked.raised == {held: [1], good: [1]}
+
+
+async def test_who_has_users_to_read_is_left_for_others_of_the_kind(world: World, read: Read) -> None:
+    """Where none are to be read: whoever needs none is open, nobody waits even for their number."""
+    new, used = await world.campaigns(2), await world.used(2)
+    world.store.events_since = None  # type: ignore[method-assign, assignment]
+    ended = await world.asked.recover([*used, *new], Reads.NONE)
+    assert ended == {**dict.fromkeys(used, Unread()), **dict.fromkeys(new, Followed(1))}
+    assert read.calls == []
+    assert [world.open(each) for each in used] == [None, None]
 
 
 async def test_what_a_flush_that_is_waited_for_has_committed_counts_for_the_cap(world: World) -> None:
@@ -363,7 +474,7 @@ async def test_what_a_flush_that_is_waited_for_has_committed_counts_for_the_cap(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.store.flush, [bunch(campaign, [late], day=TODAY)])
         await trio.sleep(1)
-        nursery.start_soon(lambda: world.asked.recover([campaign], Reads.ALL))
+        nursery.start_soon(lambda: world.asked.recover([campaign], wait=True))
         await trio.sleep(1)
         release.set()
     assert await world.behind(campaign, late)

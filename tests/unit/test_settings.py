@@ -62,10 +62,10 @@ def test_a_wrong_value_is_refused_with_what_is_allowed(environment: dict[str, st
         assert text in str(refused.value)
 
 
-@pytest.mark.parametrize("connections", range(7, 101))
+@pytest.mark.parametrize("connections", range(8, 101))
 def test_look_ups_calls_and_recoveries_fit_into_the_connections_for_queries(connections: int) -> None:
     """With two to spare, for ids on an unknown day and for plans; and there is one for each at least."""
-    for recoveries in range(3, min(connections - 4, 64) + 1):
+    for recoveries in range(4, min(connections - 4, 64) + 1):
         settings = Settings(query_connections=connections, recoveries_max=recoveries)
         assert min(settings.look_ups_at_once, settings.callers_at_once) >= 1
         assert settings.look_ups_at_once + settings.callers_at_once + recoveries + 2 == connections
