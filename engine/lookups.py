@@ -52,8 +52,8 @@ class LookUps:
         self._clock = clock
         self._events_max = settings.lookup_events_max
         self._at_once = settings.look_ups_at_once
-        # A mailbox always has room for a request that needs no look-up, for the same reason. (And an engine at rest for
-        # one that does, and is all of one campaign.)
+        # A mailbox always has room for a request that needs no look-up, as the engine has. (And a campaign at rest
+        # takes a whole request of events that do.)
         request_events_max = settings.request_events_max
         self._campaign_events_max = max(settings.mailbox_events_max - request_events_max, request_events_max)
         self._wait_seconds = settings.request_deadline_seconds / DEADLINE_SHARE
@@ -130,7 +130,7 @@ class LookUps:
         return self._unknown if look_up.absent is Absent.AGAIN else self._known
 
     def _taken(self) -> list[LookUp]:
-        """What goes into one query: of both queues, who was second in the last one first."""
+        """What goes into one query, of both queues: they take turns in being first."""
         self._known_first = not self._known_first
         first, second = (self._known, self._unknown) if self._known_first else (self._unknown, self._known)
         taken = first.take(max(1, self._events_max // 2, self._events_max - second.waiting))

@@ -186,9 +186,10 @@ class Recovery:
         rows = await self.store.raise_generations(list(attempt.cases), wait=wait)
         for _ in range(HELD_TRIES - 1):
             held = [campaign_id for campaign_id, row in rows.items() if row is None]
-            if held:
-                await trio.sleep(HELD_PAUSE_SECONDS)
-                rows |= await self.store.raise_generations(held, wait=False)
+            if not held:
+                break
+            await trio.sleep(HELD_PAUSE_SECONDS)
+            rows |= await self.store.raise_generations(held, wait=False)
         for campaign_id, case in list(attempt.cases.items()):
             if campaign_id not in rows:
                 attempt.end(campaign_id, Failed(f"campaign {campaign_id} is not in Postgres"))
